@@ -1,0 +1,64 @@
+# The ways to build, try and prove Holdfast. `make` alone lists them.
+
+# Each step fails the target at once, also inside a pipe.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+target_dir := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
+# In CI the lock file is the truth; a developer's cargo may complete it.
+locked := $(if $(CI),--locked)
+
+.PHONY: help build demo run test lint audit bench clean ready-build ready-demo ready-test release
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+build: ready-build ## the three release binaries, in target/release
+	@$(MAKE) --no-print-directory release
+
+demo: ready-demo ## a whole cluster on this machine, a host that writes, a node that dies
+	@$(MAKE) --no-print-directory release
+	HOLDFAST_BIN_DIR=$(target_dir)/release tests/demo.sh
+
+run: ready-demo ## a cluster on this machine that stays up until Ctrl-C
+	@$(MAKE) --no-print-directory release
+	HOLDFAST_BIN_DIR=$(target_dir)/release tests/run.sh
+
+test: ready-test ## lint, then all tests, also those with real processes and initiators
+	cargo build --workspace --all-targets $(locked)
+	@$(MAKE) --no-print-directory lint
+	HOLDFAST_BIN_DIR=$(target_dir)/debug build/test.sh $(locked)
+
+lint: ready-test ## format, clippy, purity of the cores, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(locked) -- -D warnings
+	build/check-pure.sh
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; fi
+
+audit: ## known vulnerabilities in dependencies (needs cargo-deny 0.20 and the network)
+	cargo deny check
+
+bench: ready-demo ## measurements: tests/bench.sh
+	@test -x tests/bench.sh || { echo "there is no benchmark yet: it belongs in tests/bench.sh"; exit 1; }
+	@$(MAKE) --no-print-directory release
+	HOLDFAST_BIN_DIR=$(target_dir)/release tests/bench.sh
+
+clean: ## what cargo built; the RocksDB library in its cache stays
+	cargo clean
+
+release:
+	cargo build --release $(binaries) $(locked)
+
+# What must be there before cargo starts: packages, and RocksDB with the file that tells cargo where it is.
+ready-build:
+	@build/setup.sh build
+	@build/rocksdb.sh
+ready-demo:
+	@build/setup.sh demo
+	@build/rocksdb.sh
+ready-test:
+	@build/setup.sh test
+	@build/rocksdb.sh
