@@ -1,0 +1,2 @@
+//! Login.
+pub mod status;
