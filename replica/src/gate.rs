@@ -24,7 +24,10 @@ mod tests {
 
     #[test]
     fn lease_ends_early_by_the_margin() {
-        assert_eq!(lease_end_ms(1_000, 10_000), 1_000 + 10_000 - 10_000_u64.div_ceil(CLOCK_RATE_MARGIN_DIVISOR));
+        assert_eq!(
+            lease_end_ms(1_000, 10_000),
+            1_000 + 10_000 - 10_000_u64.div_ceil(CLOCK_RATE_MARGIN_DIVISOR)
+        );
         assert!(lease_end_ms(1_000, 10_000) < 11_000);
     }
 
