@@ -1,2 +1,34 @@
-//! Placeholder.
+//! The SCSI rules of Holdfast, written once: what a command means, who may run it, and what is answered.
+//!
+//! Two tiers. Without the feature `alloc` (the *kernel tier*) nothing here allocates, nothing panics, and every reply is
+//! written into the caller's buffer: that is what the kernel front end links. The feature `alloc` (on by default) adds
+//! what lives in user space only: reservation state, task set, device server, target port.
+//!
+//! Invariants of the whole crate: no I/O, no clock, no threads, no random numbers, no `unsafe`. Whatever comes from a
+//! peer is parsed once into types that hold valid values only; all bounds are constants in [`limits`].
+//!
+//! | Looking for | Module |
+//! |---|---|
+//! | where a CDB is decoded | [`cdb`], with the table of supported commands in [`opcode`] |
+//! | the order of checks before a command runs | [`checks`] |
+//! | sense data | [`sense`] |
+//! | Unit Attentions | [`ua`] |
+//! | INQUIRY and VPD pages | [`inquiry`], [`vpd`] |
+//! | mode pages | [`mode`] |
 #![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod cdb;
+pub mod geometry;
+pub mod limits;
+pub mod lun;
+pub mod opcode;
+pub mod sense;
+pub mod status;
+pub mod time;
+pub mod ua;

@@ -1,0 +1,398 @@
+//! Command descriptor blocks: bytes in, a [`Command`] or the sense data that refuses them out.
+//!
+//! Start at [`parse`]. It looks the command up in [`opcode::TABLE`], refuses every bit that the table does not allow,
+//! and hands the fields to the decoder of the command's family (`block`, `read_write`, `primary`).
+//!
+//! Invariant: a [`Command`] holds valid values only. Every [`Extent`] in it lies within the capacity that `parse` was
+//! given and every length within [`crate::limits`].
+
+mod block;
+mod fields;
+mod primary;
+mod read_write;
+mod transfer;
+mod unmap;
+
+/// The decoders by name, for the table.
+pub(crate) mod decode {
+    pub(crate) use super::block::*;
+    pub(crate) use super::primary::*;
+    pub(crate) use super::read_write::*;
+
+    /// Turns the raw fields of one command into its valid form.
+    pub(crate) type Decoder =
+        fn(&super::fields::RawCdb, &crate::geometry::Geometry) -> Result<super::Command, crate::sense::Sense>;
+}
+
+pub use transfer::Direction;
+pub use unmap::{UnmapExtents, parse_unmap_list};
+
+use crate::geometry::{Extent, Geometry};
+use crate::opcode;
+use crate::sense::{Sense, asc};
+use fields::RawCdb;
+
+/// A command, decoded and checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// TEST UNIT READY.
+    TestUnitReady,
+    /// REQUEST SENSE.
+    RequestSense {
+        /// DESC: the initiator wants descriptor format.
+        descriptor: bool,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u8,
+    },
+    /// INQUIRY.
+    Inquiry {
+        /// PAGE CODE with EVPD=1; `None`: standard INQUIRY data. The page may be one that does not exist
+        /// (`vpd::write` answers that).
+        vpd_page: Option<u8>,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u16,
+    },
+    /// MODE SENSE (6) and (10).
+    ModeSense(ModeSense),
+    /// MODE SELECT (6) and (10), PF=1 and SP=0.
+    ModeSelect {
+        /// Which of both.
+        form: ModeForm,
+        /// PARAMETER LIST LENGTH in bytes.
+        parameter_list_length: u16,
+    },
+    /// READ CAPACITY (10).
+    ReadCapacity10,
+    /// READ CAPACITY (16).
+    ReadCapacity16 {
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u32,
+    },
+    /// READ (6), (10), (12), (16).
+    Read {
+        /// Blocks to read; may be empty.
+        extent: Extent,
+        /// Force unit access: not from a volatile cache.
+        fua: bool,
+        /// Disable page out: the data will not be wanted again soon.
+        dpo: bool,
+    },
+    /// WRITE (6), (10), (12), (16).
+    Write {
+        /// Blocks to write; may be empty.
+        extent: Extent,
+        /// Force unit access: on stable storage before GOOD.
+        fua: bool,
+        /// Disable page out.
+        dpo: bool,
+    },
+    /// WRITE AND VERIFY (10), (12), (16). Durable before GOOD, as after FUA.
+    WriteAndVerify {
+        /// Blocks to write; may be empty.
+        extent: Extent,
+        /// BYTCHK=01b: compare what was written byte by byte.
+        compare: bool,
+        /// Disable page out.
+        dpo: bool,
+    },
+    /// VERIFY (10), (12), (16).
+    Verify {
+        /// Blocks to verify; may be empty.
+        extent: Extent,
+        /// What to verify against.
+        check: VerifyCheck,
+        /// Disable page out.
+        dpo: bool,
+    },
+    /// SYNCHRONIZE CACHE (10), (16).
+    SynchronizeCache {
+        /// Blocks to make durable. `None`: from the LBA to the end, whose length need not fit an [`Extent`]; flush
+        /// everything.
+        extent: Option<Extent>,
+        /// IMMED: status before the work is done is allowed.
+        immediate: bool,
+    },
+    /// UNMAP. Its parameter list goes through [`parse_unmap_list`].
+    Unmap {
+        /// PARAMETER LIST LENGTH in bytes; 0: nothing to do, or at least 8 and at most
+        /// [`crate::limits::UNMAP_PARAMETER_LIST_MAX`].
+        parameter_list_length: u16,
+    },
+    /// WRITE SAME (10), (16).
+    WriteSame {
+        /// Blocks to write; never empty (WSNZ=1).
+        extent: Extent,
+        /// UNMAP: may deallocate instead, if the blocks then read as the data given.
+        unmap: bool,
+        /// Where the data comes from.
+        source: WriteSameSource,
+    },
+    /// COMPARE AND WRITE. Data-Out: the blocks to compare with, then the blocks to write.
+    CompareAndWrite {
+        /// Blocks to compare and write; may be empty.
+        extent: Extent,
+        /// Force unit access.
+        fua: bool,
+        /// Disable page out.
+        dpo: bool,
+    },
+    /// ORWRITE (16).
+    OrWrite {
+        /// Blocks to OR into; may be empty.
+        extent: Extent,
+        /// Force unit access.
+        fua: bool,
+        /// Disable page out.
+        dpo: bool,
+    },
+    /// PRE-FETCH (10), (16).
+    PreFetch {
+        /// Blocks to bring into the cache. `None`: from the LBA to the end of the unit.
+        extent: Option<Extent>,
+        /// IMMED.
+        immediate: bool,
+    },
+    /// GET LBA STATUS (16).
+    GetLbaStatus {
+        /// STARTING LOGICAL BLOCK ADDRESS, within the capacity.
+        lba: u64,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u32,
+    },
+    /// REPORT LUNS.
+    ReportLuns {
+        /// SELECT REPORT.
+        select: SelectReport,
+        /// ALLOCATION LENGTH in bytes, at least 16.
+        allocation_length: u32,
+    },
+    /// REPORT TARGET PORT GROUPS.
+    ReportTargetPortGroups {
+        /// PARAMETER DATA FORMAT 001b: the header with IMPLICIT TRANSITION TIME.
+        extended: bool,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u32,
+    },
+    /// REPORT SUPPORTED OPERATION CODES.
+    ReportSupportedOperationCodes {
+        /// REPORTING OPTIONS with what they need.
+        options: ReportingOptions,
+        /// RCTD: return command timeouts descriptors.
+        timeouts: bool,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u32,
+    },
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
+    ReportSupportedTaskManagementFunctions {
+        /// REPD: return the extended form.
+        extended: bool,
+        /// ALLOCATION LENGTH in bytes, at least 4.
+        allocation_length: u32,
+    },
+    /// PERSISTENT RESERVE IN.
+    PersistentReserveIn {
+        /// SERVICE ACTION.
+        action: PrInAction,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u16,
+    },
+    /// PERSISTENT RESERVE OUT. What SCOPE and TYPE mean depends on the service action and, as the parameter list, is
+    /// judged by `pr::out`.
+    PersistentReserveOut {
+        /// SERVICE ACTION.
+        action: PrOutAction,
+        /// SCOPE, 4 bits.
+        scope: u8,
+        /// TYPE, 4 bits.
+        kind: u8,
+        /// PARAMETER LIST LENGTH in bytes, at most [`crate::limits::PR_OUT_PARAMETER_LIST_MAX`].
+        parameter_list_length: u32,
+    },
+    /// RESERVE (6), (10) of SPC-2, for the whole unit and the sender itself.
+    Reserve,
+    /// RELEASE (6), (10) of SPC-2.
+    Release,
+    /// START STOP UNIT, without LOEJ and with POWER CONDITION 0 (START_VALID).
+    StartStopUnit {
+        /// IMMED.
+        immediate: bool,
+        /// START.
+        start: bool,
+    },
+    /// PREVENT ALLOW MEDIUM REMOVAL.
+    PreventAllowMediumRemoval {
+        /// PREVENT.
+        prevent: bool,
+    },
+    /// SEND DIAGNOSTIC with SELFTEST=1: the default self-test. (Without SELFTEST and without parameters: nothing.)
+    SendDiagnostic {
+        /// SELFTEST.
+        self_test: bool,
+    },
+}
+
+/// The six-byte and the ten-byte form of a mode command; they differ in the parameter header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModeForm {
+    /// 4-byte header.
+    Six,
+    /// 8-byte header.
+    Ten,
+}
+
+/// MODE SENSE (6) and (10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModeSense {
+    /// Which of both.
+    pub form: ModeForm,
+    /// PAGE CONTROL.
+    pub control: PageControl,
+    /// PAGE CODE, 6 bits. Whether the page exists is for `mode::sense` to say.
+    pub page: u8,
+    /// SUBPAGE CODE.
+    pub subpage: u8,
+    /// DBD=0: block descriptors are wanted.
+    pub block_descriptor: bool,
+    /// LLBAA: the long block descriptor may be returned (only MODE SENSE (10) has it).
+    pub long_lba: bool,
+    /// ALLOCATION LENGTH in bytes.
+    pub allocation_length: u16,
+}
+
+/// PAGE CONTROL of MODE SENSE. Saved values (11b) are not supported and refused by [`parse`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageControl {
+    /// 00b.
+    Current,
+    /// 01b: a mask of the bits that MODE SELECT may change.
+    Changeable,
+    /// 10b.
+    Default,
+}
+
+/// What VERIFY compares (BYTCHK).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyCheck {
+    /// 00b: only that the blocks can be read. No Data-Out.
+    Medium,
+    /// 01b: with the Data-Out buffer, block by block.
+    Bytes,
+    /// 11b: each block with the one block in the Data-Out buffer.
+    OneBlock,
+}
+
+/// Where the data of WRITE SAME comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteSameSource {
+    /// One block in the Data-Out buffer.
+    DataOutBlock,
+    /// NDOB=1: zeroes, no Data-Out.
+    Zeroes,
+}
+
+/// SELECT REPORT of REPORT LUNS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelectReport {
+    /// 00h: all but well known logical units.
+    Accessible,
+    /// 01h: well known logical units only (there are none).
+    WellKnown,
+    /// 02h: all.
+    All,
+}
+
+/// REPORTING OPTIONS of REPORT SUPPORTED OPERATION CODES.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportingOptions {
+    /// 000b: all commands.
+    All,
+    /// 001b: one command without service actions.
+    Opcode(u8),
+    /// 010b: one command with a service action.
+    ServiceAction(u8, u16),
+    /// 011b: one command, with or without service actions.
+    Either(u8, u16),
+}
+
+/// Service actions of PERSISTENT RESERVE IN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PrInAction {
+    /// READ KEYS.
+    ReadKeys = 0,
+    /// READ RESERVATION.
+    ReadReservation = 1,
+    /// REPORT CAPABILITIES.
+    ReportCapabilities = 2,
+    /// READ FULL STATUS.
+    ReadFullStatus = 3,
+}
+
+/// Service actions of PERSISTENT RESERVE OUT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PrOutAction {
+    /// REGISTER.
+    Register = 0,
+    /// RESERVE.
+    Reserve = 1,
+    /// RELEASE.
+    Release = 2,
+    /// CLEAR.
+    Clear = 3,
+    /// PREEMPT.
+    Preempt = 4,
+    /// PREEMPT AND ABORT.
+    PreemptAndAbort = 5,
+    /// REGISTER AND IGNORE EXISTING KEY.
+    RegisterAndIgnoreExistingKey = 6,
+    /// REGISTER AND MOVE.
+    RegisterAndMove = 7,
+    /// REPLACE LOST RESERVATION.
+    ReplaceLostReservation = 8,
+}
+
+/// Length in bytes of the CDB that begins with `opcode`: of a supported command from the table, otherwise by the group
+/// code (SPC-5 4.2.5.1). `None` for variable-length and vendor groups.
+pub fn cdb_len(opcode: u8) -> Option<usize> {
+    if let Some(row) = opcode::rows(opcode).first() {
+        return Some(row.usage.len());
+    }
+    match opcode >> 5 {
+        0 => Some(6),
+        1 | 2 => Some(10),
+        4 => Some(16),
+        5 => Some(12),
+        _ => None,
+    }
+}
+
+/// Decodes and checks a CDB for a logical unit of this `geometry`.
+///
+/// Bytes beyond the length of the command are ignored (transports pad); missing ones make a CDB invalid.
+///
+/// # Errors
+/// The sense data to return: INVALID COMMAND OPERATION CODE, INVALID FIELD IN CDB with a pointer to the first wrong
+/// field, or LOGICAL BLOCK ADDRESS OUT OF RANGE with the first LBA that does not exist.
+pub fn parse(cdb: &[u8], geometry: &Geometry) -> Result<Command, Sense> {
+    let rows = match cdb.first() {
+        Some(opcode) => opcode::rows(*opcode),
+        None => &[],
+    };
+    let Some(first) = rows.first() else {
+        return Err(Sense::illegal(asc::INVALID_COMMAND_OPERATION_CODE));
+    };
+    let raw = RawCdb::new(cdb, first.usage.len())?;
+    let row = match first.service_action {
+        None => first,
+        Some(_) => rows
+            .iter()
+            .find(|row| row.service_action == Some(raw.service_action()))
+            .ok_or(Sense::illegal_field_cdb(1, Some(4)))?,
+    };
+    raw.refuse_bits_outside(row)?;
+    (row.decode)(&raw, geometry)
+}
+
+#[cfg(test)]
+mod tests;

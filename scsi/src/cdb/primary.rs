@@ -1,0 +1,203 @@
+//! The commands of every device type (SPC-5 clause 6, and RESERVE and RELEASE of SPC-2).
+
+use super::fields::RawCdb;
+use super::{
+    Command, ModeForm, ModeSense, PageControl, PrInAction, PrOutAction, ReportingOptions, SelectReport,
+};
+use crate::geometry::Geometry;
+use crate::limits;
+use crate::sense::{Sense, asc};
+
+pub(crate) fn test_unit_ready(_: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    Ok(Command::TestUnitReady)
+}
+
+pub(crate) fn request_sense(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    Ok(Command::RequestSense { descriptor: raw.bit::<1, 0>(), allocation_length: raw.u8::<4>() })
+}
+
+pub(crate) fn inquiry(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let page = raw.u8::<2>();
+    let vpd_page = match raw.bit::<1, 0>() {
+        true => Some(page),
+        false if page == 0 => None,
+        false => return Err(Sense::illegal_field_cdb(2, None)),
+    };
+    Ok(Command::Inquiry { vpd_page, allocation_length: raw.u16::<3>() })
+}
+
+fn mode_sense(
+    raw: &RawCdb,
+    form: ModeForm,
+    long_lba: bool,
+    allocation_length: u16,
+) -> Result<Command, Sense> {
+    let control = match raw.u8::<2>() >> 6 {
+        0b00 => PageControl::Current,
+        0b01 => PageControl::Changeable,
+        0b10 => PageControl::Default,
+        _ => return Err(Sense::illegal(asc::SAVING_PARAMETERS_NOT_SUPPORTED)),
+    };
+    Ok(Command::ModeSense(ModeSense {
+        form,
+        control,
+        page: raw.u8::<2>() & 0x3f,
+        subpage: raw.u8::<3>(),
+        block_descriptor: !raw.bit::<1, 3>(),
+        long_lba,
+        allocation_length,
+    }))
+}
+
+pub(crate) fn mode_sense6(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    mode_sense(raw, ModeForm::Six, false, u16::from(raw.u8::<4>()))
+}
+
+pub(crate) fn mode_sense10(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    mode_sense(raw, ModeForm::Ten, raw.bit::<1, 4>(), raw.u16::<7>())
+}
+
+fn mode_select(raw: &RawCdb, form: ModeForm, parameter_list_length: u16) -> Result<Command, Sense> {
+    // PF=0 would make the list vendor specific. (SP=1 is refused by the row of the table.)
+    if !raw.bit::<1, 4>() && parameter_list_length != 0 {
+        return Err(Sense::illegal_field_cdb(1, Some(4)));
+    }
+    if u32::from(parameter_list_length) > limits::MODE_PARAMETER_LIST_MAX {
+        return Err(Sense::parameter_list_length());
+    }
+    Ok(Command::ModeSelect { form, parameter_list_length })
+}
+
+pub(crate) fn mode_select6(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    mode_select(raw, ModeForm::Six, u16::from(raw.u8::<4>()))
+}
+
+pub(crate) fn mode_select10(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    mode_select(raw, ModeForm::Ten, raw.u16::<7>())
+}
+
+pub(crate) fn report_luns(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let select = match raw.u8::<2>() {
+        0x00 => SelectReport::Accessible,
+        0x01 => SelectReport::WellKnown,
+        0x02 => SelectReport::All,
+        _ => return Err(Sense::illegal_field_cdb(2, None)),
+    };
+    let allocation_length = raw.u32::<6>();
+    if allocation_length < 16 {
+        return Err(Sense::illegal_field_cdb(6, None));
+    }
+    Ok(Command::ReportLuns { select, allocation_length })
+}
+
+pub(crate) fn report_target_port_groups(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let extended = match raw.u8::<1>() >> 5 {
+        0b000 => false,
+        0b001 => true,
+        _ => return Err(Sense::illegal_field_cdb(1, Some(7))),
+    };
+    Ok(Command::ReportTargetPortGroups { extended, allocation_length: raw.u32::<6>() })
+}
+
+pub(crate) fn report_supported_operation_codes(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let (opcode, action) = (raw.u8::<3>(), raw.u16::<4>());
+    let options = match raw.u8::<2>() & 0b111 {
+        0b000 => ReportingOptions::All,
+        0b001 => ReportingOptions::Opcode(opcode),
+        0b010 => ReportingOptions::ServiceAction(opcode, action),
+        0b011 => ReportingOptions::Either(opcode, action),
+        _ => return Err(Sense::illegal_field_cdb(2, Some(2))),
+    };
+    Ok(Command::ReportSupportedOperationCodes {
+        options,
+        timeouts: raw.bit::<2, 7>(),
+        allocation_length: raw.u32::<6>(),
+    })
+}
+
+pub(crate) fn report_supported_task_management_functions(
+    raw: &RawCdb,
+    _: &Geometry,
+) -> Result<Command, Sense> {
+    let allocation_length = raw.u32::<6>();
+    if allocation_length < 4 {
+        return Err(Sense::illegal_field_cdb(6, None));
+    }
+    Ok(Command::ReportSupportedTaskManagementFunctions { extended: raw.bit::<2, 7>(), allocation_length })
+}
+
+pub(crate) fn persistent_reserve_in(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let action = match raw.service_action() {
+        0 => PrInAction::ReadKeys,
+        1 => PrInAction::ReadReservation,
+        2 => PrInAction::ReportCapabilities,
+        3 => PrInAction::ReadFullStatus,
+        _ => return Err(Sense::illegal_field_cdb(1, Some(4))),
+    };
+    Ok(Command::PersistentReserveIn { action, allocation_length: raw.u16::<7>() })
+}
+
+pub(crate) fn persistent_reserve_out(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let action = match raw.service_action() {
+        0 => PrOutAction::Register,
+        1 => PrOutAction::Reserve,
+        2 => PrOutAction::Release,
+        3 => PrOutAction::Clear,
+        4 => PrOutAction::Preempt,
+        5 => PrOutAction::PreemptAndAbort,
+        6 => PrOutAction::RegisterAndIgnoreExistingKey,
+        7 => PrOutAction::RegisterAndMove,
+        8 => PrOutAction::ReplaceLostReservation,
+        _ => return Err(Sense::illegal_field_cdb(1, Some(4))),
+    };
+    let parameter_list_length = raw.u32::<5>();
+    if parameter_list_length > limits::PR_OUT_PARAMETER_LIST_MAX {
+        return Err(Sense::parameter_list_length());
+    }
+    let scope_and_type = raw.u8::<2>();
+    Ok(Command::PersistentReserveOut {
+        action,
+        scope: scope_and_type >> 4,
+        kind: scope_and_type & 0x0f,
+        parameter_list_length,
+    })
+}
+
+pub(crate) fn reserve(_: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    Ok(Command::Reserve)
+}
+
+pub(crate) fn release(_: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    Ok(Command::Release)
+}
+
+/// The ten-byte forms add third-party reservations and long identifiers, and both point at fields of several bytes.
+fn refuse_third_party(raw: &RawCdb) -> Result<(), Sense> {
+    match () {
+        () if raw.bit::<1, 4>() => Err(Sense::illegal_field_cdb(1, Some(4))),
+        () if raw.bit::<1, 1>() => Err(Sense::illegal_field_cdb(1, Some(1))),
+        () if raw.u8::<3>() != 0 => Err(Sense::illegal_field_cdb(3, None)),
+        () if raw.u16::<7>() != 0 => Err(Sense::illegal_field_cdb(7, None)),
+        () => Ok(()),
+    }
+}
+
+pub(crate) fn reserve10(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    refuse_third_party(raw).map(|()| Command::Reserve)
+}
+
+pub(crate) fn release10(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    refuse_third_party(raw).map(|()| Command::Release)
+}
+
+pub(crate) fn send_diagnostic(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    // SELF-TEST CODE: only 000b. DEVOFFL and UNITOFFL permit effects that the self-test does not have: ignored.
+    if raw.u8::<1>() >> 5 != 0 {
+        return Err(Sense::illegal_field_cdb(1, Some(7)));
+    }
+    // PF only describes the parameter list, and a parameter list would ask for a diagnostic page: there is none.
+    if raw.u16::<3>() != 0 {
+        return Err(Sense::illegal_field_cdb(3, None));
+    }
+    Ok(Command::SendDiagnostic { self_test: raw.bit::<1, 2>() })
+}

@@ -1,0 +1,134 @@
+//! READ, WRITE, WRITE AND VERIFY, VERIFY, COMPARE AND WRITE and ORWRITE (SBC-4 clause 5).
+
+use super::fields::{RawCdb, extent};
+use super::{Command, VerifyCheck};
+use crate::geometry::{Extent, Geometry};
+use crate::limits;
+use crate::sense::Sense;
+
+/// Where a command of the READ/WRITE shape keeps its LBA and its length.
+#[derive(Clone, Copy)]
+enum Form {
+    Ten,
+    Twelve,
+    Sixteen,
+}
+
+/// LBA and length, checked: against the capacity first, then against MAXIMUM TRANSFER LENGTH.
+fn range(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Extent, Sense> {
+    let (lba, blocks, length_at) = match form {
+        Form::Ten => (u64::from(raw.u32::<2>()), u32::from(raw.u16::<7>()), 7),
+        Form::Twelve => (u64::from(raw.u32::<2>()), raw.u32::<6>(), 6),
+        Form::Sixteen => (raw.u64::<2>(), raw.u32::<10>(), 10),
+    };
+    let extent = extent(geometry, lba, blocks)?;
+    if blocks > limits::transfer_blocks_max(geometry.block_size()) {
+        return Err(Sense::illegal_field_cdb(length_at, None));
+    }
+    Ok(extent)
+}
+
+fn range6(raw: &RawCdb, geometry: &Geometry) -> Result<Extent, Sense> {
+    let lba = raw.u32::<0>() & 0x001f_ffff;
+    // A TRANSFER LENGTH of zero stands for 256 blocks in the six-byte commands (SBC-3 5.9).
+    let blocks = match raw.u8::<4>() {
+        0 => 256,
+        blocks => u32::from(blocks),
+    };
+    extent(geometry, u64::from(lba), blocks)
+}
+
+fn read(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Command, Sense> {
+    Ok(Command::Read { extent: range(raw, geometry, form)?, fua: raw.bit::<1, 3>(), dpo: raw.bit::<1, 4>() })
+}
+
+fn write(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Command, Sense> {
+    Ok(Command::Write { extent: range(raw, geometry, form)?, fua: raw.bit::<1, 3>(), dpo: raw.bit::<1, 4>() })
+}
+
+fn write_and_verify(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Command, Sense> {
+    let compare = match (raw.u8::<1>() >> 1) & 0b11 {
+        0b00 => false,
+        0b01 => true,
+        _ => return Err(Sense::illegal_field_cdb(1, Some(2))),
+    };
+    Ok(Command::WriteAndVerify { extent: range(raw, geometry, form)?, compare, dpo: raw.bit::<1, 4>() })
+}
+
+fn verify(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Command, Sense> {
+    let check = match (raw.u8::<1>() >> 1) & 0b11 {
+        0b00 => VerifyCheck::Medium,
+        0b01 => VerifyCheck::Bytes,
+        0b11 => VerifyCheck::OneBlock,
+        _ => return Err(Sense::illegal_field_cdb(1, Some(2))),
+    };
+    Ok(Command::Verify { extent: range(raw, geometry, form)?, check, dpo: raw.bit::<1, 4>() })
+}
+
+pub(crate) fn read6(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    Ok(Command::Read { extent: range6(raw, geometry)?, fua: false, dpo: false })
+}
+
+pub(crate) fn write6(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    Ok(Command::Write { extent: range6(raw, geometry)?, fua: false, dpo: false })
+}
+
+pub(crate) fn read10(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    read(raw, geometry, Form::Ten)
+}
+
+pub(crate) fn read12(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    read(raw, geometry, Form::Twelve)
+}
+
+pub(crate) fn read16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    read(raw, geometry, Form::Sixteen)
+}
+
+pub(crate) fn write10(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    write(raw, geometry, Form::Ten)
+}
+
+pub(crate) fn write12(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    write(raw, geometry, Form::Twelve)
+}
+
+pub(crate) fn write16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    write(raw, geometry, Form::Sixteen)
+}
+
+pub(crate) fn write_and_verify10(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    write_and_verify(raw, geometry, Form::Ten)
+}
+
+pub(crate) fn write_and_verify12(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    write_and_verify(raw, geometry, Form::Twelve)
+}
+
+pub(crate) fn write_and_verify16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    write_and_verify(raw, geometry, Form::Sixteen)
+}
+
+pub(crate) fn verify10(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    verify(raw, geometry, Form::Ten)
+}
+
+pub(crate) fn verify12(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    verify(raw, geometry, Form::Twelve)
+}
+
+pub(crate) fn verify16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    verify(raw, geometry, Form::Sixteen)
+}
+
+pub(crate) fn compare_and_write(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    // MAXIMUM COMPARE AND WRITE LENGTH is 255, all that the one-byte field can say: nothing to refuse.
+    const { assert!(limits::COMPARE_AND_WRITE_BLOCKS_MAX == u8::MAX) };
+    let extent = extent(geometry, raw.u64::<2>(), u32::from(raw.u8::<13>()))?;
+    Ok(Command::CompareAndWrite { extent, fua: raw.bit::<1, 3>(), dpo: raw.bit::<1, 4>() })
+}
+
+pub(crate) fn or_write16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    let extent = range(raw, geometry, Form::Sixteen)?;
+    Ok(Command::OrWrite { extent, fua: raw.bit::<1, 3>(), dpo: raw.bit::<1, 4>() })
+}

@@ -1,0 +1,281 @@
+//! The table of supported commands. [`crate::cdb::parse`] decodes by it and REPORT SUPPORTED OPERATION CODES reports it,
+//! so the two cannot differ.
+//!
+//! Invariants (tested): sorted by operation code and service action, no row twice, and all rows of one operation code
+//! have the same CDB length.
+
+use crate::cdb::decode::{self, Decoder};
+
+/// One command: an operation code, with a service action where the command has one.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The name in the standards.
+    pub name: &'static str,
+    /// OPERATION CODE.
+    pub opcode: u8,
+    /// SERVICE ACTION (bits 4..0 of byte 1), if the command has one.
+    pub service_action: Option<u16>,
+    /// CDB USAGE DATA (SPC-5 6.36.3): a 1 for every bit that is evaluated. Its length is that of the CDB. Byte 0 is
+    /// the operation code; the bits of a service action are all 1 here and replaced in the report.
+    pub usage: &'static [u8],
+    /// More bits that may be set as far as the table goes, by byte: obsolete ones, which are ignored, and fields that
+    /// the decoder judges itself though they are not supported (to point at the whole field). Missing bytes are 0.
+    pub unchecked: &'static [u8],
+    /// RECOMMENDED COMMAND TIMEOUT, in seconds.
+    pub timeout_s: u32,
+    /// Decodes the fields.
+    pub(crate) decode: Decoder,
+}
+
+impl Row {
+    const fn new(name: &'static str, usage: &'static [u8], decode: Decoder) -> Row {
+        let opcode = match usage {
+            [opcode, ..] => *opcode,
+            [] => 0,
+        };
+        Row { name, opcode, service_action: None, usage, unchecked: &[], timeout_s: TIMEOUT_S, decode }
+    }
+
+    const fn action(mut self, service_action: u16) -> Row {
+        self.service_action = Some(service_action);
+        self
+    }
+
+    const fn unchecked(mut self, unchecked: &'static [u8]) -> Row {
+        self.unchecked = unchecked;
+        self
+    }
+
+    const fn long(mut self) -> Row {
+        self.timeout_s = TIMEOUT_LONG_S;
+        self
+    }
+}
+
+/// For commands that one round of I/O answers.
+const TIMEOUT_S: u32 = 30;
+/// For commands that may have to write or flush much.
+const TIMEOUT_LONG_S: u32 = 60;
+
+/// FUA_NV (obsolete since SBC-4) and GROUP NUMBER (grouping is not supported: any group is as good as none).
+const GROUP_AT_6: &[u8] = &[0, 0x02, 0, 0, 0, 0, 0x1f];
+const GROUP_AT_10: &[u8] = &[0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0x1f];
+const GROUP_AT_14: &[u8] = &[0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x1f];
+/// VERIFY and WRITE AND VERIFY use bit 1 of byte 1 for BYTCHK: only GROUP NUMBER is left over.
+const ONLY_GROUP_AT_6: &[u8] = &[0, 0, 0, 0, 0, 0, 0x1f];
+const ONLY_GROUP_AT_10: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x1f];
+const ONLY_GROUP_AT_14: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x1f];
+/// SYNC_NV (obsolete) and GROUP NUMBER.
+const SYNC_AT_6: &[u8] = &[0, 0x04, 0, 0, 0, 0, 0x1f];
+const SYNC_AT_14: &[u8] = &[0, 0x04, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x1f];
+/// LOGICAL BLOCK ADDRESS and PMI of READ CAPACITY (10), obsolete: a host that sets PMI still wants the last block.
+const READ_CAPACITY_10_OBSOLETE: &[u8] = &[0, 0x01, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01];
+const READ_CAPACITY_16_OBSOLETE: &[u8] =
+    &[0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0x01];
+/// POWER CONDITION MODIFIER, POWER CONDITION and LOEJ.
+const START_STOP_REFUSED: &[u8] = &[0, 0, 0, 0x0f, 0xf2];
+
+/// Every supported command, sorted by operation code, then by service action.
+pub const TABLE: &[Row] = &[
+    Row::new("TEST UNIT READY", &[0x00, 0, 0, 0, 0, 0], decode::test_unit_ready),
+    Row::new("REQUEST SENSE", &[0x03, 0x01, 0, 0, 0xff, 0], decode::request_sense),
+    Row::new("READ(6)", &[0x08, 0x1f, 0xff, 0xff, 0xff, 0], decode::read6),
+    Row::new("WRITE(6)", &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0], decode::write6),
+    Row::new("INQUIRY", &[0x12, 0x01, 0xff, 0xff, 0xff, 0], decode::inquiry),
+    Row::new("MODE SELECT(6)", &[0x15, 0x10, 0, 0, 0xff, 0], decode::mode_select6),
+    Row::new("RESERVE(6)", &[0x16, 0, 0, 0, 0, 0], decode::reserve),
+    Row::new("RELEASE(6)", &[0x17, 0, 0, 0, 0, 0], decode::release),
+    Row::new("MODE SENSE(6)", &[0x1a, 0x08, 0xff, 0xff, 0xff, 0], decode::mode_sense6),
+    Row::new("START STOP UNIT", &[0x1b, 0x01, 0, 0, 0x05, 0], decode::start_stop_unit)
+        .unchecked(START_STOP_REFUSED)
+        .long(),
+    Row::new("SEND DIAGNOSTIC", &[0x1d, 0x04, 0, 0, 0, 0], decode::send_diagnostic)
+        .unchecked(&[0, 0xf3, 0, 0xff, 0xff]),
+    Row::new("PREVENT ALLOW MEDIUM REMOVAL", &[0x1e, 0, 0, 0, 0x01, 0], decode::prevent_allow_medium_removal)
+        .unchecked(&[0, 0, 0, 0, 0x02]),
+    Row::new("READ CAPACITY(10)", &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], decode::read_capacity10)
+        .unchecked(READ_CAPACITY_10_OBSOLETE),
+    Row::new("READ(10)", &[0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0], decode::read10)
+        .unchecked(GROUP_AT_6),
+    Row::new("WRITE(10)", &[0x2a, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0], decode::write10)
+        .unchecked(GROUP_AT_6),
+    Row::new(
+        "WRITE AND VERIFY(10)",
+        &[0x2e, 0x16, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        decode::write_and_verify10,
+    )
+    .unchecked(ONLY_GROUP_AT_6),
+    Row::new("VERIFY(10)", &[0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0], decode::verify10)
+        .unchecked(ONLY_GROUP_AT_6),
+    Row::new("PRE-FETCH(10)", &[0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0], decode::pre_fetch10)
+        .unchecked(ONLY_GROUP_AT_6),
+    Row::new(
+        "SYNCHRONIZE CACHE(10)",
+        &[0x35, 0x02, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        decode::synchronize_cache10,
+    )
+    .unchecked(SYNC_AT_6)
+    .long(),
+    Row::new("WRITE SAME(10)", &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0], decode::write_same10)
+        .unchecked(ONLY_GROUP_AT_6)
+        .long(),
+    Row::new("UNMAP", &[0x42, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::unmap)
+        .unchecked(ONLY_GROUP_AT_6)
+        .long(),
+    Row::new("MODE SELECT(10)", &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::mode_select10),
+    Row::new("RESERVE(10)", &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], decode::reserve10)
+        .unchecked(&[0, 0x12, 0, 0xff, 0, 0, 0, 0xff, 0xff]),
+    Row::new("RELEASE(10)", &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0], decode::release10)
+        .unchecked(&[0, 0x12, 0, 0xff, 0, 0, 0, 0xff, 0xff]),
+    Row::new("MODE SENSE(10)", &[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0], decode::mode_sense10),
+    pr_in("PERSISTENT RESERVE IN, READ KEYS", 0),
+    pr_in("PERSISTENT RESERVE IN, READ RESERVATION", 1),
+    pr_in("PERSISTENT RESERVE IN, REPORT CAPABILITIES", 2),
+    pr_in("PERSISTENT RESERVE IN, READ FULL STATUS", 3),
+    pr_out("PERSISTENT RESERVE OUT, REGISTER", 0),
+    pr_out("PERSISTENT RESERVE OUT, RESERVE", 1),
+    pr_out("PERSISTENT RESERVE OUT, RELEASE", 2),
+    pr_out("PERSISTENT RESERVE OUT, CLEAR", 3),
+    pr_out("PERSISTENT RESERVE OUT, PREEMPT", 4),
+    pr_out("PERSISTENT RESERVE OUT, PREEMPT AND ABORT", 5),
+    pr_out("PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", 6),
+    pr_out("PERSISTENT RESERVE OUT, REGISTER AND MOVE", 7),
+    pr_out("PERSISTENT RESERVE OUT, REPLACE LOST RESERVATION", 8),
+    Row::new("READ(16)", &rw16(0x88, 0x18), decode::read16).unchecked(GROUP_AT_14),
+    Row::new(
+        "COMPARE AND WRITE",
+        &[0x89, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0, 0],
+        decode::compare_and_write,
+    )
+    .unchecked(GROUP_AT_14),
+    Row::new("WRITE(16)", &rw16(0x8a, 0x18), decode::write16).unchecked(GROUP_AT_14),
+    Row::new("ORWRITE(16)", &rw16(0x8b, 0x18), decode::or_write16).unchecked(GROUP_AT_14),
+    Row::new("WRITE AND VERIFY(16)", &rw16(0x8e, 0x16), decode::write_and_verify16)
+        .unchecked(ONLY_GROUP_AT_14),
+    Row::new("VERIFY(16)", &rw16(0x8f, 0x16), decode::verify16).unchecked(ONLY_GROUP_AT_14),
+    Row::new("PRE-FETCH(16)", &rw16(0x90, 0x02), decode::pre_fetch16).unchecked(ONLY_GROUP_AT_14),
+    Row::new("SYNCHRONIZE CACHE(16)", &rw16(0x91, 0x02), decode::synchronize_cache16)
+        .unchecked(SYNC_AT_14)
+        .long(),
+    Row::new("WRITE SAME(16)", &rw16(0x93, 0x09), decode::write_same16).unchecked(ONLY_GROUP_AT_14).long(),
+    Row::new(
+        "READ CAPACITY(16)",
+        &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        decode::read_capacity16,
+    )
+    .action(0x10)
+    .unchecked(READ_CAPACITY_16_OBSOLETE),
+    Row::new("GET LBA STATUS", &rw16(0x9e, 0x1f), decode::get_lba_status).action(0x12),
+    Row::new("REPORT LUNS", &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], decode::report_luns),
+    Row::new(
+        "REPORT TARGET PORT GROUPS",
+        &[0xa3, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        decode::report_target_port_groups,
+    )
+    .action(0x0a),
+    Row::new(
+        "REPORT SUPPORTED OPERATION CODES",
+        &[0xa3, 0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        decode::report_supported_operation_codes,
+    )
+    .action(0x0c),
+    Row::new(
+        "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
+        &[0xa3, 0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        decode::report_supported_task_management_functions,
+    )
+    .action(0x0d),
+    Row::new("READ(12)", &rw12(0xa8, 0x18), decode::read12).unchecked(GROUP_AT_10),
+    Row::new("WRITE(12)", &rw12(0xaa, 0x18), decode::write12).unchecked(GROUP_AT_10),
+    Row::new("WRITE AND VERIFY(12)", &rw12(0xae, 0x16), decode::write_and_verify12)
+        .unchecked(ONLY_GROUP_AT_10),
+    Row::new("VERIFY(12)", &rw12(0xaf, 0x16), decode::verify12).unchecked(ONLY_GROUP_AT_10),
+];
+
+const fn rw12(opcode: u8, flags: u8) -> [u8; 12] {
+    [opcode, flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]
+}
+
+const fn rw16(opcode: u8, flags: u8) -> [u8; 16] {
+    [opcode, flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]
+}
+
+const fn pr_in(name: &'static str, action: u16) -> Row {
+    Row::new(name, &[0x5e, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::persistent_reserve_in).action(action)
+}
+
+const fn pr_out(name: &'static str, action: u16) -> Row {
+    const USAGE: &[u8] = &[0x5f, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0];
+    Row::new(name, USAGE, decode::persistent_reserve_out).action(action).long()
+}
+
+/// Where the rows of each operation code begin in [`TABLE`], and how many there are: one look instead of a search on
+/// the path of every command.
+const INDEX: [(u8, u8); 256] = {
+    let mut index = [(0, 0); 256];
+    let mut at = 0;
+    while at < TABLE.len() {
+        let slot = &mut index[TABLE[at].opcode as usize];
+        if slot.1 == 0 {
+            slot.0 = at as u8;
+        }
+        slot.1 += 1;
+        at += 1;
+    }
+    index
+};
+
+/// The rows of an operation code: none if it is not supported, one, or one per service action.
+pub fn rows(opcode: u8) -> &'static [Row] {
+    static LOOKUP: [(u8, u8); 256] = INDEX;
+    static ROWS: &[Row] = TABLE;
+    let (first, count) = LOOKUP.get(usize::from(opcode)).copied().unwrap_or((0, 0));
+    ROWS.get(usize::from(first)..).and_then(|rows| rows.get(..usize::from(count))).unwrap_or(&[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_sorted_without_duplicates() {
+        for pair in TABLE.windows(2) {
+            let key = |row: &Row| (row.opcode, row.service_action);
+            assert!(key(&pair[0]) < key(&pair[1]), "{} before {}", pair[0].name, pair[1].name);
+        }
+    }
+
+    #[test]
+    fn rows_of_an_operation_code_agree_on_length_and_service_actions() {
+        for row in TABLE {
+            let first = &rows(row.opcode)[0];
+            assert_eq!(row.usage.len(), first.usage.len(), "{}", row.name);
+            assert_eq!(row.service_action.is_some(), first.service_action.is_some(), "{}", row.name);
+            assert_eq!(row.usage[0], row.opcode);
+            if row.service_action.is_some() {
+                assert_eq!(row.usage[1] & 0x1f, 0x1f, "{}", row.name);
+            }
+        }
+    }
+
+    #[test]
+    fn index_finds_every_row_and_nothing_else() {
+        assert_eq!((0..=255).map(|opcode| rows(opcode).len()).sum::<usize>(), TABLE.len());
+        for opcode in 0..=255 {
+            assert!(rows(opcode).iter().all(|row| row.opcode == opcode));
+        }
+    }
+
+    #[test]
+    fn length_follows_the_group_code() {
+        for row in TABLE {
+            let expected = match row.opcode >> 5 {
+                0 => 6,
+                1 | 2 => 10,
+                4 => 16,
+                _ => 12,
+            };
+            assert_eq!(row.usage.len(), expected, "{}", row.name);
+        }
+    }
+}

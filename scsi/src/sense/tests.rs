@@ -1,0 +1,100 @@
+use super::*;
+use crate::limits;
+use proptest::prelude::*;
+use std::vec::Vec;
+
+fn any_key() -> impl Strategy<Value = SenseKey> {
+    (0u8..=15).prop_filter_map("reserved key", SenseKey::from_code)
+}
+
+fn any_specific(key: SenseKey) -> BoxedStrategy<SenseSpecific> {
+    let some = match key {
+        SenseKey::IllegalRequest => (any::<bool>(), any::<u16>(), prop::option::of(0u8..8))
+            .prop_map(|(in_cdb, byte, bit)| SenseSpecific::FieldPointer { in_cdb, byte, bit })
+            .boxed(),
+        SenseKey::NoSense | SenseKey::NotReady => any::<u16>().prop_map(SenseSpecific::Progress).boxed(),
+        SenseKey::HardwareError | SenseKey::MediumError | SenseKey::RecoveredError => {
+            any::<u16>().prop_map(SenseSpecific::Retries).boxed()
+        }
+        _ => Just(SenseSpecific::None).boxed(),
+    };
+    prop_oneof![Just(SenseSpecific::None), some].boxed()
+}
+
+prop_compose! {
+    fn any_sense(widest: u64)(key in any_key())(
+        key in Just(key), asc in any::<u8>(), ascq in any::<u8>(),
+        information in prop::option::of(0..=widest),
+        command_specific in prop::option::of(1..=widest),
+        specific in any_specific(key),
+    ) -> Sense {
+        Sense { key, additional: AdditionalSense::new(asc, ascq), information, command_specific, specific }
+    }
+}
+
+proptest! {
+    #[test]
+    fn fixed_format_reads_back(sense in any_sense(u64::from(u32::MAX))) {
+        let mut out = [0xff; limits::SENSE_LEN_MAX];
+        let len = sense.write_fixed(&mut out);
+        prop_assert_eq!(len, 18);
+        prop_assert_eq!(Sense::parse(&out[..len]), Some(sense));
+    }
+
+    #[test]
+    fn descriptor_format_reads_back(sense in any_sense(u64::MAX)) {
+        let mut out = [0xff; limits::SENSE_LEN_MAX];
+        let len = sense.write_descriptor(&mut out);
+        prop_assert!(len <= 40);
+        prop_assert_eq!(Sense::parse(&out[..len]), Some(sense));
+    }
+
+    #[test]
+    fn any_bytes_are_parsed_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = Sense::parse(&bytes);
+    }
+
+    #[test]
+    fn short_buffers_hold_the_beginning(sense in any_sense(u64::MAX), descriptor in any::<bool>(), room in 0usize..45) {
+        let mut full = [0u8; 64];
+        let len = sense.write(descriptor, &mut full);
+        let mut cut: Vec<u8> = std::vec![0xee; room];
+        let written = sense.write(descriptor, &mut cut);
+        prop_assert_eq!(written, len.min(room));
+        prop_assert_eq!(&cut[..written], &full[..written]);
+        prop_assert!(cut[written..].iter().all(|b| *b == 0xee));
+    }
+}
+
+#[test]
+fn fixed_format_bytes_are_those_of_the_standard() {
+    let mut out = [0; 18];
+    Sense::illegal_field_cdb(1, Some(7)).write_fixed(&mut out);
+    assert_eq!(out, [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xcf, 0, 1]);
+    Sense::lba_out_of_range(0x1234).write_fixed(&mut out);
+    assert_eq!(out, [0xf0, 0, 5, 0, 0, 0x12, 0x34, 10, 0, 0, 0, 0, 0x21, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn information_too_wide_for_fixed_format_is_left_out() {
+    let mut out = [0; 18];
+    Sense::lba_out_of_range(1 << 32).write_fixed(&mut out);
+    assert_eq!((out[0], &out[3..7]), (0x70, &[0u8; 4][..]));
+}
+
+#[test]
+fn descriptor_format_bytes_are_those_of_the_standard() {
+    let mut out = [0; 64];
+    let len = Sense::illegal_field_parameter(0x102, None).with_information(7).write_descriptor(&mut out);
+    assert_eq!(&out[..8], [0x72, 5, 0x26, 0, 0, 0, 0, 20]);
+    assert_eq!(&out[8..20], [0, 10, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+    assert_eq!(&out[20..len], [2, 6, 0, 0, 0x80, 1, 2, 0]);
+}
+
+#[test]
+fn no_two_names_share_a_code() {
+    for (i, (code, _)) in asc::ALL.iter().enumerate() {
+        assert!(asc::ALL[i + 1..].iter().all(|(other, _)| other != code), "{code}");
+    }
+    assert_eq!(asc::name(asc::ALUA_STATE_CHANGED), Some("ALUA_STATE_CHANGED"));
+}

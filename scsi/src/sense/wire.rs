@@ -1,0 +1,161 @@
+//! Fixed and descriptor format sense data (SPC-5 4.4.2 and 4.4.3).
+
+use super::{AdditionalSense, Sense, SenseKey, SenseSpecific};
+use crate::limits;
+
+/// Bytes of fixed format sense data.
+pub(super) const FIXED_LEN: usize = 18;
+/// Most bytes of descriptor format sense data written here: header, information, command-specific, sense-key specific.
+pub(super) const DESCRIPTOR_LEN_MAX: usize = 8 + 12 + 12 + 8;
+
+const CURRENT_FIXED: u8 = 0x70;
+const CURRENT_DESCRIPTOR: u8 = 0x72;
+const VALID: u8 = 0x80;
+const SKSV: u8 = 0x80;
+const COMMAND_DATA: u8 = 0x40;
+const BIT_POINTER_VALID: u8 = 0x08;
+
+impl Sense {
+    /// Writes the format that the D_SENSE bit asks for; see [`Sense::write_fixed`] and [`Sense::write_descriptor`].
+    pub fn write(&self, descriptor: bool, out: &mut [u8]) -> usize {
+        if descriptor { self.write_descriptor(out) } else { self.write_fixed(out) }
+    }
+
+    /// Writes fixed format, 18 bytes, cut off at the end of `out`. Returns the bytes written.
+    pub fn write_fixed(&self, out: &mut [u8]) -> usize {
+        let mut data = [0u8; FIXED_LEN];
+        let narrow = |value: Option<u64>| value.and_then(|v| u32::try_from(v).ok());
+        let information = narrow(self.information);
+        data[0] = CURRENT_FIXED | if information.is_some() { VALID } else { 0 };
+        data[2] = self.key as u8;
+        data[3..7].copy_from_slice(&information.unwrap_or(0).to_be_bytes());
+        data[7] = (FIXED_LEN - 8) as u8;
+        data[8..12].copy_from_slice(&narrow(self.command_specific).unwrap_or(0).to_be_bytes());
+        data[12] = self.additional.asc;
+        data[13] = self.additional.ascq;
+        data[15..18].copy_from_slice(&specific_bytes(self.specific));
+        copy_prefix(&data, out)
+    }
+
+    /// Writes descriptor format, 8 to 40 bytes, cut off at the end of `out`. Returns the bytes written.
+    pub fn write_descriptor(&self, out: &mut [u8]) -> usize {
+        let mut data = [0u8; DESCRIPTOR_LEN_MAX];
+        data[0] = CURRENT_DESCRIPTOR;
+        data[1] = self.key as u8;
+        data[2] = self.additional.asc;
+        data[3] = self.additional.ascq;
+        let mut len = 8;
+        for (kind, value) in [(0x00, self.information), (0x01, self.command_specific)] {
+            if let (Some(value), Some(d)) = (value, data.get_mut(len..len + 12)) {
+                d[0] = kind;
+                d[1] = 10;
+                d[2] = if kind == 0 { VALID } else { 0 };
+                d[4..12].copy_from_slice(&value.to_be_bytes());
+                len += 12;
+            }
+        }
+        if self.specific != SenseSpecific::None
+            && let Some(d) = data.get_mut(len..len + 8)
+        {
+            d[0] = 0x02;
+            d[1] = 6;
+            d[4..7].copy_from_slice(&specific_bytes(self.specific));
+            len += 8;
+        }
+        data[7] = (len - 8) as u8;
+        copy_prefix(data.get(..len).unwrap_or(&data), out)
+    }
+
+    /// Reads current sense data in fixed or descriptor format. `None` if it is cut off within its header, deferred, or
+    /// in a format of its own. A zero COMMAND-SPECIFIC INFORMATION in fixed format reads as absent.
+    pub fn parse(bytes: &[u8]) -> Option<Sense> {
+        let bytes = bytes.get(..bytes.len().min(limits::SENSE_LEN_MAX))?;
+        match *bytes.first()? & 0x7f {
+            CURRENT_FIXED => parse_fixed(bytes),
+            CURRENT_DESCRIPTOR => parse_descriptor(bytes),
+            _ => None,
+        }
+    }
+}
+
+fn parse_fixed(bytes: &[u8]) -> Option<Sense> {
+    let key = SenseKey::from_code(*bytes.get(2)? & 0x0f)?;
+    let additional = AdditionalSense::new(*bytes.get(12)?, *bytes.get(13)?);
+    let mut sense = Sense::new(key, additional);
+    if *bytes.first()? & VALID != 0 {
+        sense.information = Some(u64::from(u32::from_be_bytes(*bytes.get(3..)?.first_chunk()?)));
+    }
+    let command_specific = u32::from_be_bytes(*bytes.get(8..)?.first_chunk()?);
+    if command_specific != 0 {
+        sense.command_specific = Some(u64::from(command_specific));
+    }
+    if let Some(specific) = bytes.get(15..).and_then(|b| b.first_chunk()) {
+        sense.specific = parse_specific(key, *specific);
+    }
+    Some(sense)
+}
+
+fn parse_descriptor(bytes: &[u8]) -> Option<Sense> {
+    let [_, key, asc, ascq, _, _, _, additional_len] = *bytes.first_chunk()?;
+    let key = SenseKey::from_code(key & 0x0f)?;
+    let mut sense = Sense::new(key, AdditionalSense::new(asc, ascq));
+    let all = bytes.get(8..)?;
+    let mut rest = all.get(..usize::from(additional_len)).unwrap_or(all);
+    while let [kind, len, tail @ ..] = rest {
+        let Some((body, next)) = tail.split_at_checked(usize::from(*len)) else { break };
+        match (*kind, body) {
+            (0x00, [flags, _, value @ ..]) if flags & VALID != 0 => sense.information = parse_u64(value),
+            (0x01, [_, _, value @ ..]) => sense.command_specific = parse_u64(value),
+            (0x02, [_, _, a, b, c, ..]) => sense.specific = parse_specific(key, [*a, *b, *c]),
+            _ => {}
+        }
+        rest = next;
+    }
+    Some(sense)
+}
+
+fn parse_u64(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*bytes.first_chunk()?))
+}
+
+fn specific_bytes(specific: SenseSpecific) -> [u8; 3] {
+    match specific {
+        SenseSpecific::None => [0; 3],
+        SenseSpecific::FieldPointer { in_cdb, byte, bit } => {
+            let [high, low] = byte.to_be_bytes();
+            let first = SKSV
+                | if in_cdb { COMMAND_DATA } else { 0 }
+                | bit.map_or(0, |bit| BIT_POINTER_VALID | (bit & 7));
+            [first, high, low]
+        }
+        SenseSpecific::Progress(value) | SenseSpecific::Retries(value) => {
+            let [high, low] = value.to_be_bytes();
+            [SKSV, high, low]
+        }
+    }
+}
+
+fn parse_specific(key: SenseKey, [first, high, low]: [u8; 3]) -> SenseSpecific {
+    let value = u16::from_be_bytes([high, low]);
+    match key {
+        _ if first & SKSV == 0 => SenseSpecific::None,
+        SenseKey::IllegalRequest => SenseSpecific::FieldPointer {
+            in_cdb: first & COMMAND_DATA != 0,
+            byte: value,
+            bit: (first & BIT_POINTER_VALID != 0).then_some(first & 7),
+        },
+        SenseKey::NoSense | SenseKey::NotReady => SenseSpecific::Progress(value),
+        SenseKey::HardwareError | SenseKey::MediumError | SenseKey::RecoveredError => {
+            SenseSpecific::Retries(value)
+        }
+        _ => SenseSpecific::None,
+    }
+}
+
+fn copy_prefix(data: &[u8], out: &mut [u8]) -> usize {
+    let len = data.len().min(out.len());
+    for (to, from) in out.iter_mut().zip(data) {
+        *to = *from;
+    }
+    len
+}
