@@ -1,0 +1,147 @@
+//! The cluster's certificate authority: one folder with `ca.pem`, `ca-key.pem` and the cluster key `secret.key`.
+//!
+//! Invariant: the cluster key reaches only those who must open sealed secrets (nodes, controllers).
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use time::{Duration, OffsetDateTime};
+
+use crate::{
+    ClusterId, PeerIdentity, PkiError, Role, SealingKey,
+    files::{create_directory, malformed, read, write},
+    peer::{check_name, domain},
+};
+
+/// Certificates begin a day early, for hosts whose clocks are behind.
+const BACKDATED: Duration = Duration::days(1);
+const AUTHORITY_LIFETIME: Duration = Duration::days(3650);
+const CERTIFICATE_LIFETIME: Duration = Duration::days(825);
+
+/// A folder that can issue certificates of one cluster.
+pub struct Authority {
+    directory: PathBuf,
+    cluster: ClusterId,
+    certificate_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    sealing_key: SealingKey,
+}
+
+impl Authority {
+    /// Makes the authority of a new cluster in `directory`, which must not hold one.
+    ///
+    /// # Errors
+    /// [`PkiError::Malformed`] when there is one already; I/O and generation errors.
+    pub fn create(directory: &Path) -> Result<Self, PkiError> {
+        create_directory(directory)?;
+        let certificate_path = directory.join("ca.pem");
+        if certificate_path.exists() {
+            return Err(malformed(&certificate_path, "an authority is here already"));
+        }
+        let mut id = [0; 16];
+        SystemRandom::new().fill(&mut id).map_err(|_| PkiError::NoRandom)?;
+        let cluster = ClusterId(id);
+
+        let key = KeyPair::generate()?;
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = subject(cluster, "authority", "authority");
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        lifetime(&mut parameters, AUTHORITY_LIFETIME);
+        let certificate = parameters.self_signed(&key)?;
+
+        let sealing_key = SealingKey::generate()?;
+        write(&directory.join("secret.key"), &sealing_key.to_text(), 0o600)?;
+        write(&directory.join("ca-key.pem"), &key.serialize_pem(), 0o600)?;
+        // Last: its presence says that the authority is whole.
+        write(&certificate_path, &certificate.pem(), 0o644)?;
+        Self::open(directory)
+    }
+
+    /// Opens the authority in `directory`.
+    ///
+    /// # Errors
+    /// I/O, or [`PkiError::Malformed`] naming the file.
+    pub fn open(directory: &Path) -> Result<Self, PkiError> {
+        let certificate_path = directory.join("ca.pem");
+        let key_path = directory.join("ca-key.pem");
+        let certificate_pem = read(&certificate_path)?;
+        let key = KeyPair::from_pem(&read(&key_path)?).map_err(|error| malformed(&key_path, error))?;
+        let cluster = cluster_of_authority(&certificate_path, &certificate_pem)?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)?;
+        let secret_path = directory.join("secret.key");
+        let sealing_key = SealingKey::from_text(&read(&secret_path)?)
+            .ok_or_else(|| malformed(&secret_path, "not 64 hex digits"))?;
+        Ok(Self { directory: directory.to_owned(), cluster, certificate_pem, issuer, sealing_key })
+    }
+
+    /// The cluster that it speaks for.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Where it lives.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Issues a certificate and writes the identity into `directory`: `ca.pem`, `cert.pem`, `key.pem`, and for nodes and
+    /// controllers `secret.key`.
+    ///
+    /// # Errors
+    /// [`PkiError::BadName`]; I/O and generation errors.
+    pub fn issue(&self, identity: (Role, &str), directory: &Path) -> Result<(), PkiError> {
+        let (role, name) = identity;
+        check_name(name)?;
+        let key = KeyPair::generate()?;
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = subject(self.cluster, role.as_str(), name);
+        for dns in [domain(role, Some(name))?, domain(role, None)?] {
+            parameters.subject_alt_names.push(SanType::DnsName(dns.try_into()?));
+        }
+        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        parameters.extended_key_usages = match role {
+            // People's certificates never serve.
+            Role::Admin | Role::Operator | Role::Viewer => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Role::Node | Role::Controller => {
+                vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]
+            }
+        };
+        parameters.use_authority_key_identifier_extension = true;
+        lifetime(&mut parameters, CERTIFICATE_LIFETIME);
+        let certificate = parameters.signed_by(&key, &self.issuer)?;
+
+        create_directory(directory)?;
+        write(&directory.join("ca.pem"), &self.certificate_pem, 0o644)?;
+        write(&directory.join("key.pem"), &key.serialize_pem(), 0o600)?;
+        if matches!(role, Role::Node | Role::Controller) {
+            write(&directory.join("secret.key"), &self.sealing_key.to_text(), 0o600)?;
+        }
+        // Last: its presence says that the identity is whole.
+        write(&directory.join("cert.pem"), &certificate.pem(), 0o644)
+    }
+}
+
+fn subject(cluster: ClusterId, unit: &str, name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, format!("holdfast:{cluster}"));
+    subject.push(DnType::OrganizationalUnitName, unit);
+    subject.push(DnType::CommonName, name);
+    subject
+}
+
+fn lifetime(parameters: &mut CertificateParams, duration: Duration) {
+    let now = OffsetDateTime::now_utc();
+    parameters.not_before = now - BACKDATED;
+    parameters.not_after = now + duration;
+}
+
+fn cluster_of_authority(path: &Path, pem: &str) -> Result<ClusterId, PkiError> {
+    let der = rustls_pki_types::pem::PemObject::from_pem_slice(pem.as_bytes())
+        .map_err(|error| malformed(path, format!("{error:?}")))?;
+    PeerIdentity::cluster_of(&der)
+}
