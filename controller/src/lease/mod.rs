@@ -1,0 +1,1 @@
+//! The leader's leases: how long each data node may serve.

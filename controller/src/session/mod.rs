@@ -1,0 +1,1 @@
+//! What data nodes talk to: their sessions, proposals of reservations, Unit Attentions.

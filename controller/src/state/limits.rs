@@ -1,0 +1,46 @@
+//! Every bound of the replicated state, in one place. Changing one changes what members answer to the same log: all
+//! members of a cluster must agree on them.
+
+/// Largest encoded command, in bytes: a PR OUT parameter list of 16 KiB, or the initiators of a host, fit with room.
+pub const COMMAND_BYTES_MAX: usize = 64 * 1024;
+/// Data nodes that may ever be members at one time.
+pub const NODES_MAX: usize = 256;
+/// Portals of one data node.
+pub const PORTALS_PER_NODE_MAX: usize = 16;
+/// Pools of one data node.
+pub const POOLS_PER_NODE_MAX: usize = 64;
+/// Volumes.
+pub const VOLUMES_MAX: usize = 4096;
+/// Hosts.
+pub const HOSTS_MAX: usize = 1024;
+/// Initiator names of one host.
+pub const INITIATORS_PER_HOST_MAX: usize = 64;
+/// Mappings of one host.
+pub const MAPPINGS_PER_HOST_MAX: usize = holdfast_scsi::limits::LUNS_PER_HOST_MAX;
+/// Highest LUN (flat space addressing has 14 bits).
+pub const LUN_MAX: u32 = 16383;
+/// Name of a node, pool, volume or host, in bytes.
+pub const NAME_BYTES_MAX: usize = 63;
+/// iSCSI name, in bytes (RFC 7143 4.2.7.1).
+pub const ISCSI_NAME_BYTES_MAX: usize = 223;
+/// An "address:port", in bytes.
+pub const ADDRESS_BYTES_MAX: usize = 255;
+/// CHAP user name, in bytes.
+pub const CHAP_USER_BYTES_MAX: usize = 255;
+/// A sealed CHAP secret, in bytes.
+pub const SEALED_SECRET_BYTES_MAX: usize = 256;
+/// A client's request id, in bytes.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Smallest volume, in bytes.
+pub const VOLUME_BYTES_MIN: u64 = 1 << 20;
+/// Largest volume, in bytes.
+pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
+/// Largest exponent of logical blocks per physical block.
+pub const PHYSICAL_BLOCK_EXPONENT_MAX: u32 = 8;
+/// Requests of clients whose answers are kept.
+pub const REQUESTS_KEPT: u64 = 1024;
+/// Events that are kept.
+pub const EVENTS_KEPT: u64 = 4096;
+/// Proposals of one volume whose outcomes are kept. An owner has one change of a reservation version in flight, and asks
+/// again before it proposes against another version, so that a handful would do.
+pub const OUTCOMES_PER_VOLUME_KEPT: usize = 16;
