@@ -1,0 +1,135 @@
+//! Who may run what while a reservation exists: the tables of SPC-5 ("Commands allowed in the presence of various
+//! reservations"), SBC-4 and SPC-2, one row for each command and, where it matters, each service action or field.
+//!
+//! Invariants: the tables name every command (a new one does not compile before it has its row); whatever a row does
+//! not admit is a conflict. PERSISTENT RESERVE OUT is admitted here because each of its service actions carries its own
+//! rule, which `pr::state` applies to every request, as part of the change itself.
+
+use super::{Relation, ReservationType, View};
+use crate::{cdb::Command, nexus::Nexus};
+
+/// Verdict of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// No reservation stands in the way.
+    Allowed,
+    /// RESERVATION CONFLICT.
+    Conflict,
+}
+
+/// What a command needs of its I_T nexus, in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Nothing: allowed in every column.
+    Nothing,
+    /// Allowed also to those without rights as long as the reservation excludes writers only.
+    Reading,
+    /// The rights of the holder, or of a registrant where the type admits registrants.
+    Full,
+}
+
+const fn need(command: &Command) -> Need {
+    match command {
+        Command::TestUnitReady
+        | Command::RequestSense { .. }
+        | Command::Inquiry { .. }
+        | Command::ReportLuns { .. }
+        | Command::ReadCapacity10
+        | Command::ReadCapacity16 { .. }
+        | Command::ReportTargetPortGroups { .. }
+        | Command::PersistentReserveIn { .. }
+        | Command::PersistentReserveOut { .. }
+        | Command::StartStopUnit { start: true, .. }
+        | Command::PreventAllowMediumRemoval { prevent: false } => Need::Nothing,
+
+        Command::Read { .. }
+        | Command::Verify { .. }
+        | Command::PreFetch { .. }
+        | Command::GetLbaStatus { .. }
+        | Command::ModeSense(_)
+        | Command::ReportSupportedOperationCodes { .. }
+        | Command::ReportSupportedTaskManagementFunctions { .. } => Need::Reading,
+
+        Command::Write { .. }
+        | Command::WriteAndVerify { .. }
+        | Command::WriteSame { .. }
+        | Command::CompareAndWrite { .. }
+        | Command::OrWrite { .. }
+        | Command::Unmap { .. }
+        | Command::SynchronizeCache { .. }
+        | Command::ModeSelect { .. }
+        | Command::SendDiagnostic { .. }
+        | Command::StartStopUnit { start: false, .. }
+        | Command::PreventAllowMediumRemoval { prevent: true }
+        | Command::Reserve
+        | Command::Release => Need::Full,
+    }
+}
+
+/// Checks a command of a nexus that stands so to a persistent reservation of this type.
+pub const fn check(command: &Command, reservation: Option<ReservationType>, relation: Relation) -> Access {
+    let Some(kind) = reservation else { return Access::Allowed };
+    let full = relation.holder || (relation.registered && kind.admits_registrants());
+    match need(command) {
+        Need::Nothing => Access::Allowed,
+        Need::Reading if full || kind.is_write_exclusive() => Access::Allowed,
+        Need::Full if full => Access::Allowed,
+        Need::Reading | Need::Full => Access::Conflict,
+    }
+}
+
+/// Checks a command that came through `nexus` against a whole reservation state.
+///
+/// RESERVE and RELEASE of SPC-2 conflict as soon as anyone is registered (SPC-2 5.5.1): the two methods exclude each
+/// other.
+pub fn check_view(command: &Command, view: &View<'_>, nexus: &Nexus) -> Access {
+    if matches!(command, Command::Reserve | Command::Release) && !view.registrants.is_empty() {
+        return Access::Conflict;
+    }
+    match view.reservation {
+        None => Access::Allowed,
+        Some(reservation) => check(command, Some(reservation.kind()), view.relation_of(nexus)),
+    }
+}
+
+/// Checks a command while the unit is reserved by RESERVE of SPC-2; `holder` says whether its nexus is the one.
+///
+/// PERSISTENT RESERVE IN and OUT conflict for the holder too (SPC-2 5.5.1). RELEASE by others is GOOD without effect.
+pub const fn check_spc2(command: &Command, holder: bool) -> Access {
+    let allowed = match command {
+        Command::PersistentReserveIn { .. } | Command::PersistentReserveOut { .. } => false,
+        Command::RequestSense { .. }
+        | Command::Inquiry { .. }
+        | Command::ReportLuns { .. }
+        | Command::ReadCapacity10
+        | Command::ReadCapacity16 { .. }
+        | Command::ReportTargetPortGroups { .. }
+        | Command::StartStopUnit { start: true, .. }
+        | Command::PreventAllowMediumRemoval { prevent: false }
+        | Command::Release => true,
+        Command::TestUnitReady
+        | Command::Read { .. }
+        | Command::Verify { .. }
+        | Command::PreFetch { .. }
+        | Command::GetLbaStatus { .. }
+        | Command::ModeSense(_)
+        | Command::ReportSupportedOperationCodes { .. }
+        | Command::ReportSupportedTaskManagementFunctions { .. }
+        | Command::Write { .. }
+        | Command::WriteAndVerify { .. }
+        | Command::WriteSame { .. }
+        | Command::CompareAndWrite { .. }
+        | Command::OrWrite { .. }
+        | Command::Unmap { .. }
+        | Command::SynchronizeCache { .. }
+        | Command::ModeSelect { .. }
+        | Command::SendDiagnostic { .. }
+        | Command::StartStopUnit { start: false, .. }
+        | Command::PreventAllowMediumRemoval { prevent: true }
+        | Command::Reserve => holder,
+    };
+    if allowed { Access::Allowed } else { Access::Conflict }
+}
+
+#[cfg(test)]
+mod tests;
