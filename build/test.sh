@@ -5,9 +5,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if cargo nextest --version >/dev/null 2>&1; then
+    # nextest leaves out the examples in the documentation. They go first, so that its summary comes last.
+    status=0
+    cargo test -q --workspace --doc "$@" || status=$?
     cargo nextest run --workspace --profile ci "$@"
-    # nextest leaves out the examples in the documentation.
-    cargo test --workspace --doc "$@"
+    exit "$status"
 else
     # cargo has no time limit of its own: a test that hangs must not hold the machine for ever.
     # Every failing test of every crate is worth seeing at once.
