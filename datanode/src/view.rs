@@ -1,0 +1,226 @@
+//! What the controller said, as one immutable picture in valid-only types. Every thread reads the same one.
+//!
+//! Invariants: every mapping names a host and a volume of the view; an initiator belongs to one host; relative target
+//! ports are unique; a record that does not parse makes no view at all ([`RecordError`]), so that a node never serves by
+//! a picture with holes. A new view shares all that has not changed with the one before.
+
+mod parse;
+mod secret;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwapOption;
+use holdfast_scsi::{
+    geometry::Geometry,
+    nexus::{Nexus, RelativePort},
+    pr::state::Reservations,
+    sense::AdditionalSense,
+};
+
+pub use holdfast_replica::{
+    config::{Member, Owner, VolumeConfig},
+    epoch::Epoch,
+    ids::{BootId, ClusterId, Incarnation, NodeNumber, VolumeId},
+};
+pub use parse::{OpenSecret, RecordError};
+pub use secret::Secret;
+
+use crate::gate::LeaseGate;
+
+/// What all threads of the process share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// The newest view; none before the first snapshot. Installed by the agent before the workers hear of it.
+    pub view: ArcSwapOption<ClusterView>,
+    /// May we serve now?
+    pub gate: LeaseGate,
+}
+
+/// The cluster as of one log index.
+#[derive(Clone, Debug)]
+pub struct ClusterView {
+    /// Log index that this view stands for.
+    pub index: u64,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// iSCSI name of the one target, lower case.
+    pub target_iqn: Arc<str>,
+    /// This node's number: its target port group and TPGT.
+    pub me: NodeNumber,
+    /// The incarnation that the controller gave this process. Ownership given to another one is not ours.
+    pub my_incarnation: Incarnation,
+    /// Data nodes by number.
+    pub nodes: Arc<BTreeMap<NodeNumber, Arc<NodeView>>>,
+    /// Volumes by id.
+    pub volumes: Arc<BTreeMap<VolumeId, Arc<VolumeView>>>,
+    /// Hosts by name.
+    pub hosts: Arc<BTreeMap<String, Arc<HostView>>>,
+    /// Hosts by the iSCSI name (lower case) of each of their initiators.
+    pub host_by_initiator: Arc<HashMap<String, Arc<HostView>>>,
+    /// Mappings by host name, in order of LUN.
+    pub mappings: Arc<BTreeMap<String, Vec<MappingView>>>,
+}
+
+/// A data node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// Its number = target port group = TPGT.
+    pub number: NodeNumber,
+    /// Holds a lease, as far as the controller has said.
+    pub live: bool,
+    /// Gets no new ownership or replicas.
+    pub cordoned: bool,
+    /// Its process's incarnation.
+    pub incarnation: Incarnation,
+    /// Its target ports.
+    pub ports: Vec<PortView>,
+    /// Where it takes forwarded commands.
+    pub interconnect: SocketAddr,
+}
+
+/// A target port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortView {
+    /// Its relative target port identifier.
+    pub relative_port: RelativePort,
+    /// Where initiators connect.
+    pub portal: SocketAddr,
+}
+
+/// A volume and the logical unit made of it.
+#[derive(Clone, Debug)]
+pub struct VolumeView {
+    /// Identity, for ever.
+    pub id: VolumeId,
+    /// Name, for people.
+    pub name: String,
+    /// Block size and capacity.
+    pub geometry: Geometry,
+    /// Log2 of logical blocks per physical block, 0..=8.
+    pub physical_block_exponent: u8,
+    /// WCE.
+    pub write_cache: bool,
+    /// Thin provisioned.
+    pub thin: bool,
+    /// Epoch, owner, in-sync set, learners.
+    pub config: VolumeConfig,
+    /// The volume is being deleted: replicas are to be removed.
+    pub deleting: bool,
+    /// Persistent reservations, shared between views until they change.
+    pub reservations: Arc<ReservationView>,
+}
+
+/// Persistent reservation state of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReservationView {
+    /// Log index of the last change ("pr_version"); 0 = never changed.
+    pub version: u64,
+    /// The state.
+    pub state: Reservations,
+}
+
+/// A set of initiators that is given access as one.
+#[derive(Clone, Debug)]
+pub struct HostView {
+    /// Its name.
+    pub name: String,
+    /// iSCSI names, lower case.
+    pub initiators: Vec<String>,
+    /// What it must authenticate with; `None`: no authentication is asked.
+    pub chap: Option<ChapView>,
+}
+
+/// CHAP credentials with the secrets in the clear.
+#[derive(Clone, Debug)]
+pub struct ChapView {
+    /// Name that the initiator gives.
+    pub user: String,
+    /// Its secret.
+    pub secret: Secret,
+    /// Name and secret that the target answers with, for mutual CHAP.
+    pub target: Option<(String, Secret)>,
+}
+
+/// A volume as one host sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingView {
+    /// 0..=16383.
+    pub lun: u16,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+/// A Unit Attention to establish at this node's ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitAttentionEvent {
+    /// Unique and growing in the cluster: log index and ordinal in one.
+    pub id: u64,
+    /// The volume; `None`: every logical unit that the nexus sees.
+    pub volume: Option<VolumeId>,
+    /// What is reported.
+    pub additional: AdditionalSense,
+    /// Only this nexus; `None`: every one that the volume is mapped to.
+    pub only: Option<Nexus>,
+    /// Not this nexus.
+    pub except: Option<Nexus>,
+    /// Only nexuses of this host.
+    pub host: Option<String>,
+}
+
+/// Tasks of these nexuses on this volume are to be aborted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbortTasks {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Whose tasks.
+    pub nexuses: Vec<Nexus>,
+}
+
+impl ClusterView {
+    /// This node's own record.
+    pub fn my_node(&self) -> Option<&Arc<NodeView>> {
+        self.nodes.get(&self.me)
+    }
+
+    /// The volume, if this incarnation of this node owns it. The gate has to be open too before it is served.
+    pub fn owned_volume(&self, id: VolumeId) -> Option<&Arc<VolumeView>> {
+        self.volumes.get(&id).filter(|volume| self.owns(volume))
+    }
+
+    /// True if this incarnation of this node owns the volume.
+    pub fn owns(&self, volume: &VolumeView) -> bool {
+        volume.config.owner() == Some(Owner { node: self.me, incarnation: self.my_incarnation })
+    }
+
+    /// The node that owns the volume, this one or another.
+    pub fn owner_of(&self, volume: &VolumeView) -> Option<&Arc<NodeView>> {
+        self.nodes.get(&volume.config.owner()?.node)
+    }
+
+    /// The host that an initiator belongs to, by its iSCSI name in any case.
+    pub fn host_of(&self, initiator_name: &str) -> Option<&Arc<HostView>> {
+        self.host_by_initiator.get(&initiator_name.to_ascii_lowercase())
+    }
+
+    /// What a host sees, in order of LUN.
+    pub fn mappings_of(&self, host: &str) -> &[MappingView] {
+        self.mappings.get(host).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl VolumeView {
+    /// This node's replica, in sync or catching up.
+    pub fn replica_of(&self, node: NodeNumber) -> Option<&Member> {
+        self.config.member(node)
+    }
+}
