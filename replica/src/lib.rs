@@ -25,6 +25,7 @@ pub mod epoch;
 pub mod gate;
 pub mod ids;
 pub mod limits;
+pub mod superblock;
 
 /// CRC32C (Castagnoli) of `bytes`, continued from the checksum of what came before (0 at the start).
 pub type Crc32c = fn(u32, &[u8]) -> u32;
