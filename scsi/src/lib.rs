@@ -15,6 +15,8 @@
 //! | Unit Attentions | [`ua`] |
 //! | INQUIRY and VPD pages | [`inquiry`], [`vpd`] |
 //! | mode pages | [`mode`] |
+//! | who may run what under a reservation | [`pr::access`] |
+//! | where PERSISTENT RESERVE OUT changes the state | [`pr::state`] |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -23,12 +25,25 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod alua;
+pub mod capacity;
 pub mod cdb;
 pub mod geometry;
+pub mod identity;
+pub mod inquiry;
+pub mod lba_status;
 pub mod limits;
 pub mod lun;
+pub mod mode;
+pub mod nexus;
 pub mod opcode;
+pub mod pr;
+pub mod reply;
+pub mod report_luns;
+pub mod rsoc;
 pub mod sense;
 pub mod status;
 pub mod time;
+pub mod transport_id;
 pub mod ua;
+pub mod vpd;

@@ -56,7 +56,8 @@ pub fn parse_unmap_list<'a>(list: &'a [u8], geometry: &Geometry) -> Result<Unmap
                 Sense::illegal(asc::INVALID_FIELD_IN_PARAMETER_LIST).with_field_pointer(false, 2, None)
             );
         }
-        if geometry.extent(extent.lba, extent.blocks).is_none() {
+        // A descriptor of zero blocks asks for nothing, wherever it points (SBC-4 5.36.3).
+        if !extent.is_empty() && geometry.extent(extent.lba, extent.blocks).is_none() {
             return Err(Sense::lba_out_of_range(extent.lba.max(geometry.blocks())));
         }
         blocks = blocks.saturating_add(u64::from(extent.blocks));
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn descriptors_become_extents_and_empty_ones_vanish() {
-        let bytes = list(&[(5, 3), (9, 0), (100, 1)]);
+        let bytes = list(&[(5, 3), (unit().blocks(), 0), (u64::MAX, 0), (100, 1)]);
         let got: Vec<Extent> = parse_unmap_list(&bytes, &unit()).unwrap().collect();
         assert_eq!(got, [Extent { lba: 5, blocks: 3 }, Extent { lba: 100, blocks: 1 }]);
     }

@@ -1,0 +1,169 @@
+//! Vital product data pages (SPC-5 7.7, SBC-4 6.6).
+//!
+//! Supported: 00h supported pages, 80h unit serial number, 83h device identification (in `designators`), 86h extended
+//! INQUIRY data, 87h mode page policy, B0h block limits, B1h block device characteristics, B2h logical block
+//! provisioning. Invariant: what B0h reports comes from [`crate::limits`], which `cdb::parse` enforces.
+
+mod designators;
+
+use crate::identity::{LuProperties, PortContext};
+use crate::limits;
+use crate::reply::{Reply, ReplyWriter};
+use crate::sense::Sense;
+
+/// PAGE CODEs of the supported pages, ascending.
+pub const PAGES: [u8; 8] = [0x00, 0x80, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2];
+
+/// PAGE LENGTH of the pages with 64 bytes.
+const LEN_64: usize = 60;
+
+/// Writes the page with this code.
+///
+/// # Errors
+/// INVALID FIELD IN CDB, pointing at PAGE CODE, for a page that does not exist.
+pub fn write(
+    page: u8,
+    unit: &LuProperties,
+    port: &PortContext<'_>,
+    allocation_length: u16,
+    out: &mut [u8],
+) -> Result<Reply, Sense> {
+    let body: fn(&mut ReplyWriter<'_>, &LuProperties, &PortContext<'_>) = match page {
+        0x00 => |w, _, _| w.put(&PAGES),
+        0x80 => |w, unit, _| w.put(&unit.identity.serial()),
+        0x83 => designators::all,
+        0x86 => extended_inquiry,
+        0x87 => mode_page_policy,
+        0xb0 => block_limits,
+        0xb1 => block_device_characteristics,
+        0xb2 => logical_block_provisioning,
+        _ => return Err(Sense::illegal_field_cdb(2, None)),
+    };
+    let mut w = ReplyWriter::new(out, u32::from(allocation_length));
+    w.put(&[0x00, page, 0, 0]);
+    body(&mut w, unit, port);
+    w.patch_len16(2, 4);
+    Ok(w.finish())
+}
+
+/// Fills a page of 64 bytes up with zeroes.
+fn fill(w: &mut ReplyWriter<'_>) {
+    w.put_zeroes((4 + LEN_64).saturating_sub(w.len()));
+}
+
+fn extended_inquiry(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
+    // HEADSUP, ORDSUP, SIMPSUP; then V_SUP: there may be a volatile cache.
+    w.put(&[0, 0x07, 0x01]);
+    w.put_zeroes(13 - w.len());
+    w.put_u8(SENSE_LEN_WRITTEN_MAX);
+    fill(w);
+}
+
+/// MAXIMUM SUPPORTED SENSE DATA LENGTH.
+const SENSE_LEN_WRITTEN_MAX: u8 = 40;
+
+fn mode_page_policy(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
+    // All pages and subpages: shared by all I_T nexuses.
+    w.put(&[0x3f, 0xff, 0x00, 0x00]);
+}
+
+fn block_limits(w: &mut ReplyWriter<'_>, unit: &LuProperties, _: &PortContext<'_>) {
+    let block_size = unit.geometry.block_size();
+    let physical = 1u16 << (unit.physical_block_exponent & 0x0f);
+    w.put(&[0x01, limits::COMPARE_AND_WRITE_BLOCKS_MAX]); // WSNZ=1
+    w.put_u16(physical);
+    w.put_u32(limits::transfer_blocks_max(block_size));
+    w.put_u32(limits::transfer_blocks_optimal(block_size));
+    w.put_u32(limits::PREFETCH_BLOCKS_MAX);
+    w.put_u32(limits::UNMAP_BLOCKS_MAX);
+    w.put_u32(limits::UNMAP_DESCRIPTORS_MAX);
+    w.put_u32(u32::from(physical).max(UNMAP_GRANULARITY_BYTES.checked_div(block_size).unwrap_or(1)));
+    w.put_u32(UGAVALID);
+    w.put_u64(u64::from(limits::WRITE_SAME_BLOCKS_MAX));
+    fill(w);
+}
+
+/// What a store can deallocate: a page of 4 KiB.
+const UNMAP_GRANULARITY_BYTES: u32 = 4096;
+/// UNMAP GRANULARITY ALIGNMENT is valid, and 0.
+const UGAVALID: u32 = 0x8000_0000;
+
+fn block_device_characteristics(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
+    // MEDIUM ROTATION RATE 0001h: does not rotate.
+    w.put_u16(0x0001);
+    fill(w);
+}
+
+fn logical_block_provisioning(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
+    // No threshold; LBPU, LBPWS, LBPWS10, LBPRZ=001b (deallocated blocks read as zeroes); thin provisioned.
+    w.put(&[0x00, 0xe4, 0x02, 0x00]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::tests::unit;
+    use crate::nexus::RelativePort;
+    use crate::reply::full_reply;
+    use std::vec::Vec;
+
+    const PORT: PortContext<'static> =
+        PortContext { relative_port: RelativePort(5), target_port_group: 2, target_name: "iqn.2026-01.x:y" };
+
+    fn page(code: u8) -> Vec<u8> {
+        full_reply(|len, out| write(code, &unit(), &PORT, len.min(0xffff) as u16, out).unwrap())
+    }
+
+    fn be32(data: &[u8], at: usize) -> u32 {
+        u32::from_be_bytes(data[at..at + 4].try_into().unwrap())
+    }
+
+    #[test]
+    fn every_listed_page_exists_in_ascending_order_and_no_other() {
+        assert!(PAGES.is_sorted());
+        assert_eq!(page(0x00), [[0, 0, 0, 8].as_slice(), &PAGES].concat());
+        for code in 0..=255 {
+            let known = write(code, &unit(), &PORT, 255, &mut [0; 255]).is_ok();
+            assert_eq!(known, PAGES.contains(&code), "{code:02x}");
+        }
+        assert_eq!(write(0xc0, &unit(), &PORT, 255, &mut []), Err(Sense::illegal_field_cdb(2, None)));
+    }
+
+    #[test]
+    fn header_of_every_page_has_its_code_and_length() {
+        for code in PAGES {
+            let data = page(code);
+            assert_eq!(data[..2], [0, code]);
+            assert_eq!(usize::from(u16::from_be_bytes([data[2], data[3]])), data.len() - 4, "{code:02x}");
+        }
+    }
+
+    #[test]
+    fn serial_number_is_that_of_the_identity() {
+        assert_eq!(page(0x80)[4..], unit().identity.serial());
+    }
+
+    #[test]
+    fn block_limits_are_the_limits_that_parse_enforces() {
+        let data = page(0xb0);
+        assert_eq!(data.len(), 64);
+        assert_eq!(data[4..8], [0x01, limits::COMPARE_AND_WRITE_BLOCKS_MAX, 0, 8]);
+        assert_eq!(be32(&data, 8), limits::transfer_blocks_max(512));
+        assert_eq!(be32(&data, 12), limits::transfer_blocks_optimal(512));
+        assert_eq!(be32(&data, 16), limits::PREFETCH_BLOCKS_MAX);
+        assert_eq!(be32(&data, 20), limits::UNMAP_BLOCKS_MAX);
+        assert_eq!(be32(&data, 24), limits::UNMAP_DESCRIPTORS_MAX);
+        assert_eq!((be32(&data, 28), be32(&data, 32)), (8, 0x8000_0000));
+        assert_eq!((be32(&data, 36), be32(&data, 40)), (0, limits::WRITE_SAME_BLOCKS_MAX));
+        assert!(data[44..].iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn other_pages_say_what_is_supported() {
+        let extended = page(0x86);
+        assert_eq!((extended.len(), &extended[4..7], extended[13]), (64, &[0, 7, 1][..], 40));
+        assert_eq!(page(0x87)[4..], [0x3f, 0xff, 0, 0]);
+        assert_eq!(page(0xb1)[4..6], [0, 1]);
+        assert_eq!(page(0xb2)[4..], [0, 0xe4, 2, 0]);
+    }
+}
