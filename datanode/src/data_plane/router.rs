@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{NodeNumber, VolumeId};
-use holdfast_scsi::device_server::{PortContext, TaskAttribute};
+use holdfast_scsi::device_server::TaskAttribute;
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::sense::Sense;
 use holdfast_scsi::status::Status;
@@ -102,8 +102,6 @@ pub struct CommandFor {
     pub unit_attention: Option<UnitAttention>,
     /// The mapping admits no writes.
     pub read_only: bool,
-    /// The target port.
-    pub port: PortContext,
 }
 
 /// What the owner's device server said of a command.
@@ -115,6 +113,8 @@ pub struct Reply {
     pub sense: Option<Sense>,
     /// Data-in.
     pub data: Bytes,
+    /// Bytes that the command moves as its CDB says, for the residual count; 0 when unknown.
+    pub transfer_len: u32,
     /// Id of the Unit Attention that this reply reports, if it does: the port dequeues it.
     pub unit_attention_reported: Option<u64>,
 }
@@ -143,6 +143,8 @@ pub enum LuFunction {
     ClearTaskSet,
     /// LOGICAL UNIT RESET
     LogicalUnitReset,
+    /// CLEAR ACA
+    ClearAca,
 }
 
 /// A task management function for the owner of a volume.
@@ -163,10 +165,12 @@ pub struct TaskManagementFor {
 pub enum LuFunctionOutcome {
     /// FUNCTION COMPLETE
     Complete,
+    /// There is no such task.
+    TaskDoesNotExist,
+    /// Not supported.
+    NotSupported,
     /// FUNCTION REJECTED
     Rejected,
-    /// INCORRECT LOGICAL UNIT NUMBER
-    NoSuchLogicalUnit,
     /// Definitely not executed: wrong epoch, not the owner, gate closed.
     NotExecuted,
     /// It may or may not have been executed.

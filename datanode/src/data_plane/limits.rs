@@ -1,0 +1,30 @@
+//! Every bound of the data plane, in one place. What one initiator can make a node hold is the product of these, the
+//! portal's options and the SCSI core's limits.
+
+/// Connections (sessions of all kinds, also those that are logging in) of one node; more are closed at once.
+pub const CONNECTIONS_MAX: usize = 1024;
+/// Bytes taken from a socket at a time.
+pub const READ_BUFFER_LEN: usize = 256 * 1024;
+/// Reads of one connection in one turn of the loop, so that a fast one does not starve the others.
+pub const READS_PER_TURN_MAX: usize = 8;
+/// Connections accepted in one turn of the loop.
+pub const ACCEPTS_PER_TURN_MAX: usize = 64;
+/// Slices in one vectored write.
+pub const SEGMENTS_PER_WRITE_MAX: usize = 128;
+/// Vectored writes of one connection in one turn of the loop.
+pub const WRITES_PER_TURN_MAX: usize = 16;
+/// Readiness events taken at a time.
+pub const EVENTS_PER_POLL_MAX: usize = 256;
+/// Messages taken from the mailbox in one turn of the loop.
+pub const MESSAGES_PER_TURN_MAX: usize = 1024;
+
+/// How long a port holds a command that cannot be executed now (no owner, lease lapsed, owner changing) before it
+/// answers BUSY, in milliseconds. Below the time-out of hosts' commands (30 s).
+pub const HOLD_MS_MAX: u64 = 10_000;
+/// How often held commands are tried again where nothing else tells that they can be, in milliseconds.
+pub const HOLD_RETRY_MS: u64 = 20;
+/// How long the end of an older session of the same nexus is waited for before the new login is refused, in milliseconds.
+pub const REINSTATEMENT_MS_MAX: u64 = 10_000;
+
+/// Reads and writes up to this length are done by the worker itself, in bytes; longer ones by the I/O threads.
+pub const INLINE_IO_LEN_MAX: u64 = 256 * 1024;

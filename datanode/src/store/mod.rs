@@ -1,0 +1,121 @@
+//! Where a byte meets the disk: the narrow interface that volumes see, and what implements it.
+//!
+//! | Looking for | Module |
+//! |---|---|
+//! | a replica's data as a sparse file | [`file`] |
+//! | directories of replicas, their lock and their superblocks | [`pool`] |
+//! | threads for what may block | [`io_threads`] |
+//!
+//! Invariants of every [`Store`]: what was never written, or was unmapped or zeroed, reads as zeroes; a write that
+//! returned with [`Durability::OnMedium`], and every write before a [`Store::flush`] that returned, survives a loss of
+//! power; once a flush has failed nobody knows what is on the medium, so every later call fails until the
+//! process starts anew and reconciles.
+
+pub mod file;
+pub mod io_threads;
+pub mod pool;
+#[cfg(test)]
+mod pool_tests;
+pub mod replica;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::io;
+
+/// Whether a read may wait for the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Only what is in memory; else [`StoreError::WouldBlock`].
+    Never,
+    /// As long as it takes.
+    Allowed,
+}
+
+/// When a write counts as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// In the page cache: survives the process, not the machine.
+    Cached,
+    /// On the medium.
+    OnMedium,
+}
+
+/// A run of bytes that are all backed by the medium, or all not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Its length in bytes, never 0.
+    pub len: u64,
+    /// Whether space is allocated for it.
+    pub allocated: bool,
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Not in memory, and waiting was not allowed. Nothing was done.
+    #[error("not in memory")]
+    WouldBlock,
+    /// The medium is full. Part of a write may have been done.
+    #[error("no space left")]
+    NoSpace,
+    /// The medium lost or refused these bytes.
+    #[error("medium error: {0}")]
+    Medium(#[source] io::Error),
+    /// Anything else the system reports.
+    #[error("input/output failed: {0}")]
+    Hardware(#[source] io::Error),
+    /// An earlier flush failed: the replica is out of service until the process starts anew.
+    #[error("out of service since a flush failed")]
+    OutOfService,
+    /// Beyond the end: the caller's fault.
+    #[error("range lies outside of the store")]
+    OutOfRange,
+}
+
+/// Bytes of one replica. Object-safe; every call may come from any thread. Callers order overlapping writes.
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Capacity in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; after `WouldBlock` the buffer's content means nothing.
+    fn read_at(&self, offset: u64, buffer: &mut [u8], wait: Wait) -> Result<(), StoreError>;
+
+    /// Writes all of `data` at `offset`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; how much was written is then unknown.
+    fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), StoreError>;
+
+    /// Makes every write that returned before durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the store is out of service after that.
+    fn flush(&self) -> Result<(), StoreError>;
+
+    /// Gives the space of these bytes back; they read as zeroes.
+    ///
+    /// # Errors
+    /// [`StoreError`]; how much was done is then unknown.
+    fn unmap(&self, offset: u64, len: u64) -> Result<(), StoreError>;
+
+    /// Makes these bytes zero and keeps space for them.
+    ///
+    /// # Errors
+    /// [`StoreError`]; how much was done is then unknown.
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError>;
+
+    /// Which parts of `len` bytes from `offset` have space, in order and without gaps, at most `runs_max` (at least one).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn allocation(&self, offset: u64, len: u64, runs_max: usize) -> Result<Vec<Run>, StoreError>;
+
+    /// Makes the store larger; the new bytes are zero. Durable when it returns. Less than now changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn grow(&self, size: u64) -> Result<(), StoreError>;
+}

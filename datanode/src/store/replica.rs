@@ -1,0 +1,281 @@
+//! One replica on disk: the superblock with the promised epoch, and the data.
+//!
+//! Invariants (design 6.6): the highest epoch promised is on the medium before any I/O runs under it; I/O of a lower epoch
+//! is refused from the moment the promise begins, and what was submitted before has ended when the promise returns. A
+//! superblock of another cluster or volume, or one that cannot be read in either slot, is never served and never
+//! overwritten.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use holdfast_replica::epoch::Epoch;
+use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
+use holdfast_replica::superblock::{SLOT_LEN, SLOTS, Superblock, SuperblockError};
+
+use super::file::FileStore;
+use super::pool::sync_directory;
+use super::{Store, StoreError};
+
+const SUPERBLOCK_FILE: &str = "superblock";
+const DATA_FILE: &str = "data";
+/// No volume ever gets here: what is admitted from this epoch on is nothing.
+const NEVER: Epoch = Epoch { generation: u32::MAX, number: u64::MAX };
+
+/// What a replica has to look like, by the volume's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaShape {
+    /// Bytes of a logical block.
+    pub block_size: u32,
+    /// Number of logical blocks.
+    pub blocks: u64,
+    /// No space is reserved.
+    pub thin: bool,
+}
+
+impl ReplicaShape {
+    /// Its size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.saturating_mul(u64::from(self.block_size))
+    }
+}
+
+/// Why a replica cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The superblock cannot be used.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    /// The superblock is another volume's, node's or cluster's.
+    #[error("the replica belongs to volume {volume} on node {node} of cluster {cluster}")]
+    Foreign {
+        /// The cluster in the superblock.
+        cluster: ClusterId,
+        /// The volume in the superblock.
+        volume: VolumeId,
+        /// The node in the superblock.
+        node: NodeNumber,
+    },
+    /// Sequence numbers are used up, or a change that no superblock admits.
+    #[error("the superblock admits no such change")]
+    Exhausted,
+    /// The replica has another block size, or is larger than the record says.
+    #[error("the replica has {found:?} where the record says {expected:?}")]
+    Shape {
+        /// On disk: block size and number of blocks.
+        found: (u32, u64),
+        /// In the record.
+        expected: (u32, u64),
+    },
+    /// A higher epoch was promised already.
+    #[error("epoch {promised} was promised, so {asked} comes too late")]
+    StaleEpoch {
+        /// What stands on the medium.
+        promised: Epoch,
+        /// What was asked for.
+        asked: Epoch,
+    },
+    /// The data cannot be grown or read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Which replica it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaIdentity {
+    /// Of this cluster,
+    pub cluster: ClusterId,
+    /// of this volume,
+    pub volume: VolumeId,
+    /// on this node.
+    pub node: NodeNumber,
+}
+
+/// An open replica. See the module's invariants.
+#[derive(Debug)]
+pub struct Replica {
+    store: Box<dyn Store>,
+    /// Locked while the superblock is being written, which blocks; taken before `state`.
+    superblock: Mutex<(File, Superblock)>,
+    /// Never locked while something blocks.
+    state: Mutex<State>,
+    drained: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The epoch on the medium.
+    promised: Epoch,
+    /// I/O of a lower epoch is refused. At least the promised one; higher while a promise is being made.
+    admits_from: Epoch,
+    /// I/O under way, all of it of epochs up to the promised one.
+    in_flight: usize,
+}
+
+/// The right to one I/O under an epoch; the promise of a higher one waits for its end.
+#[derive(Debug)]
+pub struct Admitted<'a>(&'a Replica);
+
+impl Admitted<'_> {
+    /// The data.
+    pub fn store(&self) -> &dyn Store {
+        &*self.0.store
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.in_flight = state.in_flight.saturating_sub(1);
+        if state.in_flight == 0 {
+            self.0.drained.notify_all();
+        }
+    }
+}
+
+impl Replica {
+    /// Fills the empty `folder`. Everything in it is durable when this returns.
+    pub(super) fn create(
+        folder: &Path,
+        identity: ReplicaIdentity,
+        shape: &ReplicaShape,
+    ) -> Result<(), ReplicaError> {
+        FileStore::create(&folder.join(DATA_FILE), shape.bytes(), !shape.thin)?;
+        let ReplicaIdentity { cluster, volume, node } = identity;
+        let (block_size, blocks) = (shape.block_size, shape.blocks);
+        let superblock =
+            Superblock { cluster, volume, node, block_size, blocks, sequence: 1, promised: Epoch::ZERO };
+        let file = File::options().write(true).create_new(true).open(folder.join(SUPERBLOCK_FILE))?;
+        file.set_len((SLOT_LEN * SLOTS) as u64)?;
+        write_slot(&file, &superblock)?;
+        file.sync_all()?;
+        sync_directory(folder)?;
+        Ok(())
+    }
+
+    pub(super) fn open(
+        folder: &Path,
+        identity: ReplicaIdentity,
+        shape: &ReplicaShape,
+    ) -> Result<Replica, ReplicaError> {
+        let file = File::options().read(true).write(true).open(folder.join(SUPERBLOCK_FILE))?;
+        let (mut first, mut second) = ([0; SLOT_LEN], [0; SLOT_LEN]);
+        file.read_exact_at(&mut first, 0)?;
+        file.read_exact_at(&mut second, SLOT_LEN as u64)?;
+        let superblock = Superblock::decode([&first, &second], crc32c::crc32c_append)?;
+        let Superblock { cluster, volume, node, .. } = superblock;
+        if (ReplicaIdentity { cluster, volume, node }) != identity {
+            return Err(ReplicaError::Foreign { cluster, volume, node });
+        }
+        let found = (superblock.block_size, superblock.blocks);
+        if found.0 != shape.block_size || found.1 > shape.blocks {
+            return Err(ReplicaError::Shape { found, expected: (shape.block_size, shape.blocks) });
+        }
+        let size = found.1.saturating_mul(u64::from(found.0));
+        let store = FileStore::open(&folder.join(DATA_FILE), size)?;
+        let replica = Replica::new(Box::new(store), file, superblock);
+        replica.grow(shape.blocks)?;
+        Ok(replica)
+    }
+
+    fn new(store: Box<dyn Store>, file: File, superblock: Superblock) -> Replica {
+        let promised = superblock.promised;
+        Replica {
+            store,
+            superblock: Mutex::new((file, superblock)),
+            state: Mutex::new(State { promised, admits_from: promised, in_flight: 0 }),
+            drained: Condvar::new(),
+        }
+    }
+
+    /// The highest epoch promised.
+    pub fn promised(&self) -> Epoch {
+        self.lock().promised
+    }
+
+    /// Promises `epoch`: refuses I/O of lower ones from now on, waits for what is under way, and makes it durable. Blocks.
+    ///
+    /// # Errors
+    /// [`ReplicaError::StaleEpoch`] if a higher one was promised; an I/O error, after which nothing is admitted any more.
+    pub fn promise(&self, epoch: Epoch) -> Result<(), ReplicaError> {
+        let mut superblock = self.superblock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        if epoch < state.admits_from {
+            return Err(ReplicaError::StaleEpoch { promised: state.admits_from, asked: epoch });
+        }
+        if epoch == state.promised {
+            return Ok(());
+        }
+        state.admits_from = epoch;
+        self.drain(state);
+        let next = superblock.1.promise(epoch).ok_or(ReplicaError::Exhausted)?;
+        self.write_superblock(&mut superblock, next)?;
+        self.lock().promised = epoch;
+        Ok(())
+    }
+
+    /// Makes the replica larger, durably; fewer blocks than now change nothing. Blocks.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn grow(&self, blocks: u64) -> Result<(), ReplicaError> {
+        let mut superblock = self.superblock.lock().unwrap_or_else(PoisonError::into_inner);
+        if blocks <= superblock.1.blocks {
+            return Ok(());
+        }
+        let next = superblock.1.resize(blocks).ok_or(ReplicaError::Exhausted)?;
+        // First the room, then the record of it: a crash between the two leaves a longer file, which is no harm.
+        self.store.grow(blocks.saturating_mul(u64::from(next.block_size)))?;
+        self.write_superblock(&mut superblock, next)?;
+        Ok(())
+    }
+
+    /// Begins an I/O under `epoch`; `None` if that epoch is not the promised one.
+    pub fn admit(&self, epoch: Epoch) -> Option<Admitted<'_>> {
+        let mut state = self.lock();
+        if epoch != state.promised || epoch < state.admits_from {
+            return None;
+        }
+        state.in_flight += 1;
+        Some(Admitted(self))
+    }
+
+    /// Refuses all I/O from now on and waits for what is under way. Blocks.
+    pub fn retire(&self) {
+        let mut state = self.lock();
+        state.admits_from = NEVER;
+        self.drain(state);
+    }
+
+    fn drain(&self, mut state: MutexGuard<'_, State>) {
+        while state.in_flight > 0 {
+            state = self.drained.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A failure leaves the slot in doubt: nothing is admitted after it.
+    fn write_superblock(&self, current: &mut (File, Superblock), next: Superblock) -> io::Result<()> {
+        if let Err(error) = write_slot(&current.0, &next) {
+            self.lock().admits_from = NEVER;
+            return Err(error);
+        }
+        current.1 = next;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes the slot that the sequence number stands for, durably; the other slot keeps the state before.
+fn write_slot(file: &File, superblock: &Superblock) -> io::Result<()> {
+    let offset = superblock.slot() * SLOT_LEN;
+    file.write_all_at(&*superblock.encode(crc32c::crc32c_append), offset as u64)?;
+    file.sync_data()
+}

@@ -1,0 +1,159 @@
+//! [`Volume`]: state of service, and I/O in logical blocks.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use holdfast_replica::epoch::Epoch;
+use holdfast_scsi::geometry::{Extent, Geometry};
+
+use crate::clock;
+use crate::store::replica::{Admitted, Replica};
+use crate::store::{Durability, Run, StoreError, Wait};
+use crate::view::{Shared, VolumeId};
+
+/// Why an I/O on a volume did not succeed.
+#[derive(Debug)]
+pub enum VolumeError {
+    /// Not now and not here: gate closed, not the owner (any more), epoch not promised (yet). Nothing was done.
+    NotExecuted,
+    /// The store says.
+    Store(StoreError),
+    /// There is no replica to serve from.
+    OutOfService,
+}
+
+impl From<StoreError> for VolumeError {
+    fn from(error: StoreError) -> VolumeError {
+        VolumeError::Store(error)
+    }
+}
+
+/// How a volume is served just now.
+#[derive(Clone, Debug)]
+enum Service {
+    /// Not (yet, any more): the replica is being opened, or the ownership has ended.
+    Stopped,
+    /// Under this epoch, which the replica has promised.
+    Open(Epoch, Arc<Replica>),
+    /// We are the owner but the replica cannot be used: commands run, their I/O fails.
+    Broken(Epoch),
+}
+
+/// See the module's invariants.
+#[derive(Debug)]
+pub struct Volume {
+    id: VolumeId,
+    shared: Arc<Shared>,
+    service: RwLock<Service>,
+}
+
+impl Volume {
+    /// A volume that is not served yet.
+    pub fn new(id: VolumeId, shared: Arc<Shared>) -> Volume {
+        Volume { id, shared, service: RwLock::new(Service::Stopped) }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// From now on it is served by `replica` under `epoch`, which the replica has promised.
+    pub fn open(&self, epoch: Epoch, replica: Arc<Replica>) {
+        self.set(Service::Open(epoch, replica));
+    }
+
+    /// From now on every I/O fails: the replica cannot be used, and the hosts have to hear of it.
+    pub fn break_down(&self, epoch: Epoch) {
+        self.set(Service::Broken(epoch));
+    }
+
+    /// From now on nothing is executed.
+    pub fn stop(&self) {
+        self.set(Service::Stopped);
+    }
+
+    /// Epoch under which commands are executed now; `None` while none is.
+    pub fn serving_epoch(&self) -> Option<Epoch> {
+        if !self.shared.gate.open(clock::now_ms()) {
+            return None;
+        }
+        match &*self.service.read().unwrap_or_else(PoisonError::into_inner) {
+            Service::Stopped => None,
+            Service::Open(epoch, _) | Service::Broken(epoch) => Some(*epoch),
+        }
+    }
+
+    /// True if what was executed may be answered: asked after the last I/O and before the reply.
+    pub fn may_reply(&self) -> bool {
+        self.serving_epoch().is_some()
+    }
+
+    /// Reads `extent` into `buffer`, which is as long as the extent.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; with [`Wait::Never`] also `WouldBlock`.
+    pub fn read(&self, g: &Geometry, extent: Extent, buffer: &mut [u8], wait: Wait) -> Result<(), VolumeError> {
+        self.with(|r| r.store().read_at(extent.byte_offset(g), buffer, wait))
+    }
+
+    /// Writes `data` from `lba` on.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn write(&self, g: &Geometry, lba: u64, data: &[u8], durability: Durability) -> Result<(), VolumeError> {
+        let offset = Extent { lba, blocks: 0 }.byte_offset(g);
+        self.with(|r| r.store().write_at(offset, data, durability))
+    }
+
+    /// Makes zeroes of `extent`, keeping its space.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn write_zeroes(&self, g: &Geometry, extent: Extent) -> Result<(), VolumeError> {
+        self.with(|r| r.store().write_zeroes(extent.byte_offset(g), extent.byte_len(g)))
+    }
+
+    /// Gives the space of `extent` back.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn unmap(&self, g: &Geometry, extent: Extent) -> Result<(), VolumeError> {
+        self.with(|r| r.store().unmap(extent.byte_offset(g), extent.byte_len(g)))
+    }
+
+    /// Makes all writes that were answered durable.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn flush(&self) -> Result<(), VolumeError> {
+        self.with(|r| r.store().flush())
+    }
+
+    /// Runs of allocated and free space, from the start of `extent`.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn allocation(&self, g: &Geometry, extent: Extent, runs_max: usize) -> Result<Vec<Run>, VolumeError> {
+        self.with(|r| r.store().allocation(extent.byte_offset(g), extent.byte_len(g), runs_max))
+    }
+
+    fn with<T>(&self, io: impl FnOnce(&Admitted<'_>) -> Result<T, StoreError>) -> Result<T, VolumeError> {
+        if !self.shared.gate.open(clock::now_ms()) {
+            return Err(VolumeError::NotExecuted);
+        }
+        // Cloned, so that a long I/O holds up no change of service.
+        let service = self.service.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match service {
+            Service::Stopped => Err(VolumeError::NotExecuted),
+            Service::Broken(_) => Err(VolumeError::OutOfService),
+            Service::Open(epoch, replica) => {
+                let admitted = replica.admit(epoch).ok_or(VolumeError::NotExecuted)?;
+                Ok(io(&admitted)?)
+            }
+        }
+    }
+
+    fn set(&self, service: Service) {
+        *self.service.write().unwrap_or_else(PoisonError::into_inner) = service;
+    }
+}
