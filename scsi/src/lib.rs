@@ -28,6 +28,8 @@ extern crate std;
 pub mod alua;
 pub mod capacity;
 pub mod cdb;
+#[cfg(feature = "alloc")]
+pub mod device_server;
 pub mod geometry;
 pub mod identity;
 pub mod inquiry;
@@ -37,12 +39,18 @@ pub mod lun;
 pub mod mode;
 pub mod nexus;
 pub mod opcode;
+#[cfg(feature = "alloc")]
+pub mod port;
 pub mod pr;
+#[cfg(feature = "alloc")]
+pub mod range_lock;
 pub mod reply;
 pub mod report_luns;
 pub mod rsoc;
 pub mod sense;
 pub mod status;
+#[cfg(feature = "alloc")]
+pub mod task_set;
 pub mod time;
 pub mod transport_id;
 pub mod ua;

@@ -155,7 +155,8 @@ pub struct View<'a> {
 
 impl View<'_> {
     /// No registrants, no reservation.
-    pub const EMPTY: View<'static> = View { generation: 0, aptpl: false, registrants: &[], reservation: None };
+    pub const EMPTY: View<'static> =
+        View { generation: 0, aptpl: false, registrants: &[], reservation: None };
 
     /// The registration of `nexus`.
     pub fn registrant(&self, nexus: &Nexus) -> Option<&Registrant> {

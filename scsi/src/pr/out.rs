@@ -163,7 +163,8 @@ impl<'a> PrOut<'a> {
         if new_key == 0 {
             return Err(Sense::illegal_field_parameter(8, None));
         }
-        let (initiator, taken) = TransportId::parse(id_bytes).map_err(|e| transport_id_sense(e, ADDITIONAL))?;
+        let (initiator, taken) =
+            TransportId::parse(id_bytes).map_err(|e| transport_id_sense(e, ADDITIONAL))?;
         if taken != announced {
             return Err(Sense::illegal_field_parameter(20, None));
         }
@@ -365,10 +366,7 @@ mod tests {
         };
         assert_eq!(read, expected);
         list[8..16].fill(0);
-        assert_eq!(
-            PrOut::parse(&cdb(7, 0, list.len()), &list),
-            Err(Sense::illegal_field_parameter(8, None))
-        );
+        assert_eq!(PrOut::parse(&cdb(7, 0, list.len()), &list), Err(Sense::illegal_field_parameter(8, None)));
     }
 
     proptest::proptest! {

@@ -5,38 +5,33 @@
 
 use super::{Registrant, View};
 use crate::cdb::PrInAction;
+use crate::reply::{Reply, ReplyWriter};
 
-/// Writes the parameter data of `action` and returns how many bytes of `out` it filled.
-pub fn persistent_reserve_in(action: PrInAction, view: &View<'_>, out: &mut [u8]) -> usize {
-    let mut w = Clipped { out, at: 0 };
+/// Writes the parameter data of `action`.
+pub fn persistent_reserve_in(
+    action: PrInAction,
+    view: &View<'_>,
+    allocation_length: u16,
+    out: &mut [u8],
+) -> Reply {
+    let mut w = ReplyWriter::new(out, u32::from(allocation_length));
     match action {
         PrInAction::ReadKeys => read_keys(view, &mut w),
         PrInAction::ReadReservation => read_reservation(view, &mut w),
         PrInAction::ReportCapabilities => report_capabilities(view, &mut w),
         PrInAction::ReadFullStatus => read_full_status(view, &mut w),
     }
-    w.at.min(w.out.len())
+    w.finish()
 }
 
-/// Bytes that [`persistent_reserve_in`] needs for the whole answer.
-pub fn persistent_reserve_in_len(action: PrInAction, view: &View<'_>) -> usize {
-    let body = match action {
-        PrInAction::ReadKeys => view.registrants.len().saturating_mul(8),
-        PrInAction::ReadReservation => view.reservation.map_or(0, |_| 16),
-        PrInAction::ReportCapabilities => 0,
-        PrInAction::ReadFullStatus => view.registrants.iter().map(full_status_len).sum(),
-    };
-    body.saturating_add(8)
-}
-
-fn read_keys(view: &View<'_>, w: &mut Clipped<'_>) {
+fn read_keys(view: &View<'_>, w: &mut ReplyWriter<'_>) {
     header(view, w, view.registrants.len().saturating_mul(8));
     for registrant in view.registrants {
         w.put(&registrant.key.to_be_bytes());
     }
 }
 
-fn read_reservation(view: &View<'_>, w: &mut Clipped<'_>) {
+fn read_reservation(view: &View<'_>, w: &mut ReplyWriter<'_>) {
     let Some(reservation) = view.reservation else { return header(view, w, 0) };
     header(view, w, 16);
     // An all-registrants reservation has no key of its own: zero (SPC-5 6.15.3.2).
@@ -46,7 +41,7 @@ fn read_reservation(view: &View<'_>, w: &mut Clipped<'_>) {
     w.put(&[reservation.kind().code(), 0, 0]);
 }
 
-fn report_capabilities(view: &View<'_>, w: &mut Clipped<'_>) {
+fn report_capabilities(view: &View<'_>, w: &mut ReplyWriter<'_>) {
     const SIP_C: u8 = 0x08;
     const ATP_C: u8 = 0x04;
     const PTPL_C: u8 = 0x01;
@@ -62,7 +57,7 @@ fn full_status_len(registrant: &Registrant) -> usize {
     registrant.nexus.initiator.as_bytes().len().saturating_add(24)
 }
 
-fn read_full_status(view: &View<'_>, w: &mut Clipped<'_>) {
+fn read_full_status(view: &View<'_>, w: &mut ReplyWriter<'_>) {
     header(view, w, view.registrants.iter().map(full_status_len).sum());
     for registrant in view.registrants {
         let held = view.reservation.filter(|_| view.holds(&registrant.nexus));
@@ -78,79 +73,64 @@ fn read_full_status(view: &View<'_>, w: &mut Clipped<'_>) {
     }
 }
 
-fn header(view: &View<'_>, w: &mut Clipped<'_>, additional: usize) {
+fn header(view: &View<'_>, w: &mut ReplyWriter<'_>, additional: usize) {
     w.put(&view.generation.to_be_bytes());
     w.put(&u32::try_from(additional).unwrap_or(u32::MAX).to_be_bytes());
-}
-
-/// Appends to a buffer and forgets what lies behind its end.
-struct Clipped<'a> {
-    out: &'a mut [u8],
-    at: usize,
-}
-
-impl Clipped<'_> {
-    fn put(&mut self, bytes: &[u8]) {
-        for (to, from) in self.out.iter_mut().skip(self.at).zip(bytes) {
-            *to = *from;
-        }
-        self.at = self.at.saturating_add(bytes.len());
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reply::full_reply;
     use crate::{
         nexus::{Nexus, RelativePort},
         pr::{Reservation, ReservationType},
         transport_id::TransportId,
     };
-    use std::{vec, vec::Vec};
+    use std::vec::Vec;
 
     fn nexus(n: u8) -> Nexus {
         Nexus::new(TransportId::iscsi("iqn.2026-01.x:a", [n; 6]).unwrap(), RelativePort(u16::from(n)))
     }
 
     fn registrants() -> Vec<Registrant> {
-        (1..=2).map(|n| Registrant { nexus: nexus(n), key: 0x11 * u64::from(n), all_target_ports: false }).collect()
+        (1..=2)
+            .map(|n| Registrant { nexus: nexus(n), key: 0x11 * u64::from(n), all_target_ports: false })
+            .collect()
     }
 
-    fn answer(action: PrInAction, view: &View<'_>, room: usize) -> Vec<u8> {
-        let mut out = vec![0xee; room];
-        let n = persistent_reserve_in(action, view, &mut out);
-        assert!(out[n..].iter().all(|b| *b == 0xee), "nothing is written behind the answer");
-        out.truncate(n);
-        out
+    fn answer(action: PrInAction, view: &View<'_>) -> Vec<u8> {
+        full_reply(|len, out| {
+            let len = u16::try_from(len).unwrap_or(u16::MAX);
+            persistent_reserve_in(action, view, len, out)
+        })
     }
 
     #[test]
     fn read_keys_lists_every_registrant_and_keeps_its_length_when_cut() {
         let registrants = registrants();
         let view = View { generation: 7, registrants: &registrants, ..View::EMPTY };
-        let whole = answer(PrInAction::ReadKeys, &view, 100);
+        let whole = answer(PrInAction::ReadKeys, &view);
         assert_eq!(whole, [0, 0, 0, 7, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0, 0, 0, 0x22]);
-        assert_eq!(answer(PrInAction::ReadKeys, &view, 8), whole[..8]);
-        assert_eq!(answer(PrInAction::ReadKeys, &view, 0), []);
     }
 
     #[test]
     fn read_reservation_names_the_holders_key_and_zero_for_all_registrants() {
         let registrants = registrants();
         let view = View { registrants: &registrants, ..View::EMPTY };
-        assert_eq!(answer(PrInAction::ReadReservation, &view, 100), [0; 8]);
+        assert_eq!(answer(PrInAction::ReadReservation, &view), [0; 8]);
         let one = Reservation::new(ReservationType::WriteExclusive, nexus(2));
-        let told = answer(PrInAction::ReadReservation, &View { reservation: Some(&one), ..view }, 100);
+        let told = answer(PrInAction::ReadReservation, &View { reservation: Some(&one), ..view });
         assert_eq!(told, [0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0x22, 0, 0, 0, 0, 0, 1, 0, 0]);
         let all = Reservation::new(ReservationType::ExclusiveAccessAllRegistrants, nexus(2));
-        let told = answer(PrInAction::ReadReservation, &View { reservation: Some(&all), ..view }, 100);
+        let told = answer(PrInAction::ReadReservation, &View { reservation: Some(&all), ..view });
         assert_eq!((&told[8..16], told[21]), (&[0; 8][..], 8));
     }
 
     #[test]
     fn capabilities_name_all_types_and_the_activated_aptpl() {
         let view = View { aptpl: true, ..View::EMPTY };
-        assert_eq!(answer(PrInAction::ReportCapabilities, &view, 100), [0, 8, 0x0d, 0x81, 0xea, 0x01, 0, 0]);
+        assert_eq!(answer(PrInAction::ReportCapabilities, &view), [0, 8, 0x0d, 0x81, 0xea, 0x01, 0, 0]);
     }
 
     #[test]
@@ -158,8 +138,7 @@ mod tests {
         let registrants = registrants();
         let held = Reservation::new(ReservationType::ExclusiveAccess, nexus(2));
         let view = View { registrants: &registrants, reservation: Some(&held), ..View::EMPTY };
-        let told = answer(PrInAction::ReadFullStatus, &view, 1000);
-        assert_eq!(told.len(), persistent_reserve_in_len(PrInAction::ReadFullStatus, &view));
+        let told = answer(PrInAction::ReadFullStatus, &view);
         let each = 24 + nexus(1).initiator.as_bytes().len();
         assert_eq!(told.len(), 8 + 2 * each);
         let (first, second) = told[8..].split_at(each);

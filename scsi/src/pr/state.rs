@@ -132,7 +132,9 @@ impl Reservations {
             PrOut::Reserve { key, kind } => next.reserve(nexus, *key, *kind)?,
             PrOut::Release { key, kind } => next.release(nexus, *key, *kind)?,
             PrOut::Clear { key } => next.clear(nexus, *key)?,
-            PrOut::Preempt { key, victim, kind, abort } => next.preempt(nexus, *key, *victim, *kind, *abort)?,
+            PrOut::Preempt { key, victim, kind, abort } => {
+                next.preempt(nexus, *key, *victim, *kind, *abort)?
+            }
             PrOut::RegisterAndMove { .. } => next.register_and_move(nexus, request, ports)?,
         };
         applied.changed = next != *self;
@@ -147,7 +149,8 @@ impl Reservations {
         request: &PrOut<'_>,
         ports: &[RelativePort],
     ) -> Result<Applied, Refusal> {
-        let PrOut::Register { existing_key, new_key, aptpl, all_target_ports, initiator_ports } = *request else {
+        let PrOut::Register { existing_key, new_key, aptpl, all_target_ports, initiator_ports } = *request
+        else {
             return Ok(Applied::default());
         };
         let registered = self.key_of(nexus);
@@ -307,8 +310,7 @@ impl Reservations {
         let kind = kind.ok_or(Refusal::Sense(Sense::illegal_field_cdb(2, Some(7))))?;
         let before = self.reservation.map(|held| held.kind());
         let everyone = before.is_some_and(ReservationType::is_all_registrants);
-        let mut applied =
-            self.expel(nexus, |r| r.nexus != *nexus && (everyone || r.key == victim), abort);
+        let mut applied = self.expel(nexus, |r| r.nexus != *nexus && (everyone || r.key == victim), abort);
         self.reservation = Some(Reservation::new(kind, *nexus));
         if before != Some(kind) {
             applied.unit_attentions.extend(self.tell_registrants_but(nexus, asc::RESERVATIONS_RELEASED));
@@ -318,12 +320,8 @@ impl Reservations {
 
     /// Removes registrations and tells those who lost them; moves PRGENERATION.
     fn expel(&mut self, issuer: &Nexus, doomed: impl Fn(&Registrant) -> bool, abort: bool) -> Applied {
-        let lost: Vec<Nexus> = self
-            .registrants
-            .iter()
-            .filter(|r| doomed(r) && r.nexus != *issuer)
-            .map(|r| r.nexus)
-            .collect();
+        let lost: Vec<Nexus> =
+            self.registrants.iter().filter(|r| doomed(r) && r.nexus != *issuer).map(|r| r.nexus).collect();
         self.registrants.retain(|r| !doomed(r));
         self.generation = self.generation.wrapping_add(1);
         Applied {

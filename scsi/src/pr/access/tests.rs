@@ -51,8 +51,11 @@ fn every_row_for_every_type_and_relation() {
         for kind in ReservationType::ALL {
             let without = if kind.is_write_exclusive() { under_we } else { under_ea };
             let registered = if kind.admits_registrants() { with_rights } else { without };
-            let cases =
-                [(relation(false, false), without), (relation(true, false), registered), (relation(true, true), true)];
+            let cases = [
+                (relation(false, false), without),
+                (relation(true, false), registered),
+                (relation(true, true), true),
+            ];
             for (relation, allowed) in cases {
                 let got = check(&command, Some(kind), relation) == Access::Allowed;
                 assert_eq!(got, allowed, "{name} under {kind:?} by {relation:?}");
