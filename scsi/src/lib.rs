@@ -28,6 +28,7 @@ extern crate std;
 pub mod alua;
 pub mod capacity;
 pub mod cdb;
+pub mod checks;
 #[cfg(feature = "alloc")]
 pub mod device_server;
 pub mod geometry;
