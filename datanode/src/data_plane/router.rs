@@ -48,6 +48,14 @@ impl Bytes {
         Bytes { buffer, start, end }
     }
 
+    /// `len` bytes of it from `offset`, cut short where it ends.
+    #[must_use]
+    pub fn slice(&self, offset: usize, len: usize) -> Bytes {
+        let start = self.start.saturating_add(offset).min(self.end);
+        let end = start.saturating_add(len).min(self.end);
+        Bytes { buffer: Arc::clone(&self.buffer), start, end }
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()

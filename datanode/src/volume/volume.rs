@@ -34,6 +34,8 @@ enum Service {
     Stopped,
     /// Under this epoch, which the replica has promised.
     Open(Epoch, Arc<Replica>),
+    /// The configuration is changing within this epoch: nothing new is begun, what was done may be answered.
+    Paused(Epoch),
     /// We are the owner but the replica cannot be used: commands run, their I/O fails.
     Broken(Epoch),
 }
@@ -67,7 +69,16 @@ impl Volume {
         self.set(Service::Broken(epoch));
     }
 
-    /// From now on nothing is executed.
+    /// Until the next change nothing is begun; what is done may still be answered.
+    pub fn pause(&self) {
+        let mut service = self.service.write().unwrap_or_else(PoisonError::into_inner);
+        match &*service {
+            Service::Open(epoch, _) | Service::Broken(epoch) => *service = Service::Paused(*epoch),
+            Service::Stopped | Service::Paused(_) => {}
+        }
+    }
+
+    /// From now on nothing is executed or answered.
     pub fn stop(&self) {
         self.set(Service::Stopped);
     }
@@ -78,14 +89,16 @@ impl Volume {
             return None;
         }
         match &*self.service.read().unwrap_or_else(PoisonError::into_inner) {
-            Service::Stopped => None,
+            Service::Stopped | Service::Paused(_) => None,
             Service::Open(epoch, _) | Service::Broken(epoch) => Some(*epoch),
         }
     }
 
     /// True if what was executed may be answered: asked after the last I/O and before the reply.
     pub fn may_reply(&self) -> bool {
-        self.serving_epoch().is_some()
+        let stopped = matches!(*self.service.read().unwrap_or_else(PoisonError::into_inner), Service::Stopped);
+        // The gate last: it is what may close at any moment.
+        !stopped && self.shared.gate.open(clock::now_ms())
     }
 
     /// Reads `extent` into `buffer`, which is as long as the extent.
@@ -144,7 +157,7 @@ impl Volume {
         // Cloned, so that a long I/O holds up no change of service.
         let service = self.service.read().unwrap_or_else(PoisonError::into_inner).clone();
         match service {
-            Service::Stopped => Err(VolumeError::NotExecuted),
+            Service::Stopped | Service::Paused(_) => Err(VolumeError::NotExecuted),
             Service::Broken(_) => Err(VolumeError::OutOfService),
             Service::Open(epoch, replica) => {
                 let admitted = replica.admit(epoch).ok_or(VolumeError::NotExecuted)?;

@@ -1,0 +1,238 @@
+//! Carries the actions of a device server out: I/O inline or on the I/O threads, proposals to the agent, answers to those who
+//! asked.
+//!
+//! Invariants: actions are carried out in order, outside the lock; no answer leaves as executed unless the volume may still
+//! be answered for after its last I/O (design 6.8): then it leaves as not executed, or as unknown if anything may have
+//! changed.
+
+use std::sync::{Arc, MutexGuard};
+
+use holdfast_scsi::device_server::{
+    Action, Completion, DataIn, Response, TaskId, TmfResponse, UaScope,
+};
+use holdfast_scsi::geometry::Geometry;
+
+use super::io::{Io, IoResult};
+use super::logical_unit::{Inner, LogicalUnit, Task};
+use super::{Answer, Driver, Finished, LuAnswer};
+use crate::agent::{EstablishUnitAttention, ProposeReservation, UnitAttentionScope};
+use crate::clock;
+use crate::data_plane::mailbox::Message;
+use crate::data_plane::router::{Bytes, LuFunctionOutcome, Outcome, Reply};
+use crate::store::io_threads::Lane;
+
+/// By when a reservation change has passed its barrier although nobody told this node, in milliseconds after its
+/// installation: every lease that was granted without it has run out by then. Longer than any lease.
+const BARRIER_MS_MAX: u64 = 15_000;
+
+/// What is left to do outside the lock.
+enum Work {
+    Io(TaskId, Io, Geometry),
+    Propose(TaskId, ProposeReservation),
+    Establish(u64, EstablishUnitAttention),
+    Answer(Finished, MayChange),
+}
+
+/// Whether the answer is of a task that may have changed something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MayChange {
+    Yes,
+    No,
+}
+
+impl LogicalUnit {
+    /// Carries out what the device server wants until it wants nothing more for now. Consumes the lock.
+    pub(super) fn drive(self: &Arc<Self>, driver: &mut Driver<'_>, inner: MutexGuard<'_, Inner>) {
+        let mut inner = inner;
+        loop {
+            let work = inner.take_work(self);
+            drop(inner);
+            let mut done = Vec::new();
+            for work in work {
+                if let Some(result) = self.perform(driver, work) {
+                    done.push(result);
+                }
+            }
+            if done.is_empty() {
+                return;
+            }
+            inner = self.lock();
+            for (task, result) in done {
+                inner.io_done(task, result);
+            }
+        }
+    }
+
+    fn perform(self: &Arc<Self>, driver: &mut Driver<'_>, work: Work) -> Option<(TaskId, IoResult)> {
+        match work {
+            Work::Io(task, io, geometry) => return self.perform_io(driver, task, io, geometry),
+            Work::Propose(task, proposal) => {
+                let (unit, mailboxes, worker) = (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
+                let reply = Box::new(move |result| {
+                    mailboxes.post(worker, Message::LuAnswer(LuAnswer::Proposal { unit, task, result }));
+                });
+                driver.services.agent.propose_reservation(proposal, reply);
+            }
+            Work::Establish(id, request) => {
+                let (unit, mailboxes, worker) = (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
+                let reply = Box::new(move |result| {
+                    mailboxes.post(worker, Message::LuAnswer(LuAnswer::Established { unit, id, result }));
+                });
+                driver.services.agent.establish_unit_attention(request, reply);
+            }
+            Work::Answer(finished, may_change) => {
+                let answer = if self.volume.may_reply() { finished.answer } else { held_back(finished.answer, may_change) };
+                driver.deliver(Finished { answer, ..finished });
+            }
+        }
+        None
+    }
+
+    fn perform_io(
+        self: &Arc<Self>,
+        driver: &mut Driver<'_>,
+        task: TaskId,
+        io: Io,
+        geometry: Geometry,
+    ) -> Option<(TaskId, IoResult)> {
+        if let Some(result) = io.try_inline(&self.volume, &geometry) {
+            return Some((task, result));
+        }
+        let (unit, services) = (Arc::clone(self), driver.services.clone());
+        let job = Box::new(move || {
+            let result = io.run(&unit.volume, &geometry);
+            unit.io_done(&mut Driver::remote(&services), task, result);
+        });
+        driver.services.io.submit(self.lane(), job);
+        None
+    }
+
+    /// The lane of its I/O: one for each volume.
+    pub(crate) fn lane(&self) -> Lane {
+        let [a, b, c, d, e, f, g, h, ..] = self.id().0;
+        Lane::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+impl Driver<'_> {
+    /// The worker that the agent's answers go through.
+    fn worker(&self) -> usize {
+        self.local.as_ref().map_or(0, |(worker, _)| *worker)
+    }
+}
+
+impl Inner {
+    /// What the device server wants, with all that is needed to do it outside the lock.
+    fn take_work(&mut self, unit: &LogicalUnit) -> Vec<Work> {
+        let mut work = Vec::new();
+        while let Some(action) = self.server.poll_action() {
+            if self.closed() {
+                continue;
+            }
+            let geometry = self.config.properties.geometry;
+            let data = |task| self.tasks.get(&task).map_or_else(Bytes::default, |t: &Task| t.data.clone());
+            match Io::of(action, &geometry, data) {
+                Ok((task, io)) => {
+                    if let Some(entry) = self.tasks.get_mut(&task) {
+                        entry.changing = io.changes();
+                    }
+                    work.push(Work::Io(task, io, geometry));
+                }
+                Err(action) => work.extend(self.take_other(unit, action)),
+            }
+        }
+        work
+    }
+
+    fn take_other(&mut self, unit: &LogicalUnit, action: Action) -> Option<Work> {
+        let epoch = unit.serving_epoch().unwrap_or_default();
+        match action {
+            Action::ProposeReservation { task, nexus, expected_version, cdb, parameter_list } => {
+                if let Some(entry) = self.tasks.get_mut(&task) {
+                    entry.changing = true;
+                }
+                let (volume, proposal_id) = (unit.id(), random_id());
+                Some(Work::Propose(
+                    task,
+                    ProposeReservation { volume, epoch, expected_version, nexus, cdb, parameter_list, proposal_id },
+                ))
+            }
+            Action::EstablishUnitAttention { id, additional, scope } => {
+                let scope = match scope {
+                    UaScope::All => UnitAttentionScope::All,
+                    UaScope::Only(nexus) => UnitAttentionScope::Only(nexus),
+                    UaScope::AllExcept(nexus) => UnitAttentionScope::Except(nexus),
+                };
+                let (volume, request_id) = (unit.id(), random_id());
+                Some(Work::Establish(id, EstablishUnitAttention { volume, epoch, additional, scope, request_id }))
+            }
+            Action::AwaitBarrier { version } => {
+                if version <= self.barriers.passed {
+                    self.server.handle_barrier(clock::scsi_now(), version);
+                } else {
+                    let installed = self.barriers.installed.map_or_else(clock::now_ms, |(_, at)| at);
+                    let passes_at = installed.saturating_add(BARRIER_MS_MAX);
+                    self.barriers.awaited.push((version, passes_at));
+                }
+                None
+            }
+            Action::Complete { task, response } => {
+                let task = self.tasks.remove(&task)?;
+                let may_change = if task.changed || task.changing { MayChange::Yes } else { MayChange::No };
+                let answer = match response {
+                    Response::Aborted => Answer::Command(Outcome::Aborted),
+                    Response::Completed(_) if task.refused => held_back(Answer::Command(Outcome::NotExecuted), may_change),
+                    Response::Completed(completion) => Answer::Command(Outcome::Reply(reply(completion, &task))),
+                };
+                Some(Work::Answer(Finished { requester: task.requester, answer }, may_change))
+            }
+            Action::TaskManagementDone { id, response } => {
+                let requester = self.functions.remove(&id)?;
+                let outcome = match response {
+                    TmfResponse::Complete | TmfResponse::Succeeded => LuFunctionOutcome::Complete,
+                    TmfResponse::TaskDoesNotExist => LuFunctionOutcome::TaskDoesNotExist,
+                    TmfResponse::NotSupported => LuFunctionOutcome::NotSupported,
+                    TmfResponse::Rejected => LuFunctionOutcome::Rejected,
+                };
+                Some(Work::Answer(Finished { requester, answer: Answer::Function(outcome) }, MayChange::Yes))
+            }
+            // Everything else is I/O, or for the controller's barrier, which counts what has been answered here.
+            _ => None,
+        }
+    }
+}
+
+/// What may be said of an answer once the volume is no longer ours to answer for.
+fn held_back(answer: Answer, may_change: MayChange) -> Answer {
+    match (answer, may_change) {
+        (Answer::Command(Outcome::Aborted), _) => Answer::Command(Outcome::Aborted),
+        (Answer::Command(_), MayChange::No) => Answer::Command(Outcome::NotExecuted),
+        (Answer::Command(_), MayChange::Yes) => Answer::Command(Outcome::Unknown),
+        (Answer::Function(_), _) => Answer::Function(LuFunctionOutcome::Unknown),
+    }
+}
+
+fn reply(completion: Completion, task: &Task) -> Reply {
+    let data = match completion.data_in {
+        DataIn::None => Bytes::default(),
+        DataIn::Bytes(bytes) => Bytes::new(bytes),
+        DataIn::FromRead { offset, len } => Bytes::part(Arc::clone(&task.read), offset as usize, len as usize),
+    };
+    Reply {
+        status: completion.status,
+        sense: completion.sense,
+        data,
+        transfer_len: completion.transfer_len,
+        unit_attention_reported: completion.unit_attention_reported,
+    }
+}
+
+fn random_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    if getrandom::fill(&mut id).is_err() {
+        // Ids that could repeat would let one proposal's outcome be taken for another's.
+        tracing::error!("the system gives no random numbers: ending the process");
+        std::process::abort();
+    }
+    id
+}
