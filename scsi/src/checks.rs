@@ -67,11 +67,7 @@ impl Verdict {
         Verdict::Reply { status: Status::ReservationConflict, sense: None, unit_attention_reported: None };
 
     const fn sense(sense: Sense) -> Verdict {
-        Verdict::Reply {
-            status: Status::CheckCondition,
-            sense: Some(sense),
-            unit_attention_reported: None,
-        }
+        Verdict::Reply { status: Status::CheckCondition, sense: Some(sense), unit_attention_reported: None }
     }
 
     const fn unit_attention(ua: UnitAttention) -> Verdict {
@@ -172,7 +168,7 @@ pub fn request_sense(
 ) -> (Reply, Option<u64>) {
     let sense = unit_attention.map_or(Sense::NONE, |ua| ua.sense());
     let reply = sense_as_data(&sense, descriptor, allocation_length, out);
-    let told_from = if descriptor { 4 } else { 14 };
+    let told_from = if sense.in_descriptor_format(descriptor) { 4 } else { 14 };
     let reported = unit_attention.filter(|_| reply.written >= told_from).map(|ua| ua.id);
     (reply, reported)
 }

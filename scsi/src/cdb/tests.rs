@@ -56,7 +56,8 @@ const VERIFIES: [u8; 3] = [0x2f, 0xaf, 0x8f];
 #[test]
 fn read_and_write_take_lba_length_fua_and_dpo() {
     let extent = Extent { lba: 0x0102_0304, blocks: 0x0506 };
-    for (flags, fua, dpo) in [(0x00, false, false), (0x08, true, false), (0x10, false, true), (0x18, true, true)]
+    for (flags, fua, dpo) in
+        [(0x00, false, false), (0x08, true, false), (0x10, false, true), (0x18, true, true)]
     {
         for opcode in READS {
             let got = parse(&rw(opcode, flags, extent.lba, extent.blocks), &large());
@@ -82,10 +83,7 @@ fn six_byte_forms_have_21_bits_of_lba_and_zero_means_256_blocks() {
     assert_eq!(read([0x08, 0x01, 0x02, 0x03, 0, 0]), expect(0x1_0203, 256));
     assert_eq!(read([0x08, 0x20, 0, 0, 1, 0]), field(1, 7));
     let write = parse(&[0x0a, 0, 0, 9, 2, 0], &large());
-    assert_eq!(
-        write,
-        Ok(Command::Write { extent: Extent { lba: 9, blocks: 2 }, fua: false, dpo: false })
-    );
+    assert_eq!(write, Ok(Command::Write { extent: Extent { lba: 9, blocks: 2 }, fua: false, dpo: false }));
     assert_eq!(parse(&[0x08, 0, 0x03, 0xe7, 2, 0], &small()), Err(Sense::lba_out_of_range(1000)));
 }
 
@@ -328,19 +326,13 @@ fn mode_commands_decode_both_forms() {
     );
     assert_eq!(parse(&[0x15, 0x11, 0, 0, 24, 0], &small()), field(1, 0), "SP");
     assert_eq!(parse(&[0x15, 0x00, 0, 0, 24, 0], &small()), field(1, 4), "PF");
-    assert_eq!(
-        parse(&[0x55, 0x10, 0, 0, 0, 0, 0, 2, 1, 0], &small()),
-        Err(Sense::parameter_list_length())
-    );
+    assert_eq!(parse(&[0x55, 0x10, 0, 0, 0, 0, 0, 2, 1, 0], &small()), Err(Sense::parameter_list_length()));
 }
 
 #[test]
 fn reports_check_their_selectors_and_least_allocation_lengths() {
     let luns = |select, len| parse(&[0xa0, 0, select, 0, 0, 0, 0, 0, 0, len, 0, 0], &small());
-    assert_eq!(
-        luns(2, 16),
-        Ok(Command::ReportLuns { select: SelectReport::All, allocation_length: 16 })
-    );
+    assert_eq!(luns(2, 16), Ok(Command::ReportLuns { select: SelectReport::All, allocation_length: 16 }));
     assert_eq!(luns(3, 16), bytes_at(2));
     assert_eq!(luns(0, 15), bytes_at(6));
 
@@ -391,7 +383,10 @@ fn persistent_reserve_decodes_every_service_action() {
     ] {
         let got = parse(&[0x5f, action as u8, 0x15, 0, 0, 0, 0, 0, 24, 0], &small());
         let parameter_list_length = 24;
-        assert_eq!(got, Ok(Command::PersistentReserveOut { action, scope: 1, kind: 5, parameter_list_length }));
+        assert_eq!(
+            got,
+            Ok(Command::PersistentReserveOut { action, scope: 1, kind: 5, parameter_list_length })
+        );
     }
     assert_eq!(parse(&[0x5f, 9, 0, 0, 0, 0, 0, 0, 24, 0], &small()), field(1, 4));
     let long = parse(&[0x5f, 0, 0, 0, 0, 0, 0, 0x40, 1, 0], &small());
@@ -474,7 +469,10 @@ fn length_of_a_cdb_is_known_by_its_operation_code() {
     for row in TABLE {
         assert_eq!(cdb_len(row.opcode), Some(row.usage.len()));
     }
-    assert_eq!((cdb_len(0x04), cdb_len(0x55), cdb_len(0x85), cdb_len(0xac)), (Some(6), Some(10), Some(16), Some(12)));
+    assert_eq!(
+        (cdb_len(0x04), cdb_len(0x55), cdb_len(0x85), cdb_len(0xac)),
+        (Some(6), Some(10), Some(16), Some(12))
+    );
     assert_eq!((cdb_len(0x7f), cdb_len(0xc0)), (None, None));
 }
 

@@ -104,11 +104,7 @@ fn each_check_comes_before_all_later_ones() {
 
 #[test]
 fn conflict_never_consumes_a_unit_attention() {
-    let now = Conditions {
-        unit_attention: Some(OTHER),
-        persistent_reservation: Access::Conflict,
-        ..CLEAR
-    };
+    let now = Conditions { unit_attention: Some(OTHER), persistent_reservation: Access::Conflict, ..CLEAR };
     for (opcode, parsed) in every_command() {
         match check(opcode, &parsed, &now) {
             Verdict::Proceed => assert!(is_exempt(opcode)),
@@ -153,9 +149,10 @@ fn access_states_admit_what_the_standard_lists() {
 
 #[test]
 fn write_protection_refuses_what_changes_the_medium() {
-    for (protect, additional) in
-        [(WriteProtect::ReadOnly, asc::WRITE_PROTECTED), (WriteProtect::Software, asc::SOFTWARE_WRITE_PROTECTED)]
-    {
+    for (protect, additional) in [
+        (WriteProtect::ReadOnly, asc::WRITE_PROTECTED),
+        (WriteProtect::Software, asc::SOFTWARE_WRITE_PROTECTED),
+    ] {
         let now = Conditions { write_protect: protect, ..CLEAR };
         let refused: Vec<u8> = every_command()
             .into_iter()
@@ -207,6 +204,8 @@ fn unit_attention_that_was_cut_off_stays_pending() {
         for allocation_length in 0..20 {
             let (_, reported) = request_sense(Some(OTHER), descriptor, allocation_length, &mut [0; 252]);
             assert_eq!(reported.is_some(), allocation_length >= enough);
+            let (_, reported) = request_sense(Some(RESET), descriptor, allocation_length, &mut [0; 252]);
+            assert_eq!(reported.is_some(), allocation_length >= 14, "always in fixed format");
         }
     }
 }

@@ -92,6 +92,20 @@ fn descriptor_format_bytes_are_those_of_the_standard() {
 }
 
 #[test]
+fn resets_and_mode_changes_are_told_in_fixed_format_whatever_d_sense_says() {
+    let format = |sense: Sense| {
+        let mut out = [0; 64];
+        sense.write(true, &mut out);
+        out[0]
+    };
+    assert_eq!(format(Sense::unit_attention(asc::POWER_ON_OR_RESET)), 0x70);
+    assert_eq!(format(Sense::unit_attention(asc::I_T_NEXUS_LOSS)), 0x70);
+    assert_eq!(format(Sense::unit_attention(asc::MODE_PARAMETERS_CHANGED)), 0x70);
+    assert_eq!(format(Sense::unit_attention(asc::RESERVATIONS_RELEASED)), 0x72);
+    assert_eq!(format(Sense::illegal(asc::INVALID_FIELD_IN_CDB)), 0x72);
+}
+
+#[test]
 fn no_two_names_share_a_code() {
     for (i, (code, _)) in asc::ALL.iter().enumerate() {
         assert!(asc::ALL[i + 1..].iter().all(|(other, _)| other != code), "{code}");

@@ -16,9 +16,18 @@ const COMMAND_DATA: u8 = 0x40;
 const BIT_POINTER_VALID: u8 = 0x08;
 
 impl Sense {
-    /// Writes the format that the D_SENSE bit asks for; see [`Sense::write_fixed`] and [`Sense::write_descriptor`].
+    /// Writes the format that D_SENSE or DESC asks for, where [`Sense::in_descriptor_format`] lets it; see
+    /// [`Sense::write_fixed`] and [`Sense::write_descriptor`].
     pub fn write(&self, descriptor: bool, out: &mut [u8]) -> usize {
-        if descriptor { self.write_descriptor(out) } else { self.write_fixed(out) }
+        if self.in_descriptor_format(descriptor) { self.write_descriptor(out) } else { self.write_fixed(out) }
+    }
+
+    /// The format that [`Sense::write`] uses. A Unit Attention 29/xx or MODE PARAMETERS CHANGED is always in fixed format
+    /// (SPC-4 4.5.1): it may be what tells the host that D_SENSE is no longer what it thinks.
+    pub const fn in_descriptor_format(&self, wanted: bool) -> bool {
+        let always_fixed = matches!(self.key, SenseKey::UnitAttention)
+            && matches!((self.additional.asc, self.additional.ascq), (0x29, _) | (0x2a, 0x01));
+        wanted && !always_fixed
     }
 
     /// Writes fixed format, 18 bytes, cut off at the end of `out`. Returns the bytes written.
