@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 
 use crate::{
     cdb::{self, Command, SelectReport},
+    checks,
     device_server::Completion,
     geometry::Geometry,
     inquiry,
@@ -211,7 +212,7 @@ fn absent(cdb: &[u8]) -> Completion {
             }
         }
         Ok(Command::RequestSense { descriptor, allocation_length }) => {
-            NOT_SUPPORTED.write(descriptor, &mut data).min(usize::from(allocation_length))
+            checks::sense_as_data(&NOT_SUPPORTED, descriptor, allocation_length, &mut data).written
         }
         _ => return Completion::check(NOT_SUPPORTED),
     };

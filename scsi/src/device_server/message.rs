@@ -343,7 +343,8 @@ pub struct Completion {
     pub sense: Option<Sense>,
     /// Data-In.
     pub data_in: DataIn,
-    /// Bytes that the command moves as its CDB says, Data-In or Data-Out, for the residual count; 0 when unknown.
+    /// Bytes that the command moves, for the residual count: the Data-Out that the CDB asks for (also when the command
+    /// failed), otherwise the length of the Data-In.
     pub transfer_len: u32,
     /// The Unit Attention with this id was reported: the port takes it out of its queue.
     pub unit_attention_reported: Option<u64>,
@@ -390,5 +391,17 @@ impl Completion {
     /// GOOD with parameter data.
     pub fn bytes(data: Vec<u8>) -> Completion {
         Completion { data_in: DataIn::Bytes(data), ..Completion::status(Status::Good) }
+    }
+
+    /// With the length that the residual is counted from.
+    pub(super) fn with_transfer_len(mut self, data_out_wanted: u64) -> Completion {
+        let data_in = match &self.data_in {
+            DataIn::None => 0,
+            DataIn::Bytes(bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+            DataIn::FromRead { len, .. } => *len,
+        };
+        let wanted = u32::try_from(data_out_wanted).unwrap_or(u32::MAX);
+        self.transfer_len = if wanted > 0 { wanted } else { data_in };
+        self
     }
 }

@@ -1,72 +1,319 @@
-//! The device server of one logical unit, at its owner. Skeleton.
+//! The device server of one logical unit, at its owner: the one place where SAM's rules hold for that unit.
+//!
+//! The way of a command:
+//!
+//! ```text
+//! handle_command -> cdb::parse -> task set (order, TASK SET FULL) -> start: the order of checks -> [Data-Out awaited]
+//!   -> execute -> [range locks] -> submit: access checked again -> Action (I/O) -> handle_io -> ... -> Action::Complete
+//! ```
+//!
+//! | Looking for | File |
+//! |---|---|
+//! | the order of checks | `admission`, which asks [`crate::checks`] |
+//! | range locks, submission, what follows an I/O | `block` |
+//! | COMPARE AND WRITE, ORWRITE, VERIFY, WRITE SAME | `compare_and_write` |
+//! | PERSISTENT RESERVE OUT and IN, barriers, draining | `reservations` |
+//! | ABORT TASK ... LUN RESET, loss of a nexus | `task_management` |
+//! | commands that only tell something, MODE SELECT | `inform` |
+//! | the words of the seam | `message` |
+//!
+//! Invariants: every task completes exactly once; I/O that was submitted is waited for before its task ends or a task
+//! management function is answered; no I/O is submitted for a nexus that the installed reservations shut out; GOOD for
+//! a change of reservations comes only after the cluster agreed and, here, all I/O of older versions has ended.
 
+mod admission;
+mod block;
+mod compare_and_write;
+mod inform;
 mod message;
+mod reservations;
+mod task;
+mod task_management;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::{BTreeMap, VecDeque};
 
 pub use crate::task_set::{TaskAttribute, TaskId};
 pub use message::*;
 
-use crate::{nexus::Nexus, pr::state::Reservations, time::Instant};
+use crate::{
+    cdb::{self, Command},
+    mode::ModeParameters,
+    nexus::Nexus,
+    range_lock::RangeLocks,
+    sense::{Sense, asc},
+    status::Status,
+    task_set::{NotAdmitted, TaskSet},
+    time::Instant,
+};
+use reservations::ReservationState;
+use task::{Stage, Task};
+use task_management::PendingFunction;
 
-/// The name of a living task was used for a new one.
+/// The name of a living task was used for a new one. Nothing was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DuplicateTask;
 
-/// Executes the commands of one logical unit. Sans-io.
+/// What may go on now.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    /// The task's turn has come.
+    Start(TaskId),
+    /// The task has its ranges.
+    Locked(TaskId),
+    /// The task has what it waited for (data, a version, a barrier) and is executed.
+    Execute(TaskId),
+}
+
+/// Who waits for a Unit Attention to be established.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UaWaiter {
+    Function(u64),
+    Task(TaskId),
+}
+
+/// Executes the commands of one logical unit. Sans-io: `handle_*` tell it what happened, [`DeviceServer::poll_action`]
+/// tells what to do.
 #[derive(Debug)]
 pub struct DeviceServer {
-    _config: LuConfig,
+    config: LuConfig,
+    mode: ModeParameters,
+    topology: Topology,
+    reservations: ReservationState,
+    task_set: TaskSet,
+    tasks: BTreeMap<TaskId, Task>,
+    locks: RangeLocks<TaskId>,
+    functions: VecDeque<PendingFunction>,
+    ua_waiters: BTreeMap<u64, UaWaiter>,
+    last_ua_request: u64,
+    /// The Unit Attention reported last to each nexus: commands sent before the port heard of it still carry it.
+    reported: BTreeMap<Nexus, u64>,
+    work: VecDeque<Work>,
+    actions: VecDeque<Action>,
+    now: Instant,
 }
 
 impl DeviceServer {
-    /// A device server without reservations and topology.
+    /// A device server without reservations, tasks and topology.
     pub fn new(config: LuConfig) -> DeviceServer {
-        DeviceServer { _config: config }
+        DeviceServer {
+            config,
+            mode: config.mode,
+            topology: Topology::default(),
+            reservations: ReservationState::default(),
+            task_set: TaskSet::default(),
+            tasks: BTreeMap::new(),
+            locks: RangeLocks::default(),
+            functions: VecDeque::new(),
+            ua_waiters: BTreeMap::new(),
+            last_ua_request: 0,
+            reported: BTreeMap::new(),
+            work: VecDeque::new(),
+            actions: VecDeque::new(),
+            now: Instant(0),
+        }
     }
-    /// Replaces the configuration.
-    pub fn install_config(&mut self, _config: LuConfig) {}
-    /// Replaces the topology.
-    pub fn install_topology(&mut self, _topology: Topology) {}
-    /// Installs a newer reservation state.
-    pub fn install_reservations(&mut self, _now: Instant, _version: u64, _reservations: Reservations) {}
-    /// The barrier of this version has passed.
-    pub fn handle_barrier(&mut self, _now: Instant, _version: u64) {}
-    /// Aborts the tasks of preempted nexuses.
-    pub fn abort_tasks_of(&mut self, _now: Instant, _nexuses: &[Nexus]) {}
-    /// True once I/O submitted under older versions has ended.
-    pub fn reservations_drained(&self, _version: u64) -> bool {
-        true
+
+    /// Replaces the configuration (resize, write protection). Ranges of waiting tasks are checked again.
+    pub fn install_config(&mut self, config: LuConfig) {
+        self.config = config;
     }
-    /// A command arrived.
+
+    /// The configuration.
+    pub fn config(&self) -> &LuConfig {
+        &self.config
+    }
+
+    /// Replaces the target port groups.
+    pub fn install_topology(&mut self, topology: Topology) {
+        self.topology = topology;
+    }
+
+    /// Puts mode parameters into force that the cluster agreed on.
+    pub fn install_mode_parameters(&mut self, parameters: ModeParameters) {
+        self.mode = parameters;
+    }
+
+    /// The mode parameters in force.
+    pub fn mode_parameters(&self) -> &ModeParameters {
+        &self.mode
+    }
+
+    /// A command arrived. Unless its name is in use, exactly one [`Action::Complete`] follows.
+    ///
+    /// # Errors
+    /// [`DuplicateTask`]: the caller has a living task of this name.
     pub fn handle_command(
         &mut self,
-        _now: Instant,
-        _request: CommandRequest<'_>,
-        _data: DataOut<'_>,
+        now: Instant,
+        request: CommandRequest<'_>,
+        data: DataOut<'_>,
     ) -> Result<(), DuplicateTask> {
+        self.now = now;
+        let id = request.task;
+        let command = match request.attribute {
+            TaskAttribute::Aca => Err(Sense::illegal(asc::INVALID_FIELD_IN_COMMAND_IU)),
+            _ => cdb::parse(request.cdb, &self.config.properties.geometry),
+        };
+        match self.task_set.admit(id, request.nexus, request.attribute) {
+            Err(NotAdmitted::Duplicate) => return Err(DuplicateTask),
+            Err(NotAdmitted::Full) => {
+                let response = Response::Completed(Completion::status(Status::TaskSetFull));
+                self.actions.push_back(Action::Complete { task: id, response });
+                return Ok(());
+            }
+            Ok(may_run) => {
+                self.tasks.insert(id, Task::new(&request, command, data));
+                if may_run {
+                    self.work.push_back(Work::Start(id));
+                }
+            }
+        }
+        self.run();
         Ok(())
     }
-    /// The whole Data-Out of a task is there.
-    pub fn handle_data_out(&mut self, _now: Instant, _task: TaskId, _data: &[u8]) {}
-    /// An I/O action ended.
-    pub fn handle_io(&mut self, _now: Instant, _task: TaskId, _done: IoDone<'_>) {}
-    /// A proposal ended.
-    pub fn handle_proposal(&mut self, _now: Instant, _task: TaskId, _outcome: ProposalOutcome) {}
-    /// New mode parameters are in force in the cluster.
-    pub fn install_mode_parameters(&mut self, _parameters: crate::mode::ModeParameters) {}
-    /// A change of mode parameters ended.
-    pub fn handle_mode_parameters(&mut self, _now: Instant, _task: TaskId, _outcome: ModeOutcome) {}
-    /// A Unit Attention is established (`established`), or could not be.
-    pub fn handle_unit_attention(&mut self, _now: Instant, _id: u64, _established: bool) {}
-    /// A task management request arrived.
-    pub fn handle_task_management(&mut self, _now: Instant, _request: TaskManagementRequest<'_>) {}
-    /// A nexus is gone.
-    pub fn handle_nexus_loss(&mut self, _now: Instant, _nexus: &Nexus) {}
-    /// What to do next.
-    pub fn poll_action(&mut self) -> Option<Action> {
-        None
+
+    /// The whole Data-Out of an awaited task is there. Unknown tasks (ended meanwhile) are ignored.
+    pub fn handle_data_out(&mut self, now: Instant, task: TaskId, data: &[u8]) {
+        self.now = now;
+        let Some(waiting) = self.tasks.get_mut(&task).filter(|t| !t.data_ready) else { return };
+        waiting.take_data(data);
+        if waiting.stage == Stage::AwaitingData {
+            // It may have been fenced while its data was on the way.
+            self.work.push_back(Work::Execute(task));
+        }
+        self.run();
     }
+
+    /// What to do next; `None` when nothing is to be done before the next event.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
     /// When the oldest I/O that is under way was submitted: the health of the data path.
     pub fn oldest_submission(&self) -> Option<Instant> {
-        None
+        let since = |task: &Task| match task.stage {
+            Stage::Submitted { since, .. } => Some(since),
+            _ => None,
+        };
+        self.tasks.values().filter_map(since).min_by_key(|since| since.0)
+    }
+
+    /// Number of living tasks.
+    pub fn task_count(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Does all that can be done without waiting.
+    fn run(&mut self) {
+        loop {
+            match self.work.pop_front() {
+                Some(Work::Start(id)) => self.start(id),
+                Some(Work::Locked(id)) => self.after_wait(id, Self::submit_first),
+                Some(Work::Execute(id)) => self.after_wait(id, Self::execute),
+                None if self.finish_drained() => {}
+                None => break,
+            }
+        }
+    }
+
+    /// Goes on with a task that has waited, if its nexus still has access.
+    fn after_wait(&mut self, id: TaskId, next: fn(&mut Self, TaskId)) {
+        match self.recheck(id) {
+            Some(refused) => self.complete(id, refused),
+            None => next(self, id),
+        }
+    }
+
+    /// The task's turn: the order of checks, then on to its data or its execution.
+    fn start(&mut self, id: TaskId) {
+        if let Some(refused) = self.admission(id) {
+            return self.complete(id, refused);
+        }
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let wanted = task.data_out_wanted(&self.config.properties.geometry);
+        if !task.data_ready && wanted > 0 {
+            task.stage = Stage::AwaitingData;
+            return;
+        }
+        self.execute(id);
+    }
+
+    /// All data is there: what the command does.
+    fn execute(&mut self, id: TaskId) {
+        let Some(Ok(command)) = self.tasks.get(&id).map(|task| task.command) else { return };
+        match command {
+            Command::Read { .. }
+            | Command::Write { .. }
+            | Command::WriteAndVerify { .. }
+            | Command::Verify { .. }
+            | Command::SynchronizeCache { .. }
+            | Command::Unmap { .. }
+            | Command::WriteSame { .. }
+            | Command::CompareAndWrite { .. }
+            | Command::OrWrite { .. }
+            | Command::GetLbaStatus { .. }
+            | Command::StartStopUnit { start: false, .. } => self.lock(id, &command),
+            Command::PersistentReserveIn { action, allocation_length } => {
+                self.persistent_reserve_in(id, action, allocation_length);
+            }
+            Command::PersistentReserveOut { .. } => self.persistent_reserve_out(id),
+            Command::Reserve => self.reserve(id),
+            Command::Release => self.release(id),
+            Command::ModeSelect { form, parameter_list_length } => {
+                self.mode_select(id, form, parameter_list_length);
+            }
+            Command::TestUnitReady
+            | Command::RequestSense { .. }
+            | Command::Inquiry { .. }
+            | Command::ModeSense(_)
+            | Command::ReadCapacity10
+            | Command::ReadCapacity16 { .. }
+            | Command::PreFetch { .. }
+            | Command::ReportLuns { .. }
+            | Command::ReportTargetPortGroups { .. }
+            | Command::ReportSupportedOperationCodes { .. }
+            | Command::ReportSupportedTaskManagementFunctions { .. }
+            | Command::StartStopUnit { start: true, .. }
+            | Command::PreventAllowMediumRemoval { .. }
+            | Command::SendDiagnostic { .. } => {
+                let completion = self.inform(id, &command);
+                self.complete(id, completion);
+            }
+        }
+    }
+
+    /// Ends a task with a status; or as aborted, if that was asked for meanwhile.
+    fn complete(&mut self, id: TaskId, completion: Completion) {
+        let Some(task) = self.tasks.remove(&id) else { return };
+        let response = if task.aborting {
+            Response::Aborted
+        } else {
+            if let Some(ua) = completion.unit_attention_reported {
+                self.reported.insert(task.nexus, ua);
+            }
+            let wanted = task.data_out_wanted(&self.config.properties.geometry);
+            Response::Completed(completion.with_transfer_len(wanted))
+        };
+        self.retire(id, response);
+    }
+
+    /// Ends a task without a status. Nothing of it is under way.
+    fn end_aborted(&mut self, id: TaskId) {
+        if self.tasks.remove(&id).is_some() {
+            self.retire(id, Response::Aborted);
+        }
+    }
+
+    fn retire(&mut self, id: TaskId, response: Response) {
+        self.actions.push_back(Action::Complete { task: id, response });
+        self.work.extend(self.locks.release(id).into_iter().map(Work::Locked));
+        self.task_set.remove(id);
+        while let Some(next) = self.task_set.next_enabled() {
+            self.work.push_back(Work::Start(next));
+        }
+        self.task_ended(id);
     }
 }

@@ -1,0 +1,265 @@
+//! Reservations at the owner: PERSISTENT RESERVE OUT and IN, RESERVE and RELEASE of SPC-2, installed versions.
+//!
+//! A request is validated against the installed state. A refusal is final; a change is proposed to the cluster and
+//! becomes GOOD when it is committed, its barrier has passed, it is installed here, and, if it takes access away, all
+//! I/O submitted under older versions has ended. What shows the state (PERSISTENT RESERVE IN, a request that changes
+//! nothing) waits until the barrier of the state shown has passed. Invariant: versions installed only grow.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::{
+    Action, Completion, DeviceServer, ProposalOutcome, Work,
+    inform::parameter_data,
+    task::{Stage, Task},
+};
+use crate::{
+    cdb::{Command, PrInAction},
+    nexus::{Nexus, RelativePort},
+    pr::{
+        access::{self, Access},
+        out::PrOut,
+        report,
+        state::{Refusal, Reservations},
+    },
+    sense::{Sense, SenseKey, asc},
+    status::Status,
+    task_set::TaskId,
+    time::Instant,
+};
+
+/// What is installed, and how far it is agreed on.
+#[derive(Debug, Default)]
+pub(super) struct ReservationState {
+    installed: Reservations,
+    version: u64,
+    /// Newest version whose barrier has passed.
+    settled: u64,
+    /// Newest version whose barrier was asked for.
+    asked: u64,
+    /// Installed versions whose older I/O has not ended, oldest first.
+    undrained: VecDeque<u64>,
+    /// Tasks in [`Stage::AwaitingDrain`].
+    draining: Vec<TaskId>,
+    spc2_holder: Option<Nexus>,
+}
+
+impl ReservationState {
+    pub(super) fn installed(&self) -> &Reservations {
+        &self.installed
+    }
+
+    pub(super) fn installed_version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn spc2_access(&self, command: &Command, nexus: &Nexus) -> Access {
+        match &self.spc2_holder {
+            None => Access::Allowed,
+            Some(holder) => access::check_spc2(command, holder == nexus),
+        }
+    }
+
+    /// Ends an SPC-2 reservation: of this nexus, or any.
+    pub(super) fn end_spc2(&mut self, of: Option<&Nexus>) {
+        if of.is_none_or(|nexus| self.spc2_holder.as_ref() == Some(nexus)) {
+            self.spc2_holder = None;
+        }
+    }
+
+    fn drained(&self, version: u64) -> bool {
+        self.version >= version && self.undrained.front().is_none_or(|oldest| *oldest > version)
+    }
+}
+
+impl DeviceServer {
+    /// Installs the state of a newer version; an older or equal one is ignored. Tasks that wait for data or ranges and
+    /// that it shuts out end with RESERVATION CONFLICT at once.
+    pub fn install_reservations(&mut self, now: Instant, version: u64, reservations: Reservations) {
+        self.now = now;
+        if version <= self.reservations.version {
+            return;
+        }
+        self.reservations.installed = reservations;
+        self.reservations.version = version;
+        self.reservations.undrained.push_back(version);
+        let waiting: Vec<(TaskId, Stage)> = self.tasks.iter().map(|(id, task)| (*id, task.stage)).collect();
+        for (id, stage) in waiting {
+            match stage {
+                Stage::AwaitingData | Stage::AwaitingLock => {
+                    if let Some(refused) = self.recheck(id) {
+                        self.complete(id, refused);
+                    }
+                }
+                Stage::AwaitingVersion(older) if version > older => self.work.push_back(Work::Execute(id)),
+                // It shows the new state now and waits for the new barrier.
+                Stage::AwaitingBarrier => self.work.push_back(Work::Execute(id)),
+                _ => {}
+            }
+        }
+        self.run();
+    }
+
+    /// The reservation state installed, and its version.
+    pub fn reservations(&self) -> (u64, &Reservations) {
+        (self.reservations.version, &self.reservations.installed)
+    }
+
+    /// The barrier of this version (and with it of all older ones) has passed.
+    pub fn handle_barrier(&mut self, now: Instant, version: u64) {
+        self.now = now;
+        self.settle(version);
+        self.run();
+    }
+
+    /// True if this version is installed and all I/O submitted under older ones has ended.
+    pub fn reservations_drained(&self, version: u64) -> bool {
+        self.reservations.drained(version)
+    }
+
+    /// The nexus that holds an SPC-2 reservation.
+    pub fn spc2_holder(&self) -> Option<&Nexus> {
+        self.reservations.spc2_holder.as_ref()
+    }
+
+    fn settle(&mut self, version: u64) {
+        if version <= self.reservations.settled {
+            return;
+        }
+        self.reservations.settled = version;
+        if self.is_settled() {
+            let waiting = self.tasks.iter().filter(|(_, task)| task.stage == Stage::AwaitingBarrier);
+            self.work.extend(waiting.map(|(id, _)| Work::Execute(*id)));
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.reservations.settled >= self.reservations.version
+    }
+
+    /// Lets a task wait whose answer shows a state that is not settled.
+    fn await_barrier(&mut self, id: TaskId) {
+        self.set_stage(id, Stage::AwaitingBarrier);
+        let version = self.reservations.version;
+        if self.reservations.asked < version {
+            self.reservations.asked = version;
+            self.actions.push_back(Action::AwaitBarrier { version });
+        }
+    }
+
+    pub(super) fn persistent_reserve_in(&mut self, id: TaskId, action: PrInAction, allocation_length: u16) {
+        if !self.is_settled() {
+            return self.await_barrier(id);
+        }
+        let view = self.reservations.installed.view();
+        let data = parameter_data(u32::from(allocation_length), |out| {
+            report::persistent_reserve_in(action, &view, allocation_length, out)
+        });
+        self.complete(id, Completion::bytes(data));
+    }
+
+    pub(super) fn persistent_reserve_out(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        if let Some(refused) = self.data_length_refusal(task) {
+            return self.complete(id, refused);
+        }
+        let ports: Vec<RelativePort> =
+            self.topology.groups.iter().flat_map(|g| g.ports.iter().copied()).collect();
+        let validated = PrOut::parse(&task.cdb, &task.data)
+            .map_err(Refusal::Sense)
+            .and_then(|request| self.reservations.installed.clone().apply(&task.nexus, &request, &ports));
+        match validated {
+            Err(Refusal::Conflict) => self.complete(id, Completion::status(Status::ReservationConflict)),
+            Err(Refusal::Sense(sense)) => self.complete(id, Completion::check(sense)),
+            Ok(applied) if !applied.changed => match self.is_settled() {
+                true => self.complete(id, Completion::good()),
+                false => self.await_barrier(id),
+            },
+            Ok(applied) => {
+                let drains = applied.narrowed || !applied.abort_tasks_of.is_empty();
+                let expected_version = self.reservations.version;
+                let Task { nexus, cdb, ref data, .. } = *task;
+                let parameter_list = data.clone();
+                self.set_stage(id, Stage::Proposed { expected_version, drains });
+                self.actions.push_back(Action::ProposeReservation {
+                    task: id,
+                    nexus,
+                    expected_version,
+                    cdb,
+                    parameter_list,
+                });
+            }
+        }
+    }
+
+    /// A proposal ended. GOOD follows when the change is in force here too.
+    pub fn handle_proposal(&mut self, now: Instant, task: TaskId, outcome: ProposalOutcome) {
+        self.now = now;
+        let Some(proposer) = self.tasks.get(&task) else { return };
+        let Stage::Proposed { expected_version, drains } = proposer.stage else { return };
+        if !matches!(proposer.command, Ok(Command::PersistentReserveOut { .. })) {
+            return;
+        }
+        let aborting = proposer.aborting;
+        match outcome {
+            ProposalOutcome::Committed { version } => {
+                self.set_stage(task, Stage::AwaitingDrain { version, drains });
+                self.reservations.draining.push(task);
+                self.settle(version);
+            }
+            ProposalOutcome::Conflict => self.complete(task, Completion::status(Status::ReservationConflict)),
+            ProposalOutcome::Refused(sense) => self.complete(task, Completion::check(sense)),
+            ProposalOutcome::VersionChanged if aborting => self.end_aborted(task),
+            ProposalOutcome::VersionChanged => {
+                self.set_stage(task, Stage::AwaitingVersion(expected_version));
+                if self.reservations.version > expected_version {
+                    self.work.push_back(Work::Execute(task));
+                }
+            }
+            ProposalOutcome::NotProposed => self.complete(task, Completion::status(Status::Busy)),
+            ProposalOutcome::Unknown => {
+                let sense = Sense::new(SenseKey::AbortedCommand, asc::COMMUNICATION_FAILURE);
+                self.complete(task, Completion::check(sense));
+            }
+        }
+        self.run();
+    }
+
+    /// Reports versions whose older I/O has ended, and ends the tasks that waited for that. True if any task ended.
+    pub(super) fn finish_drained(&mut self) -> bool {
+        if !self.reservations.undrained.is_empty() {
+            let submitted = |task: &Task| match task.stage {
+                Stage::Submitted { version, .. } => Some(version),
+                _ => None,
+            };
+            let oldest = self.tasks.values().filter_map(submitted).min().unwrap_or(u64::MAX);
+            while let Some(version) = self.reservations.undrained.pop_front_if(|version| *version <= oldest) {
+                self.actions.push_back(Action::ReservationsDrained { version });
+            }
+        }
+        let state = &self.reservations;
+        let in_force = |id: &TaskId| match self.tasks.get(id).map(|task| task.stage) {
+            Some(Stage::AwaitingDrain { version, drains: true }) => state.drained(version),
+            Some(Stage::AwaitingDrain { version, drains: false }) => state.version >= version,
+            _ => true,
+        };
+        let Some(at) = state.draining.iter().position(in_force) else { return false };
+        let id = self.reservations.draining.remove(at);
+        self.complete(id, Completion::good());
+        true
+    }
+
+    /// RESERVE of SPC-2. The checks have found no other holder.
+    pub(super) fn reserve(&mut self, id: TaskId) {
+        self.reservations.spc2_holder = self.tasks.get(&id).map(|task| task.nexus);
+        self.complete(id, Completion::good());
+    }
+
+    /// RELEASE of SPC-2: without effect, but GOOD, for all but the holder.
+    pub(super) fn release(&mut self, id: TaskId) {
+        if let Some(nexus) = self.tasks.get(&id).map(|task| task.nexus) {
+            self.reservations.end_spc2(Some(&nexus));
+        }
+        self.complete(id, Completion::good());
+    }
+}

@@ -1,0 +1,184 @@
+//! Task management functions (SAM-5 clause 7), preemption's aborts, and the loss of a nexus.
+//!
+//! Invariants: what is under way outside is waited for before its task ends and before a function is answered; a task
+//! that was aborted gets no status (TAS=0), and the nexuses that did not ask for it are told by Unit Attentions, which
+//! are established in the cluster before the function is answered.
+
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+use super::{
+    Action, Completion, DeviceServer, TaskManagementFunction, TaskManagementRequest, TmfResponse, UaScope,
+    UaWaiter,
+};
+use crate::{
+    nexus::Nexus,
+    sense::{AdditionalSense, Sense, SenseKey, asc},
+    task_set::TaskId,
+    time::Instant,
+};
+
+/// A function that is not answered yet.
+#[derive(Debug)]
+pub(super) struct PendingFunction {
+    id: u64,
+    tasks: BTreeSet<TaskId>,
+    unit_attentions: BTreeSet<u64>,
+    response: TmfResponse,
+}
+
+impl PendingFunction {
+    fn is_done(&self) -> bool {
+        self.tasks.is_empty() && self.unit_attentions.is_empty()
+    }
+}
+
+impl DeviceServer {
+    /// A task management request arrived, behind all commands that it covers. Exactly one
+    /// [`Action::TaskManagementDone`] follows.
+    pub fn handle_task_management(&mut self, now: Instant, request: TaskManagementRequest<'_>) {
+        self.now = now;
+        let TaskManagementRequest { id, nexus, function } = request;
+        let found = |found: bool| if found { TmfResponse::Succeeded } else { TmfResponse::Complete };
+        match function {
+            TaskManagementFunction::QueryTask(task) => {
+                self.answer(id, found(self.task_set.has(task, nexus)));
+            }
+            TaskManagementFunction::QueryTaskSet => self.answer(id, found(self.task_set.has_any_of(nexus))),
+            TaskManagementFunction::ClearAca => self.answer(id, TmfResponse::NotSupported),
+            TaskManagementFunction::AbortTask(task) if !self.task_set.has(task, nexus) => {
+                self.answer(id, TmfResponse::TaskDoesNotExist);
+            }
+            TaskManagementFunction::AbortTask(task) => self.abort_for(id, Vec::from([task]), Vec::new()),
+            TaskManagementFunction::AbortTaskSet => {
+                let own = self.task_set.select(|_, of| of == nexus);
+                self.abort_for(id, own, Vec::new());
+            }
+            TaskManagementFunction::ClearTaskSet => {
+                let others: BTreeSet<Nexus> =
+                    self.tasks.values().map(|task| task.nexus).filter(|of| of != nexus).collect();
+                let cleared = asc::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR;
+                let told = others.into_iter().map(|of| (cleared, UaScope::Only(of))).collect();
+                let all = self.task_set.select(|_, _| true);
+                self.abort_for(id, all, told);
+            }
+            TaskManagementFunction::LogicalUnitReset => {
+                self.reservations.end_spc2(None);
+                let all = self.task_set.select(|_, _| true);
+                self.abort_for(id, all, Vec::from([(asc::BUS_DEVICE_RESET, UaScope::All)]));
+            }
+        }
+        self.run();
+    }
+
+    /// PREEMPT AND ABORT: all tasks of these nexuses. Its own GOOD waits for those under way.
+    pub fn abort_tasks_of(&mut self, now: Instant, nexuses: &[Nexus]) {
+        self.now = now;
+        let doomed = self.task_set.select(|_, of| nexuses.contains(of));
+        self.abort(doomed);
+        self.run();
+    }
+
+    /// The nexus is gone: its tasks end, and its SPC-2 reservation. Registrations stay.
+    pub fn handle_nexus_loss(&mut self, now: Instant, nexus: &Nexus) {
+        self.now = now;
+        self.reservations.end_spc2(Some(nexus));
+        self.reported.remove(nexus);
+        let own = self.task_set.select(|_, of| of == nexus);
+        self.abort(own);
+        self.run();
+    }
+
+    /// A Unit Attention that was asked for is established, or certainly not known to be.
+    pub fn handle_unit_attention(&mut self, now: Instant, id: u64, established: bool) {
+        self.now = now;
+        match self.ua_waiters.remove(&id) {
+            Some(UaWaiter::Task(task)) => {
+                let completion = match established {
+                    true => Completion::good(),
+                    false => {
+                        Completion::check(Sense::new(SenseKey::AbortedCommand, asc::COMMUNICATION_FAILURE))
+                    }
+                };
+                self.complete(task, completion);
+            }
+            Some(UaWaiter::Function(function)) => {
+                for pending in self.functions.iter_mut().filter(|pending| pending.id == function) {
+                    pending.unit_attentions.remove(&id);
+                    if !established {
+                        pending.response = TmfResponse::Rejected;
+                    }
+                }
+                self.answer_finished();
+            }
+            None => {}
+        }
+        self.run();
+    }
+
+    /// Asks for a Unit Attention in the whole cluster; `waiter` goes on when it is certain.
+    pub(super) fn establish(&mut self, waiter: UaWaiter, additional: AdditionalSense, scope: UaScope) -> u64 {
+        self.last_ua_request = self.last_ua_request.saturating_add(1);
+        let id = self.last_ua_request;
+        self.ua_waiters.insert(id, waiter);
+        self.actions.push_back(Action::EstablishUnitAttention { id, additional, scope });
+        id
+    }
+
+    /// A task has ended: functions that waited for it may be answered.
+    pub(super) fn task_ended(&mut self, task: TaskId) {
+        if self.functions.is_empty() {
+            return;
+        }
+        for function in &mut self.functions {
+            function.tasks.remove(&task);
+        }
+        self.answer_finished();
+    }
+
+    fn abort_for(&mut self, id: u64, doomed: Vec<TaskId>, told: Vec<(AdditionalSense, UaScope)>) {
+        let tasks = self.abort(doomed);
+        let unit_attentions = told
+            .into_iter()
+            .map(|(additional, scope)| self.establish(UaWaiter::Function(id), additional, scope))
+            .collect();
+        self.functions.push_back(PendingFunction {
+            id,
+            tasks,
+            unit_attentions,
+            response: TmfResponse::Complete,
+        });
+        self.answer_finished();
+    }
+
+    /// Ends tasks; returns those that end only when what is under way has ended.
+    fn abort(&mut self, doomed: Vec<TaskId>) -> BTreeSet<TaskId> {
+        let mut waited_for = BTreeSet::new();
+        for id in doomed {
+            match self.tasks.get_mut(&id) {
+                Some(task) if task.stage.is_under_way() => {
+                    task.aborting = true;
+                    waited_for.insert(id);
+                }
+                Some(_) => self.end_aborted(id),
+                None => {}
+            }
+        }
+        waited_for
+    }
+
+    fn answer(&mut self, id: u64, response: TmfResponse) {
+        self.actions.push_back(Action::TaskManagementDone { id, response });
+    }
+
+    fn answer_finished(&mut self) {
+        let actions = &mut self.actions;
+        self.functions.retain(|function| {
+            if function.is_done() {
+                let PendingFunction { id, response, .. } = *function;
+                actions.push_back(Action::TaskManagementDone { id, response });
+            }
+            !function.is_done()
+        });
+    }
+}
