@@ -39,8 +39,6 @@ pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
 pub const PHYSICAL_BLOCK_EXPONENT_MAX: u32 = 8;
 /// Requests of clients whose answers are kept.
 pub const REQUESTS_KEPT: u64 = 1024;
-/// Events that are kept.
-pub const EVENTS_KEPT: u64 = 4096;
 /// Proposals of one volume whose outcomes are kept. An owner has one change of a reservation version in flight, and asks
 /// again before it proposes against another version, so that a handful would do.
 pub const OUTCOMES_PER_VOLUME_KEPT: usize = 16;

@@ -4,6 +4,9 @@
 //! |---|---|
 //! | what may be asked for | [`command`] |
 //! | why it is refused | [`refusal`] |
+//! | where PR OUT commits | [`reservation`] |
+//! | who owns a volume | `ownership` |
+//! | the whole state as records | `snapshot` |
 //! | bounds | [`limits`] |
 //!
 //! Invariants
@@ -13,13 +16,37 @@
 //!   identifiers are handed out once; a volume's epoch only grows, and its owner is in its in-sync set.
 
 pub mod command;
+pub mod convert;
+mod effects;
+pub mod host;
 pub mod limits;
+pub mod names;
+mod node;
+mod ownership;
 pub mod refusal;
+mod requests;
+pub mod reservation;
+mod snapshot;
+pub mod volume;
 
-use holdfast_proto::state as records;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use holdfast_proto::{
+    state::{self as records, change},
+    v1,
+};
+use holdfast_replica::ids::VolumeId;
 
 pub use command::{Body, Command, DecodeError};
+pub use host::Mapped;
 pub use refusal::{Kind, Refusal};
+pub use volume::Volume;
+
+use effects::Effects;
+use requests::Requests;
 
 /// What became of a command.
 pub type Response = Result<Outcome, Refusal>;
@@ -49,59 +76,197 @@ pub struct Applied {
     /// For the proposer.
     pub response: Response,
     /// Every record that changed, also those that controllers keep for themselves ([`is_node_visible`]), with the Unit
-    /// Attentions and aborts for data nodes. Replaying `commit.changes` by key onto the state before gives the state after.
+    /// Attentions and aborts for data nodes.
     pub commit: records::Commit,
-    /// What people may want to hear of (the same records are in `commit.changes`).
-    pub events: Vec<records::EventRecord>,
+    /// What people may want to hear of.
+    pub events: Vec<v1::Event>,
 }
 
-/// A snapshot that does not hold a valid state: corruption.
+/// Records that do not hold a valid state: corruption.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the snapshot is corrupt: {0}")]
+#[error("the stored state is corrupt: {0}")]
 pub struct CorruptState(pub String);
 
 /// True if data nodes see this record.
 pub fn is_node_visible(change: &records::Change) -> bool {
-    use records::change::Change::{Event, Head, Request};
-    !matches!(change.change, None | Some(Request(_) | Event(_) | Head(_)))
+    use change::Change::{Head, Request};
+    !matches!(change.change, None | Some(Request(_) | Head(_)))
 }
 
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StateMachine {
     head: u64,
+    cluster: Option<records::Cluster>,
+    nodes: BTreeMap<u32, records::Node>,
+    volumes: BTreeMap<VolumeId, Volume>,
+    hosts: BTreeMap<String, records::Host>,
+    /// Initiator name to host.
+    initiators: BTreeMap<String, String>,
+    /// Host to LUN map; no empty maps.
+    mappings: BTreeMap<String, BTreeMap<u32, Mapped>>,
+    requests: Requests,
 }
 
 impl StateMachine {
+    /// Applies the entry at `index`. Indexes grow from call to call. A refused command changes nothing.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Applied {
+        let mut effects = Effects::new(index, command.time_unix_ms);
+        let response = self.dispatch(&command.body, &mut effects);
+        if effects.are_node_visible() {
+            self.head = index;
+            effects.change(change::Change::Head(index));
+        }
+        let (commit, events) = effects.finish();
+        Applied { response, commit, events }
+    }
+
+    fn dispatch(&mut self, body: &Body, effects: &mut Effects) -> Response {
+        if let Body::ClusterInit(command) = body {
+            return self.cluster_init(command, effects);
+        }
+        if self.cluster.is_none() {
+            return Err(Refusal::NotInitialised);
+        }
+        match body {
+            Body::ClusterInit(_) => Ok(Outcome::Done),
+            Body::NodeJoin(command) => self.node_join(command, effects),
+            Body::NodeLive(command) => self.node_live(command, effects),
+            Body::NodeLost(command) => self.node_lost(command, effects),
+            Body::ReportPools(command) => self.report_pools(command, effects),
+            Body::CordonNode(command) => self.cordon_node(command, effects),
+            Body::RemoveReplica(command) => self.remove_replica(command, effects),
+            Body::ChangeOwner(command) => self.change_owner(command, effects),
+            Body::ProposeReservation(command) => self.propose_reservation(command, effects),
+            Body::EstablishUnitAttention(command) => self.establish_unit_attention(command, effects),
+            Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),
+            Body::ResizeVolume(c) => self.once(&c.request, effects, |s, e| s.resize_volume(c, e)),
+            Body::DeleteVolume(c) => self.once(&c.request, effects, |s, e| s.delete_volume(c, e)),
+            Body::CreateHost(c) => self.once(&c.request, effects, |s, e| s.create_host(c, e)),
+            Body::DeleteHost(c) => self.once(&c.request, effects, |s, e| s.delete_host(c, e)),
+            Body::CreateMapping(c) => self.once(&c.request, effects, |s, e| s.create_mapping(c, e)),
+            Body::DeleteMapping(c) => self.once(&c.request, effects, |s, e| s.delete_mapping(c, e)),
+        }
+    }
+
+    /// Carries a client's request out once; the same request again gets the same answer.
+    fn once(
+        &mut self,
+        request: &Option<records::ClientRequest>,
+        effects: &mut Effects,
+        carry_out: impl FnOnce(&mut Self, &mut Effects) -> Response,
+    ) -> Response {
+        if let Some(outcome) = self.requests.seen(request.as_ref())? {
+            return Ok(outcome);
+        }
+        let outcome = carry_out(self, effects)?;
+        self.requests.remember(request.as_ref(), &outcome, effects);
+        Ok(outcome)
+    }
+
+    fn cluster_init(&mut self, command: &records::ClusterInit, effects: &mut Effects) -> Response {
+        if command.id.len() != 16 {
+            return Err(Refusal::invalid("id", "not 16 bytes"));
+        }
+        let target_iqn = names::iscsi_name("target_iqn", &command.target_iqn)?;
+        if let Some(cluster) = &self.cluster {
+            if cluster.id == command.id && cluster.target_iqn == target_iqn {
+                return Ok(Outcome::Done);
+            }
+            return Err(Refusal::Precondition("the cluster is initialised already".to_owned()));
+        }
+        let cluster = records::Cluster {
+            id: command.id.clone(),
+            target_iqn,
+            next_relative_port: 1,
+            next_node_number: 1,
+        };
+        let message = format!("the cluster was made; its target is {}", cluster.target_iqn);
+        effects.event("cluster.created", "cluster".to_owned(), message);
+        effects.change(change::Change::Cluster(cluster.clone()));
+        self.cluster = Some(cluster);
+        Ok(Outcome::Done)
+    }
+
     /// Log index of the last entry that changed anything data nodes see.
     pub fn head(&self) -> u64 {
         self.head
     }
 
-    /// Applies the entry at `index`. Indexes grow from call to call.
-    pub fn apply(&mut self, index: u64, _command: &Command) -> Applied {
-        Applied {
-            response: Err(Refusal::NotInitialised),
-            commit: records::Commit { index, ..Default::default() },
-            events: Vec::new(),
-        }
+    /// The cluster's own record, once it is initialised.
+    pub fn cluster(&self) -> Option<&records::Cluster> {
+        self.cluster.as_ref()
     }
 
-    /// The whole state as records, in a fixed order: equal states give equal lists.
-    pub fn to_changes(&self) -> Vec<records::Change> {
-        vec![records::Change { change: Some(records::change::Change::Head(self.head)) }]
+    /// All nodes, by number.
+    pub fn nodes(&self) -> impl Iterator<Item = &records::Node> {
+        self.nodes.values()
     }
 
-    /// The state of which [`StateMachine::to_changes`] made these records.
-    pub fn from_changes(
-        changes: impl IntoIterator<Item = records::Change>,
-    ) -> Result<StateMachine, CorruptState> {
-        let mut state = StateMachine::default();
-        for change in changes {
-            if let Some(records::change::Change::Head(head)) = change.change {
-                state.head = head;
-            }
-        }
-        Ok(state)
+    /// A node by number.
+    pub fn node(&self, number: u32) -> Option<&records::Node> {
+        self.nodes.get(&number)
+    }
+
+    /// A node by name.
+    pub fn node_by_name(&self, name: &str) -> Option<&records::Node> {
+        self.nodes.values().find(|node| node.name == name)
+    }
+
+    /// All volumes, by id.
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.values()
+    }
+
+    /// A volume by id.
+    pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&id)
+    }
+
+    /// A volume by name.
+    pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
+        self.volumes.values().find(|volume| volume.name == name)
+    }
+
+    /// All hosts, by name.
+    pub fn hosts(&self) -> impl Iterator<Item = &records::Host> {
+        self.hosts.values()
+    }
+
+    /// A host by name.
+    pub fn host(&self, name: &str) -> Option<&records::Host> {
+        self.hosts.get(name)
+    }
+
+    /// The host that an initiator (in lower case) belongs to.
+    pub fn host_of_initiator(&self, initiator: &str) -> Option<&str> {
+        self.initiators.get(initiator).map(String::as_str)
+    }
+
+    /// The LUN map of a host, by LUN.
+    pub fn mappings_of_host(&self, host: &str) -> impl Iterator<Item = (u32, &Mapped)> {
+        self.mappings.get(host).into_iter().flatten().map(|(lun, mapped)| (*lun, mapped))
+    }
+
+    /// All mappings as (host, LUN, what it stands for), by host and LUN.
+    pub fn mappings(&self) -> impl Iterator<Item = (&str, u32, &Mapped)> {
+        self.mappings
+            .iter()
+            .flat_map(|(host, map)| map.iter().map(move |(lun, mapped)| (host.as_str(), *lun, mapped)))
+    }
+
+    /// Where a volume is mapped: host and LUN.
+    pub fn mappings_of_volume(&self, id: VolumeId) -> impl Iterator<Item = (&str, u32)> {
+        self.mappings().filter(move |(_, _, mapped)| mapped.volume == id).map(|(host, lun, _)| (host, lun))
+    }
+
+    /// For messages: the name of a node, or its number.
+    pub fn node_name(&self, number: u32) -> String {
+        self.nodes.get(&number).map_or_else(|| format!("number {number}"), |node| node.name.clone())
+    }
+
+    /// For messages: the name of a volume, or its id.
+    pub fn volume_name(&self, id: VolumeId) -> String {
+        self.volumes.get(&id).map_or_else(|| id.to_string(), |volume| volume.name.clone())
     }
 }

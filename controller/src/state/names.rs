@@ -1,0 +1,126 @@
+//! Names: what may be one, and their one normal form.
+//!
+//! Invariant: what passes here is safe in a path, a certificate, a terminal and a SCSI TransportID.
+
+use super::{Refusal, limits};
+
+/// Letters, digits, '.', '_', '-'; 1..63; begins with a letter or digit. `field` is named in the refusal.
+pub fn check_name(field: &'static str, name: &str) -> Result<(), Refusal> {
+    let good = (1..=limits::NAME_BYTES_MAX).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    if good {
+        return Ok(());
+    }
+    Err(Refusal::invalid(
+        field,
+        format!(
+            "'{}' is not a valid name: 1..{} letters, digits, '.', '_' or '-', beginning with a letter or digit",
+            printable(name),
+            limits::NAME_BYTES_MAX
+        ),
+    ))
+}
+
+/// The normal form (lower case) of an iSCSI name of type iqn., eui. or naa. (RFC 7143 4.2.7).
+pub fn iscsi_name(field: &'static str, name: &str) -> Result<String, Refusal> {
+    let normal = name.to_ascii_lowercase();
+    let hex = |digits: &str, lengths: &[usize]| {
+        lengths.contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit())
+    };
+    let good = normal.len() <= limits::ISCSI_NAME_BYTES_MAX
+        && match normal.split_at_checked(4) {
+            Some(("iqn.", rest)) => is_iqn(rest),
+            Some(("eui.", rest)) => hex(rest, &[16]),
+            Some(("naa.", rest)) => hex(rest, &[16, 32]),
+            _ => false,
+        };
+    if good {
+        return Ok(normal);
+    }
+    Err(Refusal::invalid(
+        field,
+        format!(
+            "'{}' is not an iSCSI name: iqn.YYYY-MM.REVERSED.DOMAIN[:NAME], eui.16 hex digits, or naa.16 or 32 hex digits",
+            printable(name)
+        ),
+    ))
+}
+
+/// `YYYY-MM.` and a naming authority, with the characters of RFC 3722 that are ASCII.
+fn is_iqn(rest: &str) -> bool {
+    let bytes = rest.as_bytes();
+    let digits = |range: std::ops::Range<usize>| {
+        bytes.get(range).is_some_and(|part| part.iter().all(u8::is_ascii_digit))
+    };
+    digits(0..4)
+        && bytes.get(4) == Some(&b'-')
+        && digits(5..7)
+        && bytes.get(7) == Some(&b'.')
+        && bytes.get(8).is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':'))
+}
+
+/// "address:port" of something that can be connected to.
+pub fn check_address(field: &'static str, address: &str) -> Result<(), Refusal> {
+    let bad = |reason: &str| Err(Refusal::invalid(field, format!("'{}' {reason}", printable(address))));
+    if address.len() > limits::ADDRESS_BYTES_MAX {
+        return bad("is too long");
+    }
+    match address.parse::<std::net::SocketAddr>() {
+        Err(_) => bad("is not ADDRESS:PORT (IPv6 addresses in brackets)"),
+        Ok(parsed) if parsed.ip().is_unspecified() => bad("names every address; give the one that peers reach"),
+        Ok(parsed) if parsed.port() == 0 => bad("has no port"),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Peer input as it may stand in a one-line message: bounded, without control characters.
+pub fn printable(text: &str) -> String {
+    text.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_contract() {
+        for good in ["a", "db1", "9-x_y.z", &"n".repeat(63)] {
+            assert!(check_name("name", good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", ".a", "a b", "a/b", "ü", "a\n", &"n".repeat(64)] {
+            assert!(check_name("name", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn iscsi_names_are_lowered_and_checked() {
+        assert_eq!(iscsi_name("i", "IQN.2026-01.Com.X:A").as_deref(), Ok("iqn.2026-01.com.x:a"));
+        for good in ["iqn.2026-01.x", "eui.0123456789abcdef", "naa.52004567ba64678d"] {
+            assert!(iscsi_name("i", good).is_ok(), "{good}");
+        }
+        let long = format!("iqn.2026-01.x:{}", "n".repeat(210));
+        for bad in ["", "iqn.", "iqn.2026-1.x", "iqn.2026-01.", "iqn.2026-01.x,i,0x0", "iqn.2026-01.x y", "eui.01",
+            "naa.zz004567ba64678d", "win1", &long, "iqn\u{e9}2026"]
+        {
+            assert!(iscsi_name("i", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_can_be_connected_to() {
+        for good in ["127.0.0.1:3260", "[::1]:3260"] {
+            assert!(check_address("portals", good).is_ok());
+        }
+        for bad in ["", "127.0.0.1", "0.0.0.0:3260", "[::]:1", "10.0.0.1:0", "node-1:3260"] {
+            assert!(check_address("portals", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn messages_hold_no_control_characters() {
+        let text = check_name("name", "a\r\n\u{1b}[2J").unwrap_err().to_string();
+        assert!(!text.chars().any(char::is_control));
+    }
+}

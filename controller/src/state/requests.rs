@@ -1,0 +1,96 @@
+//! Requests of clients that were carried out, and their answers: the same request id again gets the same answer.
+//!
+//! Invariants: only requests that were carried out are kept, so that a refused one can be tried again; the last
+//! [`limits::REQUESTS_KEPT`] are kept; secrets are not part of what is remembered.
+
+use std::collections::BTreeMap;
+
+use holdfast_proto::state::{self as records, change, request_record::Answer};
+
+use super::{CorruptState, Outcome, Refusal, effects::Effects, limits};
+
+/// The ring of requests.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Requests {
+    by_sequence: BTreeMap<u64, records::RequestRecord>,
+    by_id: BTreeMap<String, u64>,
+}
+
+impl Requests {
+    /// The answer of `request` if it was carried out before.
+    pub(super) fn seen(&self, request: Option<&records::ClientRequest>) -> Result<Option<Outcome>, Refusal> {
+        let Some(request) = request.filter(|r| !r.id.is_empty()) else { return Ok(None) };
+        if request.id.len() > limits::REQUEST_ID_BYTES_MAX {
+            let reason = format!("longer than {} bytes", limits::REQUEST_ID_BYTES_MAX);
+            return Err(Refusal::invalid("request_id", reason));
+        }
+        let Some(record) = self.by_id.get(&request.id).and_then(|sequence| self.by_sequence.get(sequence)) else {
+            return Ok(None);
+        };
+        if record.request.as_ref() != Some(request) {
+            return Err(Refusal::RequestIdReused(super::names::printable(&request.id)));
+        }
+        Ok(Some(match &record.answer {
+            None => Outcome::Done,
+            Some(Answer::Volume(volume)) => Outcome::Volume(volume.clone()),
+            Some(Answer::Host(host)) => Outcome::Host(host.clone()),
+            Some(Answer::Mapping(mapping)) => Outcome::Mapping(mapping.clone()),
+            Some(Answer::Established(index)) => Outcome::Established(*index),
+        }))
+    }
+
+    /// Remembers what became of a request.
+    pub(super) fn remember(
+        &mut self,
+        request: Option<&records::ClientRequest>,
+        outcome: &Outcome,
+        effects: &mut Effects,
+    ) {
+        let Some(request) = request.filter(|r| !r.id.is_empty()) else { return };
+        let answer = match outcome {
+            Outcome::Volume(volume) => Some(Answer::Volume(volume.clone())),
+            Outcome::Host(host) => Some(Answer::Host(host.clone())),
+            Outcome::Mapping(mapping) => Some(Answer::Mapping(mapping.clone())),
+            Outcome::Established(index) => Some(Answer::Established(*index)),
+            Outcome::Done | Outcome::Node(_) | Outcome::Proposal(_) => None,
+        };
+        let sequence = self.by_sequence.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
+        let record =
+            records::RequestRecord { sequence, request: Some(request.clone()), index: effects.index, answer };
+        self.insert(record.clone());
+        effects.change(change::Change::Request(record));
+    }
+
+    /// Adds a record, and drops what falls out of the ring.
+    fn insert(&mut self, record: records::RequestRecord) {
+        let (sequence, id) = (record.sequence, record.request.as_ref().map(|r| r.id.clone()));
+        self.by_sequence.insert(sequence, record);
+        self.by_id.insert(id.unwrap_or_default(), sequence);
+        while self.by_sequence.len() as u64 > limits::REQUESTS_KEPT {
+            let Some((dropped, record)) = self.by_sequence.pop_first() else { break };
+            if let Some(request) = record.request
+                && self.by_id.get(&request.id) == Some(&dropped)
+            {
+                self.by_id.remove(&request.id);
+            }
+        }
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &records::RequestRecord> {
+        self.by_sequence.values()
+    }
+
+    /// From stored records, in any order.
+    pub(super) fn from_records(mut stored: Vec<records::RequestRecord>) -> Result<Requests, CorruptState> {
+        stored.sort_by_key(|record| record.sequence);
+        let mut requests = Requests::default();
+        for record in stored {
+            let id = record.request.as_ref().map_or("", |r| r.id.as_str());
+            if id.is_empty() || requests.by_id.contains_key(id) {
+                return Err(CorruptState(format!("request record {} is not valid", record.sequence)));
+            }
+            requests.insert(record);
+        }
+        Ok(requests)
+    }
+}

@@ -1,0 +1,275 @@
+//! Where PERSISTENT RESERVE OUT commits, and where other Unit Attentions enter the log.
+//!
+//! Invariants: the change is made by `holdfast_scsi::pr`, the same function that the owner validated with; a change is
+//! carried out once per proposal id and only against the version that the proposer saw; one entry holds the new state, the Unit
+//! Attentions it establishes and the nexuses whose tasks it aborts. A refusal for a stale epoch or version is final: both only
+//! grow, so a proposal refused once cannot be carried out later.
+
+use std::collections::VecDeque;
+
+use holdfast_proto::state::{self as records, change};
+use holdfast_replica::ids::{NodeNumber, VolumeId};
+use holdfast_scsi::{
+    nexus::RelativePort,
+    pr::{
+        Registrant, Reservation, ReservationType,
+        out::PrOut,
+        state::{Refusal as PrRefusal, Reservations},
+    },
+    sense::Sense,
+    status::Status,
+};
+
+use super::{
+    CorruptState, Kind, Outcome, Refusal, StateMachine,
+    convert::{corrupt, epoch_of, nexus_of},
+    effects::{Audience, Effects, nexus_name},
+    limits,
+    volume::Volume,
+};
+
+/// Room for fixed-format sense data.
+const SENSE_BYTES: usize = 64;
+
+impl StateMachine {
+    pub(super) fn propose_reservation(
+        &mut self,
+        command: &records::ProposeReservation,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        if command.proposal_id.len() != 16 {
+            return Err(Refusal::invalid("proposal_id", "not 16 bytes"));
+        }
+        let ports = self.target_ports();
+        let volume = self.volume_mut(&command.volume_id)?;
+        // Before everything else: who asks again must hear what happened, whatever happened since.
+        if let Some(known) = volume.outcomes.iter().find(|o| o.proposal_id == command.proposal_id) {
+            return Ok(Outcome::Proposal(known.clone()));
+        }
+        check_owner(volume, command.epoch.as_ref(), command.proposer)?;
+        if command.expected_version != volume.reservation_version {
+            return Err(Refusal::StaleVersion {
+                volume: volume.id,
+                expected: command.expected_version,
+                current: volume.reservation_version,
+            });
+        }
+        let nexus = command
+            .nexus
+            .as_ref()
+            .and_then(|n| nexus_of(&n.transport_id, n.relative_port))
+            .filter(|n| ports.contains(&n.port))
+            .ok_or_else(|| Refusal::invalid("nexus", "is no nexus of a port of this cluster"))?;
+
+        let done = PrOut::parse(&command.cdb, &command.parameter_list)
+            .map_err(PrRefusal::Sense)
+            .and_then(|request| volume.reservations.apply(&nexus, &request, &ports));
+        let applied = match done {
+            Ok(applied) => applied,
+            // Nothing happened: asked again, it is decided again.
+            Err(refusal) => return Ok(Outcome::Proposal(refused(command, volume, refusal))),
+        };
+        if applied.changed {
+            volume.reservation_version = effects.index;
+        }
+        let outcome = records::ProposalOutcome {
+            proposal_id: command.proposal_id.clone(),
+            status: u32::from(Status::Good as u8),
+            sense: Vec::new(),
+            version: volume.reservation_version,
+        };
+        if applied.changed {
+            while volume.outcomes.len() >= limits::OUTCOMES_PER_VOLUME_KEPT {
+                volume.outcomes.pop_front();
+            }
+            volume.outcomes.push_back(outcome.clone());
+            effects.change(change::Change::Reservation(volume.reservation_record()));
+            effects.event(
+                "reservation.changed",
+                format!("volume/{}", volume.name),
+                format!("{} of volume {} by {nexus}", describe(&volume.reservations), volume.name),
+            );
+        }
+        for (whom, additional) in applied.unit_attentions {
+            effects.unit_attention(volume.id, additional, Audience::Only(whom));
+        }
+        effects.abort(volume.id, &applied.abort_tasks_of);
+        Ok(Outcome::Proposal(outcome))
+    }
+
+    pub(super) fn establish_unit_attention(
+        &mut self,
+        command: &records::EstablishUnitAttention,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        if command.request_id.len() != 16 {
+            return Err(Refusal::invalid("request_id", "not 16 bytes"));
+        }
+        // In the same ring as the requests of clients, whose ids have no such form.
+        let id = command.request_id.iter().fold("unit-attention:".to_owned(), |id, b| format!("{id}{b:02x}"));
+        let request = records::ClientRequest { id, digest: Vec::new() };
+        if let Some(outcome) = self.requests.seen(Some(&request))? {
+            return Ok(outcome);
+        }
+        let event =
+            command.event.as_ref().ok_or_else(|| Refusal::invalid("event", "is missing"))?;
+        let ports = self.target_ports();
+        let volume = self.volume_mut(&event.volume_id)?;
+        check_owner(volume, command.epoch.as_ref(), command.proposer)?;
+        if event.additional == 0 || event.additional > 0xffff {
+            return Err(Refusal::invalid("event.additional", "is not ASC << 8 | ASCQ"));
+        }
+        if !event.host.is_empty() {
+            return Err(Refusal::invalid("event.host", "is for changes of a LUN map only"));
+        }
+        let name = |field, given: Option<&records::NexusName>| match given {
+            None => Ok(None),
+            Some(n) => nexus_of(&n.transport_id, n.relative_port)
+                .filter(|n| ports.contains(&n.port))
+                .map(|n| Some(nexus_name(&n)))
+                .ok_or_else(|| Refusal::invalid(field, "is no nexus of a port of this cluster")),
+        };
+        effects.push(records::UnitAttentionEvent {
+            volume_id: event.volume_id.clone(),
+            additional: event.additional,
+            only: name("event.only", event.only.as_ref())?,
+            except: name("event.except", event.except.as_ref())?,
+            ..Default::default()
+        });
+        let outcome = Outcome::Established(effects.index);
+        self.requests.remember(Some(&request), &outcome, effects);
+        Ok(outcome)
+    }
+
+    /// Every relative target port identifier in use, in order.
+    fn target_ports(&self) -> Vec<RelativePort> {
+        let mut ports: Vec<RelativePort> = self
+            .nodes
+            .values()
+            .flat_map(|node| &node.ports)
+            .filter_map(|port| u16::try_from(port.relative_port).ok().map(RelativePort))
+            .collect();
+        ports.sort_unstable();
+        ports
+    }
+
+    pub(super) fn volume_mut(&mut self, id: &[u8]) -> Result<&mut Volume, Refusal> {
+        let id = VolumeId::from_slice(id).ok_or_else(|| Refusal::invalid("volume_id", "not 16 bytes"))?;
+        self.volumes.get_mut(&id).ok_or_else(|| Refusal::not_found(Kind::Volume, &id.to_string()))
+    }
+}
+
+impl Volume {
+    /// The durable record of the reservations.
+    pub fn reservation_record(&self) -> records::Reservation {
+        let reservation = self.reservations.reservation();
+        let holder = reservation.and_then(Reservation::holder);
+        let position =
+            holder.and_then(|holder| self.reservations.registrants().iter().position(|r| r.nexus == *holder));
+        records::Reservation {
+            volume_id: self.id.0.to_vec(),
+            version: self.reservation_version,
+            generation: self.reservations.generation(),
+            aptpl: self.reservations.aptpl(),
+            registrants: self
+                .reservations
+                .registrants()
+                .iter()
+                .map(|r| records::Registrant {
+                    transport_id: r.nexus.initiator.as_bytes().to_vec(),
+                    relative_port: u32::from(r.nexus.port.0),
+                    key: r.key,
+                    all_target_ports: r.all_target_ports,
+                })
+                .collect(),
+            r#type: reservation.map_or(0, |r| u32::from(r.kind().code())),
+            holder: position.and_then(|at| i32::try_from(at).ok()).unwrap_or(-1),
+            outcomes: self.outcomes.iter().cloned().collect(),
+        }
+    }
+
+    /// Takes the reservations from their record.
+    pub(super) fn restore_reservations(&mut self, record: records::Reservation) -> Result<(), CorruptState> {
+        let wrong = |what: &str| corrupt(&format!("reservations of volume {}: {what}", self.id));
+        let registrants = record
+            .registrants
+            .iter()
+            .map(|r| {
+                let nexus = nexus_of(&r.transport_id, r.relative_port)?;
+                Some(Registrant { nexus, key: r.key, all_target_ports: r.all_target_ports })
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| wrong("a registrant"))?;
+        let reservation = if record.r#type == 0 {
+            None
+        } else {
+            let kind = u8::try_from(record.r#type).ok().and_then(ReservationType::from_code);
+            let holder = usize::try_from(record.holder).ok().and_then(|at| registrants.get(at)).map(|r| r.nexus);
+            let held = kind.and_then(|kind| Reservation::from_parts(kind, holder));
+            Some(held.ok_or_else(|| wrong("type or holder"))?)
+        };
+        if record.outcomes.len() > limits::OUTCOMES_PER_VOLUME_KEPT {
+            return Err(wrong("too many outcomes"));
+        }
+        self.reservations =
+            Reservations::from_parts(record.generation, record.aptpl, registrants, reservation)
+                .map_err(|error| wrong(&format!("{error:?}")))?;
+        self.reservation_version = record.version;
+        self.outcomes = VecDeque::from(record.outcomes);
+        Ok(())
+    }
+}
+
+/// The proposer owns the volume in the epoch that it names.
+fn check_owner(volume: &Volume, epoch: Option<&records::Epoch>, proposer: u32) -> Result<(), Refusal> {
+    let (asked, current) = (epoch_of(epoch), volume.config.epoch());
+    let owner = volume.config.owner().map(|o| o.node);
+    if asked != current || owner.is_none() || owner != NodeNumber::new(proposer) {
+        let owner = owner.map_or(0, |n| u32::from(n.get()));
+        return Err(Refusal::StaleEpoch { volume: volume.id, asked, current, owner });
+    }
+    Ok(())
+}
+
+fn refused(
+    command: &records::ProposeReservation,
+    volume: &Volume,
+    refusal: PrRefusal,
+) -> records::ProposalOutcome {
+    let (status, sense) = match refusal {
+        PrRefusal::Conflict => (Status::ReservationConflict, Vec::new()),
+        PrRefusal::Sense(sense) => (Status::CheckCondition, fixed(&sense)),
+    };
+    records::ProposalOutcome {
+        proposal_id: command.proposal_id.clone(),
+        status: u32::from(status as u8),
+        sense,
+        version: volume.reservation_version,
+    }
+}
+
+fn fixed(sense: &Sense) -> Vec<u8> {
+    let mut bytes = vec![0; SENSE_BYTES];
+    let written = sense.write_fixed(&mut bytes);
+    bytes.truncate(written);
+    bytes
+}
+
+/// "write exclusive, 2 registrations", for events.
+fn describe(reservations: &Reservations) -> String {
+    let kind = reservations.reservation().map_or("no reservation", |r| type_name(r.kind()));
+    let registrations = reservations.registrants().len();
+    format!("{kind}, {registrations} registration{}", if registrations == 1 { "" } else { "s" })
+}
+
+/// A reservation type in words.
+pub fn type_name(kind: ReservationType) -> &'static str {
+    match kind {
+        ReservationType::WriteExclusive => "write exclusive",
+        ReservationType::ExclusiveAccess => "exclusive access",
+        ReservationType::WriteExclusiveRegistrantsOnly => "write exclusive, registrants only",
+        ReservationType::ExclusiveAccessRegistrantsOnly => "exclusive access, registrants only",
+        ReservationType::WriteExclusiveAllRegistrants => "write exclusive, all registrants",
+        ReservationType::ExclusiveAccessAllRegistrants => "exclusive access, all registrants",
+    }
+}

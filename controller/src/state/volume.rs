@@ -1,0 +1,350 @@
+//! Volumes: creation, growth, deletion, and their records.
+//!
+//! Invariants: a volume's id is drawn once; its configuration changes only by the functions of `holdfast_replica::config`;
+//! a volume that is being deleted has no mappings and stays until every node has removed its replica.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use holdfast_proto::state::{self as records, change};
+use holdfast_replica::{
+    config::{Member, Owner, VolumeConfig},
+    ids::{BootId, Incarnation, NodeNumber, VolumeId},
+};
+use holdfast_scsi::{pr::state::Reservations, sense::asc};
+
+use super::{
+    CorruptState, Kind, Outcome, Refusal, StateMachine,
+    convert::{corrupt, epoch_of, epoch_record, member_of, member_record},
+    effects::{Audience, Effects},
+    limits,
+    names::{check_name, printable},
+    node::exhausted,
+};
+
+/// A replicated block store, the logical unit made of it, and its reservations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Volume {
+    /// Its identity.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Size, in bytes.
+    pub size_bytes: u64,
+    /// Logical block size, in bytes.
+    pub block_size: u32,
+    /// Log2 of logical blocks per physical block.
+    pub physical_block_exponent: u32,
+    /// WCE.
+    pub write_cache: bool,
+    /// Space is allocated on first write.
+    pub thin: bool,
+    /// Copies wished for.
+    pub replicas: u32,
+    /// Owner, in-sync set, learners, epoch.
+    pub config: VolumeConfig,
+    /// Being deleted.
+    pub deleting: bool,
+    /// Nodes that have removed their replica, during deletion.
+    pub removed_replicas: BTreeSet<NodeNumber>,
+    /// Persistent reservations.
+    pub reservations: Reservations,
+    /// Log index of the reservations' last change; 0 = never changed.
+    pub reservation_version: u64,
+    /// The last changes of the reservations, by proposal.
+    pub(super) outcomes: VecDeque<records::ProposalOutcome>,
+}
+
+impl Volume {
+    /// The durable record of everything but the reservations.
+    pub fn record(&self) -> records::Volume {
+        let owner = self.config.owner();
+        records::Volume {
+            id: self.id.0.to_vec(),
+            name: self.name.clone(),
+            size_bytes: self.size_bytes,
+            block_size: self.block_size,
+            physical_block_exponent: self.physical_block_exponent,
+            write_cache: self.write_cache,
+            thin: self.thin,
+            replicas: self.replicas,
+            epoch: Some(epoch_record(self.config.epoch())),
+            owner: owner.map_or(0, |o| u32::from(o.node.get())),
+            owner_incarnation: owner.map_or(0, |o| o.incarnation.0),
+            in_sync: self.config.in_sync().iter().map(member_record).collect(),
+            learners: self.config.learners().iter().map(member_record).collect(),
+            min_in_sync: u32::from(self.config.min_in_sync()),
+            deleting: self.deleting,
+            removed_replicas: self.removed_replicas.iter().map(|n| u32::from(n.get())).collect(),
+        }
+    }
+
+    /// From its record, without reservations.
+    pub(super) fn from_record(record: records::Volume) -> Result<Volume, CorruptState> {
+        let id = VolumeId::from_slice(&record.id).ok_or_else(|| corrupt("a volume's id"))?;
+        let wrong = |what: &str| corrupt(&format!("volume {id}: {what}"));
+        let owner = match record.owner {
+            0 => None,
+            number => Some(Owner {
+                node: NodeNumber::new(number).ok_or_else(|| wrong("owner"))?,
+                incarnation: Incarnation(record.owner_incarnation),
+            }),
+        };
+        let members = |list: &[records::ReplicaMember]| {
+            list.iter().map(member_of).collect::<Option<Vec<_>>>().ok_or_else(|| wrong("a replica"))
+        };
+        let removed =
+            record.removed_replicas.iter().map(|n| NodeNumber::new(*n)).collect::<Option<BTreeSet<_>>>();
+        let config = VolumeConfig::from_parts(
+            epoch_of(record.epoch.as_ref()),
+            owner,
+            members(&record.in_sync)?,
+            members(&record.learners)?,
+            u8::try_from(record.min_in_sync).map_err(|_| wrong("min_in_sync"))?,
+        )
+        .map_err(|error| wrong(&error.to_string()))?;
+        check_geometry(record.size_bytes, record.block_size, record.physical_block_exponent)
+            .map_err(|refusal| wrong(&refusal.to_string()))?;
+        Ok(Volume {
+            id,
+            name: record.name,
+            size_bytes: record.size_bytes,
+            block_size: record.block_size,
+            physical_block_exponent: record.physical_block_exponent,
+            write_cache: record.write_cache,
+            thin: record.thin,
+            replicas: record.replicas,
+            config,
+            deleting: record.deleting,
+            removed_replicas: removed.ok_or_else(|| wrong("removed_replicas"))?,
+            reservations: Reservations::default(),
+            reservation_version: 0,
+            outcomes: VecDeque::new(),
+        })
+    }
+}
+
+impl StateMachine {
+    pub(super) fn create_volume(
+        &mut self,
+        command: &records::CreateVolume,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        check_name("name", &command.name)?;
+        check_geometry(command.size_bytes, command.block_size, command.physical_block_exponent)?;
+        if command.replicas != 1 {
+            let reason = format!("{} copies asked for; this version keeps exactly 1", command.replicas);
+            return Err(Refusal::invalid("spec.replicas", reason));
+        }
+        let id = VolumeId::from_slice(&command.id).ok_or_else(|| Refusal::invalid("id", "not 16 bytes"))?;
+        if let Some(taken) = self.volume_by_name(&command.name) {
+            if taken.deleting {
+                return Err(Refusal::Precondition(format!(
+                    "volume {} is still being deleted; wait until its replica is removed",
+                    taken.name
+                )));
+            }
+            return Err(Refusal::AlreadyExists { kind: Kind::Volume, name: command.name.clone() });
+        }
+        if self.volumes.contains_key(&id) {
+            return Err(Refusal::invalid("id", "is that of another volume"));
+        }
+        if self.volumes.len() >= limits::VOLUMES_MAX {
+            return Err(exhausted("volumes", limits::VOLUMES_MAX));
+        }
+        let (owner, member) = self.check_placement(command.node, &command.pool, command.size_bytes)?;
+        let config = VolumeConfig::new(vec![member.clone()], 1)
+            .and_then(|new| new.change_owner(new.epoch(), owner, |_| Some(member.boot)))
+            .map_err(|error| Refusal::invalid("spec", error.to_string()))?
+            .0;
+        let volume = Volume {
+            id,
+            name: command.name.clone(),
+            size_bytes: command.size_bytes,
+            block_size: command.block_size,
+            physical_block_exponent: command.physical_block_exponent,
+            write_cache: command.write_cache,
+            thin: command.thin,
+            replicas: command.replicas,
+            config,
+            deleting: false,
+            removed_replicas: BTreeSet::new(),
+            reservations: Reservations::default(),
+            reservation_version: 0,
+            outcomes: VecDeque::new(),
+        };
+        let record = volume.record();
+        let message = format!(
+            "volume {} of {} bytes was created on node {}",
+            volume.name,
+            volume.size_bytes,
+            self.node_name(command.node)
+        );
+        effects.event("volume.created", format!("volume/{}", volume.name), message);
+        effects.change(change::Change::Volume(record.clone()));
+        self.volumes.insert(id, volume);
+        Ok(Outcome::Volume(record))
+    }
+
+    /// The node and pool that the proposer chose, looked at again at this place of the log.
+    fn check_placement(&self, number: u32, pool: &str, size_bytes: u64) -> Result<(Owner, Member), Refusal> {
+        let node = self
+            .nodes
+            .get(&number)
+            .ok_or_else(|| Refusal::not_found(Kind::Node, &format!("number {number}")))?;
+        let refuse = |reason: String| Err(Refusal::Precondition(reason));
+        if node.cordoned {
+            return refuse(format!("node {} is cordoned; uncordon it or choose another", node.name));
+        }
+        if !node.live {
+            return refuse(format!("node {} holds no lease; start it or choose another", node.name));
+        }
+        let Some(found) = node.pools.iter().find(|p| p.name == pool) else {
+            return refuse(format!("node {} has no pool '{}'", node.name, printable(pool)));
+        };
+        if found.free_bytes < size_bytes {
+            return refuse(format!(
+                "pool {} of node {} has {} bytes free; the volume needs {size_bytes}",
+                found.name, node.name, found.free_bytes
+            ));
+        }
+        let (Some(number), Some(boot)) = (NodeNumber::new(number), BootId::from_slice(&node.boot_id)) else {
+            return refuse(format!("node {} has no valid number or boot id", node.name));
+        };
+        let owner = Owner { node: number, incarnation: Incarnation(node.incarnation) };
+        Ok((owner, Member { node: number, boot, pool: pool.to_owned() }))
+    }
+
+    pub(super) fn resize_volume(
+        &mut self,
+        command: &records::ResizeVolume,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        let volume = self.live_volume(&command.name)?;
+        check_geometry(command.size_bytes, volume.block_size, volume.physical_block_exponent)?;
+        if command.size_bytes < volume.size_bytes {
+            return Err(Refusal::Precondition(format!(
+                "volume {} has {} bytes and cannot shrink to {}: hosts would lose data",
+                volume.name, volume.size_bytes, command.size_bytes
+            )));
+        }
+        let grows_by = command.size_bytes.saturating_sub(volume.size_bytes);
+        for member in volume.config.in_sync().iter().chain(volume.config.learners()) {
+            let node = self.nodes.get(&u32::from(member.node.get()));
+            let free = node.and_then(|n| n.pools.iter().find(|p| p.name == member.pool));
+            if let (Some(node), Some(pool)) = (node, free)
+                && pool.free_bytes < grows_by
+            {
+                return Err(Refusal::Precondition(format!(
+                    "pool {} of node {} has {} bytes free; growing volume {} needs {grows_by}",
+                    pool.name, node.name, pool.free_bytes, volume.name
+                )));
+            }
+        }
+        let id = volume.id;
+        let volume =
+            self.volumes.get_mut(&id).ok_or_else(|| Refusal::not_found(Kind::Volume, &command.name))?;
+        if grows_by > 0 {
+            let message = format!(
+                "volume {} grew from {} to {} bytes",
+                volume.name, volume.size_bytes, command.size_bytes
+            );
+            volume.size_bytes = command.size_bytes;
+            effects.event("volume.resized", format!("volume/{}", volume.name), message);
+            effects.change(change::Change::Volume(volume.record()));
+            effects.unit_attention(id, asc::CAPACITY_DATA_CHANGED, Audience::Everyone);
+        }
+        Ok(Outcome::Volume(volume.record()))
+    }
+
+    pub(super) fn delete_volume(
+        &mut self,
+        command: &records::DeleteVolume,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        let volume = self
+            .volume_by_name(&command.name)
+            .ok_or_else(|| Refusal::not_found(Kind::Volume, &printable(&command.name)))?;
+        if let Some((host, lun)) = self.mappings_of_volume(volume.id).next() {
+            return Err(Refusal::Precondition(format!(
+                "volume {} is mapped to host {host} as LUN {lun}; delete the mapping first",
+                volume.name
+            )));
+        }
+        let id = volume.id;
+        if let Some(volume) = self.volumes.get_mut(&id).filter(|v| !v.deleting) {
+            volume.deleting = true;
+            let message = format!("volume {} is being deleted", volume.name);
+            effects.event("volume.deleting", format!("volume/{}", volume.name), message);
+            effects.change(change::Change::Volume(volume.record()));
+        }
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn remove_replica(
+        &mut self,
+        command: &records::RemoveReplica,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        let id = VolumeId::from_slice(&command.volume_id)
+            .ok_or_else(|| Refusal::invalid("volume_id", "not 16 bytes"))?;
+        // Told again after the last one: nothing is left to do.
+        let Some(volume) = self.volumes.get_mut(&id) else { return Ok(Outcome::Done) };
+        if !volume.deleting {
+            return Err(Refusal::Precondition(format!("volume {} is not being deleted", volume.name)));
+        }
+        let Some(member) = NodeNumber::new(command.number).filter(|n| volume.config.member(*n).is_some())
+        else {
+            return Err(Refusal::Precondition(format!(
+                "node number {} holds no replica of volume {}",
+                command.number, volume.name
+            )));
+        };
+        if !volume.removed_replicas.insert(member) {
+            return Ok(Outcome::Done);
+        }
+        let all = volume.config.in_sync().len() + volume.config.learners().len();
+        if volume.removed_replicas.len() < all {
+            effects.change(change::Change::Volume(volume.record()));
+            return Ok(Outcome::Done);
+        }
+        let message = format!("volume {} was deleted", volume.name);
+        effects.event("volume.deleted", format!("volume/{}", volume.name), message);
+        effects.change(change::Change::RemovedVolume(id.0.to_vec()));
+        self.volumes.remove(&id);
+        Ok(Outcome::Done)
+    }
+
+    /// A volume that is there and stays.
+    pub(super) fn live_volume(&self, name: &str) -> Result<&Volume, Refusal> {
+        let volume =
+            self.volume_by_name(name).ok_or_else(|| Refusal::not_found(Kind::Volume, &printable(name)))?;
+        if volume.deleting {
+            return Err(Refusal::Precondition(format!("volume {} is being deleted", volume.name)));
+        }
+        Ok(volume)
+    }
+}
+
+/// Size and blocks of a volume; fields named as in the management API.
+pub fn check_geometry(
+    size_bytes: u64,
+    block_size: u32,
+    physical_block_exponent: u32,
+) -> Result<(), Refusal> {
+    if !holdfast_scsi::limits::BLOCK_SIZES.contains(&block_size) {
+        return Err(Refusal::invalid("spec.block_size", format!("{block_size} is neither 512 nor 4096")));
+    }
+    if !size_bytes.is_multiple_of(u64::from(block_size)) {
+        let reason = format!("{size_bytes} is not a multiple of the block size {block_size}");
+        return Err(Refusal::invalid("spec.size_bytes", reason));
+    }
+    if !(limits::VOLUME_BYTES_MIN..=limits::VOLUME_BYTES_MAX).contains(&size_bytes) {
+        let reason = format!("{size_bytes} is not between 1 MiB and 16 TiB");
+        return Err(Refusal::invalid("spec.size_bytes", reason));
+    }
+    if physical_block_exponent > limits::PHYSICAL_BLOCK_EXPONENT_MAX {
+        let reason = format!("{physical_block_exponent} is more than {}", limits::PHYSICAL_BLOCK_EXPONENT_MAX);
+        return Err(Refusal::invalid("spec.physical_block_exponent", reason));
+    }
+    Ok(())
+}
