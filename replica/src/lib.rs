@@ -22,6 +22,8 @@ extern crate std;
 
 pub mod config;
 pub mod epoch;
+pub mod forward;
+pub mod frame;
 pub mod gate;
 pub mod ids;
 pub mod limits;
