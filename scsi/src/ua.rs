@@ -153,7 +153,64 @@ impl UaQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::vec::Vec;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Raise(AdditionalSense),
+        /// Dequeue what was the head so many steps ago.
+        Report(usize),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let code = (prop::sample::select(&[0x29u8, 0x2a, 0x2f, 0x3f][..]), 0u8..16)
+            .prop_map(|(asc, ascq)| AdditionalSense::new(asc, ascq));
+        prop_oneof![3 => code.prop_map(Step::Raise), 1 => (0usize..4).prop_map(Step::Report)]
+    }
+
+    proptest! {
+        /// Whatever happened after its last event, a condition is pending, was reported by a head that was read after
+        /// that event, or is covered by a pending or reported 29/00.
+        #[test]
+        fn no_condition_is_ever_lost(steps in prop::collection::vec(any_step(), 0..200)) {
+            let mut q = UaQueue::new();
+            let mut heads: Vec<Option<UnitAttention>> = Vec::new();
+            // Every condition that the host has not been told of since it was last raised.
+            let mut owed: Vec<AdditionalSense> = Vec::new();
+            for (id, step) in (1u64..).zip(steps) {
+                match step {
+                    Step::Raise(code) => {
+                        q.raise(id, code);
+                        if !owed.contains(&code) {
+                            owed.push(code);
+                        }
+                    }
+                    Step::Report(ago) => {
+                        let Some(Some(told)) = heads.iter().rev().nth(ago).copied() else { continue };
+                        if q.dequeue(told.id) {
+                            owed.retain(|code| *code != told.additional);
+                            if told.additional == asc::POWER_ON_OR_RESET {
+                                owed.retain(|code| codes(&q).contains(code));
+                            }
+                        }
+                    }
+                }
+                heads.push(q.head());
+                let pending = codes(&q);
+                prop_assert_eq!(pending.len(), q.len());
+                prop_assert!(q.len() <= UA_QUEUE_MAX);
+                let covered = pending.contains(&asc::POWER_ON_OR_RESET);
+                prop_assert!(owed.iter().all(|code| covered || pending.contains(code)), "{:?} {:?}", owed, pending);
+                let classes: Vec<UaClass> = q.iter().map(|ua| ua.class()).collect();
+                let resets = classes.iter().take_while(|class| **class == UaClass::Reset).count();
+                prop_assert!(classes[resets..].iter().all(|class| *class == UaClass::Other));
+                for (at, code) in pending.iter().enumerate() {
+                    prop_assert!(!pending[at + 1..].contains(code));
+                }
+            }
+        }
+    }
 
     fn codes(q: &UaQueue) -> Vec<AdditionalSense> {
         q.iter().map(|ua| ua.additional).collect()

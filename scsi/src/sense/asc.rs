@@ -1,4 +1,5 @@
-//! Additional sense codes: every one that is sent, by the name the standard gives it (SPC-5 annex F).
+//! Additional sense codes by the names the standard gives them (SPC-5 annex F). Code that sends or looks for one uses
+//! these, never the numbers.
 
 /// ADDITIONAL SENSE CODE and its qualifier, written `2A/06`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
