@@ -1,2 +1,52 @@
-//! Placeholder.
-fn main() {}
+//! `holdfast`: management of a cluster (`holdfast <noun> <verb>`), its certificates (`holdfast pki`), and a whole cluster on
+//! one machine (`holdfast dev up`).
+//!
+//! Invariants: a failure is one line on standard error that says what to do, and exit status 1 (2 for a command line that
+//! cannot be understood); standard output carries only what was asked for.
+
+mod arguments;
+mod commands;
+mod connection;
+mod dev;
+mod output;
+mod pki;
+mod size;
+
+use std::process::ExitCode;
+
+use arguments::{Arguments, Noun};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    holdfast_pki::install_crypto_provider();
+    let arguments = Arguments::parse();
+    // One thread: the parent-death signal of child processes is tied to the thread that made them.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::anyhow!("no event loop from the system: {error}")),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("holdfast: {error:#}");
+    ExitCode::FAILURE
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { client, noun } = arguments;
+    match noun {
+        Noun::Dev(verb) => dev::run(client.dir, verb).await,
+        Noun::Pki(verb) => pki::run(verb),
+        Noun::Cluster(verb) => commands::cluster::run(&client, verb).await,
+        Noun::Node(verb) => commands::node::run(&client, verb).await,
+        Noun::Volume(verb) => commands::volume::run(&client, verb).await,
+        Noun::Host(verb) => commands::host::run(&client, verb).await,
+        Noun::Map(verb) => commands::map::run(&client, verb).await,
+        Noun::Reservation(verb) => commands::reservation::run(&client, verb).await,
+        Noun::Event(verb) => commands::event::run(&client, verb).await,
+    }
+}

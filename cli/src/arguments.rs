@@ -1,0 +1,359 @@
+//! The grammar of the command line. Doc comments here are the help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size::Size;
+
+/// Holdfast: a highly available SAN from ordinary servers.
+#[derive(Parser)]
+#[command(version, propagate_version = true, max_term_width = 120)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) client: Client,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// How to reach the cluster, and how to print.
+#[derive(Args)]
+pub(crate) struct Client {
+    /// Controller endpoints, "ADDRESS:PORT[,...]"; needs --tls.
+    #[arg(long, global = true, env = "HOLDFAST_ENDPOINTS", value_delimiter = ',', requires = "tls")]
+    pub(crate) endpoints: Vec<String>,
+    /// Folder with ca.pem, cert.pem and key.pem of an admin, operator or viewer.
+    #[arg(long, global = true, env = "HOLDFAST_TLS", value_name = "DIR")]
+    pub(crate) tls: Option<PathBuf>,
+    /// Folder of a `holdfast dev` cluster (default for `dev up`: the first below the user's state folder that no running
+    /// cluster uses; for others, without --endpoints: that of the one running).
+    #[arg(long, global = true, env = "HOLDFAST_DIR", value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// How to print.
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+}
+
+/// Output format.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For programs and people.
+    Yaml,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Noun {
+    /// A whole cluster on this machine.
+    #[command(subcommand)]
+    Dev(Dev),
+    /// Certificates of a cluster.
+    #[command(subcommand)]
+    Pki(Pki),
+    /// The cluster and its controllers.
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// Data nodes.
+    #[command(subcommand)]
+    Node(Node),
+    /// Volumes.
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Hosts: named sets of initiators.
+    #[command(subcommand)]
+    Host(Host),
+    /// Which host sees which volume, and as which LUN.
+    #[command(subcommand)]
+    Map(Map),
+    /// Persistent reservations.
+    #[command(subcommand)]
+    Reservation(Reservation),
+    /// What happens in the cluster.
+    #[command(subcommand)]
+    Event(Event),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Dev {
+    /// Start a cluster and keep it up until interrupted. The same folder again is the same cluster with its data.
+    Up(DevUp),
+    /// List the clusters that run on this machine.
+    List,
+    /// Erase a stopped cluster's folder (--dir), data included.
+    Erase,
+}
+
+#[derive(Args)]
+pub(crate) struct DevUp {
+    /// Controllers: 1, 3 or 5 (default 3; kept by an existing folder).
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=5))]
+    pub(crate) controllers: Option<u16>,
+    /// Data nodes, 1 to 16 (default 2; kept by an existing folder).
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub(crate) datanodes: Option<u16>,
+    /// First of the ports to use (default: a free range; kept by an existing folder).
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=65000))]
+    pub(crate) port_base: Option<u16>,
+    /// Start a process again when it ends by itself.
+    #[arg(long)]
+    pub(crate) restart: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Pki {
+    /// Make the certificate authority of a new cluster.
+    Init {
+        /// Folder of the authority; keep it safe.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+    },
+    /// Issue a certificate.
+    Issue {
+        /// Folder of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// node, controller, admin, operator or viewer.
+        #[arg(long)]
+        role: holdfast_pki::Role,
+        /// Name within the role.
+        #[arg(long)]
+        name: String,
+        /// Folder to write ca.pem, cert.pem and key.pem (for nodes and controllers secret.key too) into.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Show whose certificate a folder holds.
+    Show {
+        /// The folder.
+        #[arg(long, value_name = "DIR")]
+        tls: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Cluster {
+    /// Show the cluster, its controllers and their leader.
+    Show,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Node {
+    /// List the data nodes.
+    List,
+    /// Show one.
+    Show {
+        /// The node.
+        name: String,
+    },
+    /// Place nothing new on it.
+    Cordon {
+        /// The node.
+        name: String,
+    },
+    /// Allow new volumes on it again.
+    Uncordon {
+        /// The node.
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Volume {
+    /// Create a volume.
+    Create(VolumeCreate),
+    /// List the volumes.
+    List,
+    /// Show one.
+    Show {
+        /// The volume.
+        name: String,
+    },
+    /// Make it larger; hosts are told.
+    Resize {
+        /// The volume.
+        name: String,
+        /// New size.
+        #[arg(long)]
+        size: Size,
+    },
+    /// Delete it and its data.
+    Delete {
+        /// The volume.
+        name: String,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct VolumeCreate {
+    /// Name: letters, digits, '.', '_', '-'.
+    pub(crate) name: String,
+    /// Size: "10GiB", "500MB", or bytes.
+    #[arg(long)]
+    pub(crate) size: Size,
+    /// Copies.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) replicas: u32,
+    /// Bytes in a logical block.
+    #[arg(long, default_value_t = 512, value_parser = parse_block_size)]
+    pub(crate) block_size: u32,
+    /// Acknowledge writes from memory (on), or only once they are on disk (off).
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub(crate) write_cache: Switch,
+    /// Node that keeps the first copy (default: chosen).
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    /// Pool on that node (default: chosen).
+    #[arg(long, requires = "node")]
+    pub(crate) pool: Option<String>,
+}
+
+fn parse_block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("512 or 4096".to_owned()),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Host {
+    /// Create a host.
+    Create(HostCreate),
+    /// List the hosts.
+    List,
+    /// Show one with what is mapped to it.
+    Show {
+        /// The host.
+        name: String,
+    },
+    /// Delete it (it must have no mappings).
+    Delete {
+        /// The host.
+        name: String,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct HostCreate {
+    /// Name: letters, digits, '.', '_', '-'.
+    pub(crate) name: String,
+    /// iSCSI names of its initiators.
+    #[arg(long, required = true, num_args = 1.., value_name = "IQN")]
+    pub(crate) initiator: Vec<String>,
+    /// Ask for CHAP with this user name.
+    #[arg(long, requires = "chap_secret_file")]
+    pub(crate) chap_user: Option<String>,
+    /// File with the CHAP secret, 12 to 64 bytes (a line end at its end is ignored).
+    #[arg(long, requires = "chap_user", value_name = "FILE")]
+    pub(crate) chap_secret_file: Option<PathBuf>,
+    /// Mutual CHAP: the user name that the target answers with.
+    #[arg(long, requires_all = ["chap_user", "chap_target_secret_file"])]
+    pub(crate) chap_target_user: Option<String>,
+    /// File with the target's secret; must differ from the host's.
+    #[arg(long, requires = "chap_target_user", value_name = "FILE")]
+    pub(crate) chap_target_secret_file: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Map {
+    /// Let a host see a volume.
+    Create {
+        /// The volume.
+        volume: String,
+        /// The host.
+        host: String,
+        /// LUN, 0 to 16383 (default: the lowest free one).
+        #[arg(long, value_parser = clap::value_parser!(u32).range(0..=16383))]
+        lun: Option<u32>,
+        /// Writes are refused with WRITE PROTECTED.
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// List the mappings.
+    List {
+        /// Only of this volume.
+        #[arg(long)]
+        volume: Option<String>,
+        /// Only of this host.
+        #[arg(long)]
+        host: Option<String>,
+    },
+    /// Take a volume away from a host.
+    Delete {
+        /// The volume.
+        volume: String,
+        /// The host.
+        host: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Reservation {
+    /// Show registrants, holder, type and generation of a volume.
+    Show {
+        /// The volume.
+        volume: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Event {
+    /// Print events as they happen, until interrupted.
+    Watch {
+        /// Begin after this log index (0: only new ones; 1: everything that is still kept).
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn grammar_has_no_contradiction() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn designed_commands_parse() {
+        for line in [
+            "holdfast dev up --controllers 3 --datanodes 2 --dir d --port-base 40000",
+            "holdfast node list",
+            "holdfast volume create db1 --size 10GiB --replicas 2 --block-size 4096 --write-cache off",
+            "holdfast volume resize db1 --size 20GiB",
+            "holdfast host create h --initiator iqn.a:1 iqn.a:2 --chap-user u --chap-secret-file f",
+            "holdfast map create db1 h --lun 3 -o json",
+            "holdfast reservation show db1",
+            "holdfast event watch",
+        ] {
+            assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in [
+            "holdfast volume create db1",
+            "holdfast volume create db1 --size 10XB",
+            "holdfast volume create db1 --size 1GiB --block-size 513",
+            "holdfast map create db1 h --lun 16384",
+            "holdfast host create h",
+            "holdfast host create h --initiator iqn.a:1 --chap-user u",
+            "holdfast dev up --port-base 80",
+            "holdfast node list --endpoints a:1",
+        ] {
+            assert!(Arguments::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}
