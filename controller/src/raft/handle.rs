@@ -15,6 +15,7 @@ use holdfast_proto::v1;
 use openraft::{
     ReadPolicy,
     async_runtime::WatchReceiver as _,
+    type_config::alias::InstantOf,
     errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError},
 };
 use tokio::sync::watch;
@@ -219,8 +220,9 @@ impl Handle {
         self.shared.watch_applied()
     }
 
-    /// Management events with an index above `after`, oldest first, at most `limit`; and the highest index that was dropped
-    /// for age (events at or below it may be missing).
+    /// Management events with an index above `after`, oldest first, at most `limit` (an entry's events are never parted); and
+    /// the highest index whose events were dropped for age: above `after` means that some were missed. Follow new ones with
+    /// [`Handle::watch_applied`].
     ///
     /// # Errors
     /// What the storage says when it cannot be read.
@@ -288,7 +290,7 @@ impl Handle {
         let led_since = { self.leadership.borrow().since };
         let acknowledged = metrics.last_quorum_acked.as_ref().map(|at| **at);
         let silent_for = match acknowledged {
-            Some(at) => at.elapsed(),
+            Some(at) => <InstantOf<TypeConfig> as openraft::Instant>::now() - at,
             None => led_since.map_or(Duration::ZERO, |since| Instant::now() - since),
         };
         if silent_for > options::QUORUM_SILENCE_MAX { Err(WriteError::NoQuorum) } else { Ok(()) }

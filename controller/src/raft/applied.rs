@@ -1,0 +1,92 @@
+//! The applied state in memory, with its index, for readers.
+//!
+//! Invariant: state and index change together under one lock; a commit reaches the ring only after it is readable.
+
+use std::{io, sync::Arc};
+
+use holdfast_proto::{state::Commit, v1};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use super::{
+    commits::{CommitRing, Commits},
+    events,
+    store::Store,
+};
+use crate::state::StateMachine;
+
+struct Current {
+    machine: StateMachine,
+    index: u64,
+}
+
+/// Shared by the state machine's store, which writes, and all handles, which read.
+pub(super) struct Shared {
+    current: RwLock<Current>,
+    ring: Arc<CommitRing>,
+    applied: watch::Sender<u64>,
+    store: Arc<Store>,
+}
+
+impl Shared {
+    pub(super) fn new(machine: StateMachine, index: u64, store: Arc<Store>) -> Self {
+        Self {
+            current: RwLock::new(Current { machine, index }),
+            ring: Arc::new(CommitRing::new(index)),
+            applied: watch::Sender::new(index),
+            store,
+        }
+    }
+
+    pub(super) fn read<R>(&self, look: impl FnOnce(&StateMachine, u64) -> R) -> R {
+        let current = self.current.read();
+        look(&current.machine, current.index)
+    }
+
+    pub(super) fn read_and_follow<R>(&self, look: impl FnOnce(&StateMachine, u64) -> R) -> (R, Commits) {
+        let current = self.current.read();
+        let seen = look(&current.machine, current.index);
+        // What is readable but not yet in the ring has an index that this follower skips.
+        (seen, self.ring.follow(current.index))
+    }
+
+    pub(super) fn applied_index(&self) -> u64 {
+        self.current.read().index
+    }
+
+    pub(super) fn watch_applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    pub(super) fn events_after(&self, after: u64, limit: usize) -> io::Result<(Vec<v1::Event>, u64)> {
+        let kept = events::after(&self.store, after, limit)?;
+        Ok((kept.events, kept.dropped))
+    }
+
+    /// Changes the state; `change` returns the index that it stands for afterwards.
+    pub(super) fn update<R>(
+        &self,
+        change: impl FnOnce(&mut StateMachine) -> io::Result<(R, u64)>,
+    ) -> io::Result<R> {
+        let mut current = self.current.write();
+        let (done, index) = change(&mut current.machine)?;
+        current.index = index;
+        Ok(done)
+    }
+
+    /// Makes known what [`Shared::update`] did, once it is on its way to disk.
+    pub(super) fn announce(&self, commits: Vec<Commit>, index: u64) {
+        self.ring.publish(commits);
+        self.applied.send_replace(index);
+    }
+
+    /// Replaces the whole state by a snapshot's.
+    pub(super) fn replace(&self, machine: StateMachine, index: u64) {
+        let mut current = self.current.write();
+        *current = Current { machine, index };
+        // Under the lock, so that no reader follows from the new index before the ring knows it.
+        self.ring.restart(index);
+        drop(current);
+        self.applied.send_replace(index);
+    }
+}

@@ -1,0 +1,46 @@
+//! Raft: what the members agree on, durable on each of them.
+//!
+//! | Looking for | Module |
+//! |---|---|
+//! | propose, read, follow | [`handle`] ([`Handle`]) |
+//! | start, bootstrap, stop | [`member`] |
+//! | times and bounds | [`options`] |
+//! | log, vote, identity on disk | `store`, `log` |
+//! | state machine on disk and in memory | `machine`, `records`, `events`, `applied`, `commits` |
+//! | snapshots | `snapshot`, `snapshot_file` |
+//! | members' wire | `network` (calling), `service` (answering), `frame` |
+//!
+//! Invariants
+//! * A vote and an acknowledged log entry are on disk (fsync) before anyone hears of them; a failed fsync stops the member.
+//! * The records of the state machine and the index that they stand for change in one write.
+//! * The log never has a hole, and nothing is purged that a durable state or snapshot does not cover.
+//! * A folder belongs to one member of one cluster, and to one process at a time.
+
+mod applied;
+mod commits;
+mod events;
+mod flusher;
+mod frame;
+mod handle;
+mod leadership;
+mod log;
+mod machine;
+pub mod member;
+mod network;
+pub mod options;
+mod records;
+mod service;
+mod snapshot;
+mod snapshot_file;
+mod store;
+mod types;
+
+
+pub use commits::{Commits, CommitsEnd};
+pub use handle::{
+    ClusterMetrics, Handle, LeaderAddress, MemberMetrics, ReadError, WriteError, Written,
+};
+pub use leadership::Leadership;
+pub use service::RaftService;
+pub use store::StoreError;
+pub use types::Member;

@@ -1,0 +1,124 @@
+//! The member's folder of snapshots: the current one, and files that are being written.
+//!
+//! Invariants: there is one current snapshot, whole and durable; an older one never replaces a newer one; what a crash left
+//! half-written is removed at the next start.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use holdfast_proto::state::Change;
+use openraft::RaftSnapshotBuilder;
+use parking_lot::Mutex;
+
+use super::{
+    events,
+    snapshot_file::{Content, SnapshotFile, verify},
+    store::Store,
+    types::{LogId, Snapshot, SnapshotMeta, TypeConfig},
+};
+
+const CURRENT: &str = "current.snapshot";
+const TEMPORARY: &str = "tmp";
+
+/// The folder.
+pub(super) struct SnapshotFolder {
+    path: PathBuf,
+    /// Holds the meta of the current snapshot; taken while it is replaced.
+    current: Mutex<Option<SnapshotMeta>>,
+    next_temporary: AtomicU64,
+}
+
+impl SnapshotFolder {
+    /// Opens the folder below `directory`; `applied` is what the records of the state stand for.
+    pub(super) fn open(directory: &Path, applied: Option<LogId>) -> io::Result<Arc<Self>> {
+        let path = directory.join("snapshots");
+        fs::create_dir_all(&path)?;
+        for found in fs::read_dir(&path)? {
+            let found = found?.path();
+            if found.extension().is_some_and(|extension| extension == TEMPORARY) {
+                fs::remove_file(found)?;
+            }
+        }
+        let file = path.join(CURRENT);
+        let current = match verify(&file) {
+            Ok(meta) => Some(meta),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // The records hold all that it held, unless it was just being installed. Then its meta says so, if it still can.
+            Err(error) => {
+                let needed = SnapshotFile::open(file.clone())
+                    .and_then(|mut file| file.read_meta())
+                    .map(|meta| meta.last_log_id > applied);
+                if applied.is_none() || needed.unwrap_or(false) {
+                    return Err(error);
+                }
+                tracing::warn!(%error, file = %file.display(), "removed a damaged snapshot; the records are whole");
+                fs::remove_file(&file)?;
+                None
+            }
+        };
+        Ok(Arc::new(Self { path, current: Mutex::new(current), next_temporary: AtomicU64::new(0) }))
+    }
+
+    /// A file to be filled.
+    pub(super) fn create(&self) -> io::Result<SnapshotFile> {
+        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        SnapshotFile::create(self.path.join(format!("{number}.{TEMPORARY}")))
+    }
+
+    /// Makes a whole file the current snapshot, unless the current one stands for as much or more.
+    pub(super) fn make_current(&self, meta: &SnapshotMeta, mut file: SnapshotFile) -> io::Result<()> {
+        let mut current = self.current.lock();
+        if current.as_ref().is_some_and(|current| current.last_log_id >= meta.last_log_id) {
+            return Ok(());
+        }
+        file.rename_to(self.path.join(CURRENT))?;
+        *current = Some(meta.clone());
+        Ok(())
+    }
+
+    /// The current snapshot, to be read.
+    pub(super) fn current(&self) -> io::Result<Option<Snapshot>> {
+        let current = self.current.lock();
+        let Some(meta) = current.clone() else { return Ok(None) };
+        let snapshot = SnapshotFile::open(self.path.join(CURRENT))?;
+        Ok(Some(Snapshot { meta, snapshot }))
+    }
+}
+
+/// Writes a snapshot of a state that was taken before.
+pub(super) struct SnapshotWriter {
+    pub(super) store: Arc<Store>,
+    pub(super) folder: Arc<SnapshotFolder>,
+    pub(super) meta: SnapshotMeta,
+    pub(super) changes: Vec<Change>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotWriter {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let (folder, meta) = (Arc::clone(&self.folder), self.meta.clone());
+        let store = Arc::clone(&self.store);
+        let changes = std::mem::take(&mut self.changes);
+        let written = tokio::task::spawn_blocking(move || {
+            let mut file = folder.create()?;
+            let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
+            let mut events = events::after(&store, 0, usize::MAX)?;
+            // Entries went on being applied since the state was taken.
+            events.events.retain(|event| event.index <= index);
+            file.write(&Content { meta: meta.clone(), changes, events })?;
+            folder.make_current(&meta, file)?;
+            folder.current()
+        });
+        written
+            .await
+            .map_err(io::Error::other)??
+            .ok_or_else(|| io::Error::other("the snapshot that was just made is gone"))
+    }
+}

@@ -1,0 +1,84 @@
+//! openraft's types as Holdfast fixes them.
+//!
+//! Invariant: a log entry holds a command as the bytes that it was proposed with, so that every member stores and applies
+//! the same bytes whatever version it runs.
+
+use std::fmt;
+
+use bytes::Bytes;
+use openraft::{
+    type_config::alias::{
+        EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf,
+    },
+    vote::leader_id_std,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{machine::MachineStore, snapshot_file::SnapshotFile};
+use crate::state::{Command, Response};
+
+openraft::declare_raft_types!(
+    /// One leader per term, as in the Raft paper.
+    pub(super) TypeConfig:
+        D = EncodedCommand,
+        R = Answer,
+        NodeId = u64,
+        Node = Member,
+        LeaderId = leader_id_std::LeaderId<u64, u64>,
+);
+
+pub(super) type Raft = openraft::Raft<TypeConfig, MachineStore>;
+pub(super) type Entry = EntryOf<TypeConfig>;
+pub(super) type LogId = LogIdOf<TypeConfig>;
+pub(super) type Vote = VoteOf<TypeConfig>;
+pub(super) type StoredMembership = StoredMembershipOf<TypeConfig>;
+pub(super) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
+pub(super) type Snapshot = SnapshotOf<TypeConfig, SnapshotFile>;
+
+/// A controller member as the membership records it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name, which is in its certificate.
+    pub name: String,
+    /// "address:port" of its gRPC listener.
+    pub address: String,
+}
+
+/// A command as the log holds it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct EncodedCommand(pub(super) Bytes);
+
+impl EncodedCommand {
+    pub(super) fn new(command: &Command) -> Self {
+        Self(Bytes::from(command.encode()))
+    }
+}
+
+impl fmt::Debug for EncodedCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EncodedCommand({} bytes)", self.0.len())
+    }
+}
+
+impl fmt::Display for EncodedCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "command of {} bytes", self.0.len())
+    }
+}
+
+/// What the state machine answered to an entry; `None` for entries of Raft's own.
+#[derive(Debug, Clone)]
+pub(super) struct Answer(pub(super) Option<Response>);
+
+// openraft asks for these of every type that it knows, and calls neither: an answer never leaves the process.
+impl Serialize for Answer {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("an answer of the state machine stays in its process"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Answer {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(serde::de::Error::custom("an answer of the state machine stays in its process"))
+    }
+}
