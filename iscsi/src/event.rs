@@ -424,6 +424,6 @@ pub enum Violation {
     DataOutOfRange,
     /// More requests behind a gap in CmdSN than the bounds allow.
     TooMuchHeld,
-    /// A login PDU while the last one was unanswered.
+    /// A login PDU while the last one was unanswered: login has one PDU in flight.
     Pipelined,
 }

@@ -15,15 +15,26 @@
 
 extern crate alloc;
 
+mod binary_value;
 pub mod chap;
 pub mod config;
 mod connection;
+mod data_in;
+mod data_out;
 pub mod digest;
+mod discovery;
 pub mod event;
+#[cfg(feature = "initiator")]
+pub mod initiator;
 pub mod limits;
 pub mod login;
 pub mod negotiation;
+pub mod pdu;
+mod receive;
+mod session;
+pub mod text;
 pub mod time;
+mod transmit;
 
 pub use config::{DigestPolicy, PortalConfig, PortalOptions};
 pub use connection::Connection;

@@ -77,9 +77,6 @@ pub const PING_LEN_MAX: usize = 64 * 1024;
 /// Queued bytes to send above which no more input is wanted.
 pub const TRANSMIT_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Events not yet fetched above which no more input is wanted.
-pub const EVENTS_MAX: usize = 256;
-
 /// Payloads up to this length are copied beside their header, so that small replies share one segment.
 pub const COPY_LEN_MAX: usize = 512;
 

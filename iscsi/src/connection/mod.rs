@@ -1,98 +1,263 @@
 //! One iSCSI connection, target side: the engine's face.
+//!
+//! Invariants: it only goes forward, from login through the full feature phase to its end; once ended it takes nothing
+//! and says nothing more than what is queued; answers to what is no longer asked are ignored.
+
+mod commands;
+mod full_feature;
+mod link;
+mod login_phase;
+mod requests;
+mod text_exchange;
+
 use crate::config::PortalConfig;
-use crate::event::*;
+use crate::event::{
+    CloseReason, Event, LoginAnswer, ScsiOutcome, SessionStart, TargetRecord, TaskManagementId,
+    TaskManagementResponse, TaskTag,
+};
+use crate::limits;
+use crate::login::status::LoginStatus;
+use crate::login::{Login, Progress};
 use crate::negotiation::SessionParameters;
+use crate::receive::{Item, Unreadable};
+use crate::session::Session;
 use crate::time::Instant;
+use crate::transmit::Digests;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::marker::PhantomData;
+use full_feature::FullFeature;
+use link::Link;
+use login_phase::{LoginPhase, Next};
+use requests::Due;
+
+enum Phase {
+    Login(Box<LoginPhase>),
+    FullFeature(Box<FullFeature>),
+    Closed,
+}
 
 /// One connection. `B` is the shell's buffer type for data-in.
 pub struct Connection<B> {
-    _config: Arc<PortalConfig>,
-    _b: PhantomData<B>,
+    link: Link<B>,
+    phase: Phase,
 }
 
 impl<B: AsRef<[u8]>> Connection<B> {
     /// A connection just accepted. `entropy` must be fresh and unpredictable: CHAP's challenge comes from it.
     #[must_use]
-    pub fn new(config: Arc<PortalConfig>, _now: Instant, _entropy: [u8; 32]) -> Self {
-        Self { _config: config, _b: PhantomData }
+    pub fn new(config: Arc<PortalConfig>, now: Instant, entropy: [u8; 32]) -> Self {
+        let deadline = now.after_ms(config.options().login_timeout_ms);
+        let login = LoginPhase::new(Login::new(&entropy), deadline);
+        Self { link: Link::new(config), phase: Phase::Login(Box::new(login)) }
     }
 
-    /// Takes bytes of the stream, split anywhere.
-    pub fn handle_input(&mut self, _now: Instant, _bytes: &[u8]) {}
+    /// Takes bytes of the stream, split anywhere. What they bring is in [`Self::poll_event`] and [`Self::segments`].
+    pub fn handle_input(&mut self, now: Instant, bytes: &[u8]) {
+        if let Phase::FullFeature(full) = &mut self.phase {
+            full.last_heard = now;
+        }
+        let mut input = bytes;
+        while !self.is_closed() {
+            let item = match self.link.receiver.next(&mut input) {
+                Ok(Some(item)) => item,
+                Ok(None) => return,
+                Err(Unreadable::HeaderDigest) => return self.close(CloseReason::DigestError),
+                Err(Unreadable::Violation(violation)) => {
+                    return self.close(CloseReason::ProtocolError(violation));
+                }
+            };
+            self.handle_item(now, item);
+        }
+    }
+
+    fn handle_item(&mut self, now: Instant, item: Item<'_>) {
+        let link = &mut self.link;
+        let done = match (&mut self.phase, item) {
+            (Phase::Closed, _) => Ok(Next::Stay),
+            (Phase::Login(login), Item::Header) => login.header(link).map(|()| Next::Stay),
+            (Phase::Login(_), Item::Data(bytes)) => {
+                LoginPhase::data(link, bytes);
+                Ok(Next::Stay)
+            }
+            (Phase::Login(login), Item::End { .. }) => login.end(link),
+            (Phase::FullFeature(full), Item::Header) => full.header(link).map(|()| Next::Stay),
+            (Phase::FullFeature(full), Item::Data(bytes)) => {
+                full.data(link, bytes);
+                Ok(Next::Stay)
+            }
+            (Phase::FullFeature(full), Item::End { intact }) => full.end(link, intact).map(|()| Next::Stay),
+        };
+        self.go_on(now, done);
+    }
+
+    fn go_on(&mut self, now: Instant, next: Result<Next, CloseReason>) {
+        match next {
+            Ok(Next::Stay) => {}
+            Ok(Next::FullFeature(parameters)) => self.enter_full_feature(now, parameters),
+            Err(reason) => self.close(reason),
+        }
+    }
+
+    fn enter_full_feature(&mut self, now: Instant, parameters: SessionParameters) {
+        let Phase::Login(phase) = &self.phase else { return };
+        let (Some(leading), Some(identity)) = (phase.login.leading(), phase.login.identity()) else { return };
+        let options = self.link.options();
+        let session =
+            Session::new(leading.numbers.cmd_sn, options.command_window, options.data_out_bytes_max);
+        let full = FullFeature::new(session, parameters, identity, now);
+        let digests = Digests { header: full.parameters.header_digest, data: full.parameters.data_digest };
+        self.link.transmit.digests = digests;
+        self.link.receiver.digests = digests;
+        self.link.receiver.data_len_max = full.parameters.recv_data_segment_length as usize;
+        self.phase = Phase::FullFeature(Box::new(full));
+    }
+
+    fn login_progress(&mut self, now: Instant, progress: Option<Result<Progress, LoginStatus>>) {
+        let (Phase::Login(phase), Some(progress)) = (&mut self.phase, progress) else { return };
+        let next = phase.progress(&mut self.link, progress);
+        self.go_on(now, next);
+    }
+
+    /// Answers [`Event::Login`].
+    pub fn login_answer(&mut self, now: Instant, answer: LoginAnswer) {
+        let Phase::Login(phase) = &mut self.phase else { return };
+        let progress = phase.login.answer(self.link.config.options(), answer);
+        self.login_progress(now, progress);
+    }
+
+    /// Answers [`Event::SessionStarting`].
+    pub fn start_session(&mut self, now: Instant, start: SessionStart) {
+        let Phase::Login(phase) = &mut self.phase else { return };
+        let progress = phase.login.start(start);
+        self.login_progress(now, progress);
+    }
 
     /// Acts on time that passed.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match &mut self.phase {
+            Phase::Login(login) if login.deadline <= now => self.close(CloseReason::LoginTimeout),
+            Phase::FullFeature(full) => match full.deadline(&self.link).filter(|(at, _)| *at <= now) {
+                Some((_, Due::Ping)) => full.ping(&mut self.link, now),
+                Some((_, Due::Silent)) => self.close(CloseReason::Silent),
+                Some((_, Due::LogoutOverdue)) => self.close(CloseReason::LogoutOverdue),
+                None => {}
+            },
+            Phase::Login(_) | Phase::Closed => {}
+        }
+    }
 
-    /// When `handle_timeout` is due.
+    /// When [`Self::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        match &self.phase {
+            Phase::Login(login) => Some(login.deadline),
+            Phase::FullFeature(full) => full.deadline(&self.link).map(|(at, _)| at),
+            Phase::Closed => None,
+        }
     }
 
     /// The next event. Drain it after every other call.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.link.events.pop_front()
     }
 
-    /// Whether the shell should read from the socket.
+    /// Whether the shell should read from the socket: false while too much waits to be sent, and after the end.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        true
+        !self.is_closed() && self.link.transmit.len() < limits::TRANSMIT_QUEUE_BYTES_MAX
     }
-
-    /// Answers [`Event::Login`].
-    pub fn login_answer(&mut self, _now: Instant, _answer: LoginAnswer) {}
-
-    /// Answers [`Event::SessionStarting`].
-    pub fn start_session(&mut self, _now: Instant, _start: SessionStart) {}
 
     /// Answers [`Event::SendTargets`].
-    pub fn send_targets_answer(&mut self, _now: Instant, _targets: &[TargetRecord]) {}
-
-    /// Ends a task with a response. A tag that is not in progress is ignored.
-    pub fn complete(&mut self, _now: Instant, _tag: TaskTag, _outcome: ScsiOutcome<B>) {}
-
-    /// Ends a task without a response (aborted).
-    pub fn discard_task(&mut self, _now: Instant, _tag: TaskTag) {}
-
-    /// Answers [`Event::TaskManagement`].
-    pub fn task_management_answer(
-        &mut self,
-        _now: Instant,
-        _id: TaskManagementId,
-        _r: TaskManagementResponse,
-    ) {
+    pub fn send_targets_answer(&mut self, targets: &[TargetRecord]) {
+        if let Phase::FullFeature(full) = &mut self.phase {
+            full.send_targets_answer(&mut self.link, targets);
+        }
     }
 
-    /// Asks the initiator to log out within `seconds` (Async Message, event 1); the connection is closed after that.
-    pub fn request_logout(&mut self, _now: Instant, _seconds: u16) {}
+    /// Ends a task with a response. A tag that is not in progress is ignored.
+    pub fn complete(&mut self, tag: TaskTag, outcome: ScsiOutcome<B>) {
+        if let Phase::FullFeature(full) = &mut self.phase {
+            full.complete(&mut self.link, tag, outcome);
+        }
+    }
 
-    /// Ends the connection at once. [`Event::Closed`] follows.
-    pub fn close(&mut self, _reason: CloseReason) {}
+    /// Ends a task without a response (aborted). A tag that is not in progress is ignored.
+    pub fn discard_task(&mut self, tag: TaskTag) {
+        if let Phase::FullFeature(full) = &mut self.phase {
+            full.discard(&mut self.link, tag);
+        }
+    }
 
-    /// The bytes to send, in order, as slices for one vectored write.
+    /// Answers [`Event::TaskManagement`].
+    pub fn task_management_answer(&mut self, id: TaskManagementId, response: TaskManagementResponse) {
+        if let Phase::FullFeature(full) = &mut self.phase {
+            full.task_management_answer(&mut self.link, id, response);
+        }
+    }
+
+    /// Asks the initiator to log out within `seconds` (Asynchronous Message, event 1); after that the connection is
+    /// closed. For draining a node.
+    pub fn request_logout(&mut self, now: Instant, seconds: u16) {
+        if let Phase::FullFeature(full) = &mut self.phase {
+            full.request_logout(&mut self.link, now, seconds);
+        }
+    }
+
+    /// Ends the connection at once, in silence. [`Event::Closed`] follows. For session reinstatement, and for a socket
+    /// that failed.
+    pub fn close(&mut self, reason: CloseReason) {
+        if !self.is_closed() {
+            self.phase = Phase::Closed;
+            self.link.events.push_back(Event::Closed(reason));
+        }
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed)
+    }
+
+    /// The bytes to send, in order, as slices for one vectored write; [`Self::advance`] after it.
     pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
-        core::iter::empty()
+        self.link.transmit.segments()
     }
 
     /// How many bytes there are to send.
     #[must_use]
     pub fn transmit_len(&self) -> usize {
-        0
+        self.link.transmit.len()
     }
 
     /// Tells that the first `bytes` of [`Self::segments`] were sent.
-    pub fn advance(&mut self, _bytes: usize) {}
+    pub fn advance(&mut self, bytes: usize) {
+        self.link.transmit.advance(bytes);
+    }
 
     /// Gives back a buffer that came with an event, for reuse.
-    pub fn recycle(&mut self, _buffer: Vec<u8>) {}
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        self.link.recycle(buffer);
+    }
 
     /// What was agreed, in the full feature phase.
     #[must_use]
     pub fn parameters(&self) -> Option<&SessionParameters> {
-        None
+        match &self.phase {
+            Phase::FullFeature(full) => Some(&full.parameters),
+            Phase::Login(_) | Phase::Closed => None,
+        }
+    }
+
+    /// Bytes of the initiator's that are held here: parts of requests, data-out not yet handed on, spare buffers.
+    /// Bounded by [`limits`] and the options; for watching and for tests.
+    #[must_use]
+    pub fn bytes_held(&self) -> usize {
+        let phase = match &self.phase {
+            Phase::Login(phase) => phase.login.bytes_held(),
+            Phase::FullFeature(full) => full.session.bytes_held() + full.text.bytes_held(),
+            Phase::Closed => 0,
+        };
+        phase + self.link.spare_bytes()
     }
 }
