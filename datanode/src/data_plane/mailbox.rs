@@ -27,7 +27,7 @@ pub(crate) enum Message {
     /// Some logical unit has begun to serve: try held commands again.
     Retry,
     /// End this connection's session: its nexus logs in anew elsewhere. Tell `waiting` when it has ended.
-    EndSession { connection: u64, waiting: SessionAddress },
+    EndSession { connection: u64, nexus: Nexus, waiting: SessionAddress },
     /// The older session of the nexus has ended; `connection` may start its own.
     SessionEnded { connection: u64, nexus: Nexus },
     /// For the interconnect.

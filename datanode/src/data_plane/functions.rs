@@ -1,0 +1,197 @@
+//! Task management functions of a session, to the owner of the LUN and back.
+//!
+//! Invariants: a function reaches the owner behind every command of its session to that LUN that was submitted before; commands
+//! that are still held here are ended here, without ever being executed; a function whose effect is not certain is
+//! answered as rejected, never as complete.
+
+use holdfast_iscsi::{
+    TaskManagement, TaskManagementFunction as IscsiFunction, TaskManagementId, TaskManagementResponse, TaskTag,
+};
+use holdfast_scsi::device_server::{TaskId, TaskManagementFunction};
+use holdfast_scsi::lun::Lun;
+use holdfast_scsi::time::Instant;
+
+use super::commands::{Kind, Owner, Place, Request};
+use super::router::{ForwardToken, LuFunction, LuFunctionOutcome, Outcome, TaskManagementFor};
+use super::worker::{Worker, iscsi};
+use crate::lu::{Driver, RequestName, Requester};
+
+/// A function on its way.
+#[derive(Clone, Copy)]
+pub(super) struct Function {
+    id: TaskManagementId,
+    what: What,
+}
+
+/// What it does.
+#[derive(Clone, Copy)]
+enum What {
+    AbortTask(TaskTag),
+    AbortTaskSet,
+    ClearTaskSet,
+    LogicalUnitReset,
+    ClearAca,
+}
+
+impl Worker {
+    pub(super) fn task_management(&mut self, now: Instant, connection: u64, request: &TaskManagement) {
+        let what = match request.function {
+            IscsiFunction::AbortTask(tag) => What::AbortTask(tag),
+            IscsiFunction::AbortTaskSet => What::AbortTaskSet,
+            IscsiFunction::ClearTaskSet => What::ClearTaskSet,
+            IscsiFunction::LogicalUnitReset => What::LogicalUnitReset,
+            IscsiFunction::ClearAca => What::ClearAca,
+            IscsiFunction::TargetWarmReset | IscsiFunction::TargetColdReset => {
+                // One host must not reset the units of all others.
+                return self.answer_function(now, connection, request.id, TaskManagementResponse::NotSupported);
+            }
+        };
+        let lun = Lun::from_bytes(request.lun);
+        let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
+        if session.port.mapped(&lun).is_none() {
+            return self.answer_function(now, connection, request.id, TaskManagementResponse::LunDoesNotExist);
+        }
+        self.end_held(now, connection, lun, what);
+        if let What::AbortTask(tag) = what
+            && self.pending(connection, tag).is_none()
+        {
+            // It was held and has been ended, or its answer was under way: either way it is no more.
+            return self.answer_function(now, connection, request.id, TaskManagementResponse::Complete);
+        }
+        let token = self.token();
+        self.begin(now, token, connection, lun, Kind::Function(Function { id: request.id, what }));
+    }
+
+    /// Ends held commands that the function covers.
+    fn end_held(&mut self, now: Instant, connection: u64, lun: Lun, what: What) {
+        let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
+        for token in session.held.iter().copied().collect::<Vec<_>>() {
+            let Some(Request { lun: of, kind: Kind::Command(pending), .. }) = self.requests.get(&token) else { continue };
+            let tag = pending.tag;
+            let covered = match what {
+                What::AbortTask(aborted) => aborted == tag,
+                What::AbortTaskSet | What::ClearTaskSet | What::LogicalUnitReset => *of == lun,
+                What::ClearAca => false,
+            };
+            if covered {
+                if let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) {
+                    session.held.retain(|t| *t != token);
+                }
+                self.finish_command(now, token, connection, tag, Outcome::Aborted);
+            }
+        }
+    }
+
+    /// See `Worker::submit`.
+    pub(super) fn submit_function(&mut self, now: Instant, token: ForwardToken) -> bool {
+        let Some(Request { connection, lun, kind: Kind::Function(function), .. }) = self.requests.get(&token) else {
+            return true;
+        };
+        let (connection, lun, function) = (*connection, *lun, *function);
+        let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return true };
+        let nexus = session.nexus();
+        let Some(volume) = session.port.mapped(&lun).map(|mapped| mapped.volume) else {
+            self.requests.remove(&token);
+            self.answer_function(now, connection, function.id, TaskManagementResponse::LunDoesNotExist);
+            return true;
+        };
+        let aborted = match function.what {
+            What::AbortTask(tag) => match self.pending(connection, tag) {
+                Some((aborted, _, place)) => Some((aborted, place)),
+                None => {
+                    self.requests.remove(&token);
+                    self.answer_function(now, connection, function.id, TaskManagementResponse::Complete);
+                    return true;
+                }
+            },
+            _ => None,
+        };
+        match self.owner(volume) {
+            Owner::Local(unit, epoch) => {
+                let task = match &aborted {
+                    Some((_, Place::Local(_, task))) => Some(*task),
+                    _ => None,
+                };
+                let local = local_function(function.what, task);
+                let requester = Requester { worker: self.index, request: RequestName::Local(token) };
+                self.set_place(token, Place::Local(unit.clone(), TaskId(0)));
+                let mut driver = Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
+                unit.task_management(&mut driver, requester, epoch, &nexus, local);
+                true
+            }
+            Owner::Remote(node, epoch) => {
+                let function = match function.what {
+                    What::AbortTask(_) => LuFunction::AbortTask(aborted.map_or(0, |(token, _)| token)),
+                    What::AbortTaskSet => LuFunction::AbortTaskSet,
+                    What::ClearTaskSet => LuFunction::ClearTaskSet,
+                    What::LogicalUnitReset => LuFunction::LogicalUnitReset,
+                    What::ClearAca => LuFunction::ClearAca,
+                };
+                self.set_place(token, Place::Remote(node));
+                let request = TaskManagementFor { volume, epoch, nexus, function };
+                self.interconnect.forward_task_management(now, node, token, request);
+                self.note_remote(connection, node);
+                true
+            }
+            Owner::Nobody => false,
+            Owner::NoVolume => {
+                self.requests.remove(&token);
+                self.answer_function(now, connection, function.id, TaskManagementResponse::LunDoesNotExist);
+                true
+            }
+        }
+    }
+
+    /// How a function of ours ended.
+    pub(super) fn function_done(&mut self, now: Instant, token: ForwardToken, outcome: LuFunctionOutcome) {
+        let Some(Request { connection, kind: Kind::Function(function), .. }) = self.requests.get(&token) else { return };
+        let (connection, function) = (*connection, *function);
+        let response = match outcome {
+            LuFunctionOutcome::NotExecuted => return self.hold(token),
+            LuFunctionOutcome::Complete => TaskManagementResponse::Complete,
+            // The owner answers for what it knows; what it does not know any more has been answered.
+            LuFunctionOutcome::TaskDoesNotExist => TaskManagementResponse::TaskDoesNotExist,
+            LuFunctionOutcome::NotSupported => TaskManagementResponse::NotSupported,
+            LuFunctionOutcome::Rejected | LuFunctionOutcome::Unknown => TaskManagementResponse::Rejected,
+        };
+        self.requests.remove(&token);
+        self.answer_function(now, connection, function.id, response);
+    }
+
+    /// A function was held too long.
+    pub(super) fn function_not_executed(&mut self, now: Instant, token: ForwardToken) {
+        if let Some(Request { connection, kind: Kind::Function(function), .. }) = self.requests.remove(&token) {
+            self.answer_function(now, connection, function.id, TaskManagementResponse::Rejected);
+        }
+    }
+
+    fn set_place(&mut self, token: ForwardToken, place: Place) {
+        if let Some(request) = self.requests.get_mut(&token) {
+            request.place = place;
+        }
+    }
+
+    fn answer_function(
+        &mut self,
+        now: Instant,
+        connection: u64,
+        id: TaskManagementId,
+        response: TaskManagementResponse,
+    ) {
+        if let Some(portal) = self.connections.get_mut(&connection) {
+            portal.engine.task_management_answer(iscsi(now), id, response);
+            self.pump(now, connection);
+        }
+    }
+}
+
+fn local_function(what: What, aborted: Option<TaskId>) -> TaskManagementFunction {
+    match what {
+        // A task that is not here is named by a number that no task has.
+        What::AbortTask(_) => TaskManagementFunction::AbortTask(aborted.unwrap_or(TaskId(0))),
+        What::AbortTaskSet => TaskManagementFunction::AbortTaskSet,
+        What::ClearTaskSet => TaskManagementFunction::ClearTaskSet,
+        What::LogicalUnitReset => TaskManagementFunction::LogicalUnitReset,
+        What::ClearAca => TaskManagementFunction::ClearAca,
+    }
+}

@@ -1,0 +1,274 @@
+//! Who may log in, and the life of a session: start, reinstatement of an older one of the same nexus, end.
+//!
+//! Invariants: an initiator that belongs to no host gets no further than its first request (0202h), also for discovery; a
+//! session starts only after the older one of its nexus has ended at every owner that knew it; a nexus is born with 29/00
+//! pending on every LUN and hears only of events of views installed after its birth.
+
+use holdfast_iscsi::chap::{Algorithm, ChapCredentials, Secret};
+use holdfast_iscsi::{
+    Admission, LoginAnswer, LoginRequest, LoginStatus, PortalRecord, SendTargets, SessionInfo, SessionStart,
+    SessionType, TargetRecord,
+};
+use holdfast_scsi::nexus::{Nexus, RelativePort};
+use holdfast_scsi::port::{LunMap, MappedUnit, NexusPort};
+use holdfast_scsi::time::Instant;
+use holdfast_scsi::transport_id::TransportId;
+
+use super::limits::REINSTATEMENT_MS_MAX;
+use super::mailbox::{Message, SessionAddress};
+use super::portal::{Session, Stage, Waiting};
+use super::router::ForwardToken;
+use super::sessions::Entry;
+use super::worker::{Worker, iscsi};
+use crate::lu::Driver;
+use crate::view::{ChapView, ClusterView, HostView, VolumeId};
+
+/// A session that has ended here, while owners are being told.
+pub(super) struct Ending {
+    address: SessionAddress,
+    /// Notices that were not confirmed yet.
+    missing: usize,
+    /// Connections that wait for the nexus.
+    waiting: Vec<SessionAddress>,
+}
+
+/// What a host sees, as its ports keep it.
+pub(super) fn lun_map(view: &ClusterView, host: &str) -> LunMap<VolumeId> {
+    let entry = |m: &crate::view::MappingView| (m.lun, MappedUnit { volume: m.volume, read_only: m.read_only });
+    view.mappings_of(host).iter().map(entry).collect()
+}
+
+impl Worker {
+    pub(super) fn login(&mut self, now: Instant, connection: u64, request: &LoginRequest) {
+        let answer = match self.admit(now, request) {
+            Ok(admission) => LoginAnswer::Accept(admission),
+            Err(status) => {
+                tracing::info!(initiator = request.initiator_name, ?status, "login refused");
+                LoginAnswer::Refuse(status)
+            }
+        };
+        if let Some(portal) = self.connections.get_mut(&connection) {
+            portal.engine.login_answer(iscsi(now), answer);
+        }
+    }
+
+    fn admit(&self, now: Instant, request: &LoginRequest) -> Result<Admission, LoginStatus> {
+        let view = self.serving_view(now).ok_or(LoginStatus::ServiceUnavailable)?;
+        if request.tsih != 0 {
+            // One connection for each session: there is none to join.
+            return Err(LoginStatus::SessionDoesNotExist);
+        }
+        let host = view.host_of(&request.initiator_name).ok_or(LoginStatus::AuthorizationFailure)?;
+        if let Some(target) = &request.target_name
+            && !target.eq_ignore_ascii_case(&view.target_iqn)
+        {
+            return Err(LoginStatus::NotFound);
+        }
+        let chap = host.chap.as_ref().map(|chap| credentials(host, chap)).transpose()?;
+        Ok(Admission { chap, target_portal_group_tag: view.me.get() })
+    }
+
+    /// The view, while this node may answer by it.
+    pub(super) fn serving_view(&self, now: Instant) -> Option<&ClusterView> {
+        self.view.as_deref().filter(|_| self.shared.gate.open(now.0))
+    }
+
+    pub(super) fn send_targets(&mut self, now: Instant, connection: u64, request: &SendTargets) {
+        let targets = match &self.view {
+            Some(view) if matches_target(view, request) => {
+                let live = view.nodes.values().filter(|node| node.live || node.number == view.me);
+                let portals = live.flat_map(|node| {
+                    let group = node.number.get();
+                    node.ports.iter().map(move |p| PortalRecord { address: p.portal.to_string(), group })
+                });
+                vec![TargetRecord { name: view.target_iqn.to_string(), portals: portals.collect() }]
+            }
+            _ => Vec::new(),
+        };
+        if let Some(portal) = self.connections.get_mut(&connection) {
+            portal.engine.send_targets_answer(iscsi(now), &targets);
+        }
+    }
+
+    pub(super) fn session_starting(&mut self, now: Instant, connection: u64, info: SessionInfo) {
+        if info.login.session_type == SessionType::Discovery {
+            // Discovery sessions have no nexus and are never reinstated.
+            if let Some(portal) = self.connections.get_mut(&connection) {
+                portal.engine.start_session(iscsi(now), SessionStart::Go(std::num::NonZeroU16::MIN));
+            }
+            return;
+        }
+        let Some(portal) = self.connections.get_mut(&connection) else { return };
+        let nexus = self.portals.get(portal.portal).copied().zip(self.view.as_ref()).and_then(|(address, view)| {
+            let port = view.my_node()?.ports.iter().find(|p| p.portal == address)?.relative_port;
+            nexus(&info.login, port)
+        });
+        let Some(nexus) = nexus else {
+            portal.engine.start_session(iscsi(now), SessionStart::Refuse(LoginStatus::ServiceUnavailable));
+            return;
+        };
+        let by_ms = now.0.saturating_add(REINSTATEMENT_MS_MAX);
+        portal.stage = Stage::Waiting(Box::new(Waiting { nexus, info, by_ms }));
+        self.try_start(now, connection, None);
+    }
+
+    /// Starts the session that waits on `connection`, or has the one ended that still has its nexus. With `ended` only if
+    /// that is the nexus it waits for.
+    pub(super) fn try_start(&mut self, now: Instant, connection: u64, ended: Option<Nexus>) {
+        let address = self.address(connection);
+        let Some(portal) = self.connections.get_mut(&connection) else { return };
+        let Stage::Waiting(waiting) = &portal.stage else { return };
+        let nexus = waiting.nexus;
+        if ended.is_some_and(|ended| ended != nexus) {
+            return;
+        }
+        match self.sessions.enter(nexus, address) {
+            Entry::Occupied(other) => {
+                let message = Message::EndSession { connection: other.connection, nexus, waiting: address };
+                self.services.mailboxes.post(other.worker, message);
+                self.touch(connection);
+                return;
+            }
+            Entry::Full => {
+                portal.stage = Stage::NoSession;
+                portal.engine.start_session(iscsi(now), SessionStart::Refuse(LoginStatus::OutOfResources));
+            }
+            Entry::Entered(tsih) => {
+                let name = waiting.info.login.initiator_name.to_ascii_lowercase();
+                let host = self.view.as_ref().and_then(|view| Some((view, view.host_of(&name)?)));
+                match host {
+                    Some((view, host)) => {
+                        let session = Session {
+                            port: NexusPort::new(nexus, lun_map(view, &host.name)),
+                            host: host.name.clone(),
+                            initiator: name,
+                            by_tag: Default::default(),
+                            held: Default::default(),
+                            local: Default::default(),
+                            remote: Default::default(),
+                        };
+                        tracing::info!(%nexus, host = host.name, "session started");
+                        portal.stage = Stage::Session(Box::new(session));
+                        portal.engine.start_session(iscsi(now), SessionStart::Go(tsih));
+                    }
+                    None => {
+                        // The host was removed while the initiator authenticated.
+                        self.sessions.leave(&nexus, address);
+                        portal.stage = Stage::NoSession;
+                        let refusal = SessionStart::Refuse(LoginStatus::AuthorizationFailure);
+                        portal.engine.start_session(iscsi(now), refusal);
+                    }
+                }
+            }
+        }
+        self.pump(now, connection);
+    }
+
+    /// The older session did not end in time.
+    pub(super) fn refuse_start(&mut self, now: Instant, connection: u64) {
+        if let Some(portal) = self.connections.get_mut(&connection) {
+            portal.stage = Stage::NoSession;
+            portal.engine.start_session(iscsi(now), SessionStart::Refuse(LoginStatus::ServiceUnavailable));
+        }
+    }
+
+    /// Another connection needs the nexus of this one.
+    pub(super) fn end_for(&mut self, now: Instant, connection: u64, wanted: Nexus, waiting: SessionAddress) {
+        let nexus = self.connections.get_mut(&connection).and_then(|p| p.session().map(|s| s.nexus()));
+        if let Some(nexus) = nexus
+            && nexus == wanted
+        {
+            tracing::info!(%nexus, "session reinstated by a newer login");
+            // Its initiator has given it up: nothing more is sent on it.
+            self.drop_connection(now, connection);
+            match self.endings.get_mut(&nexus) {
+                Some(ending) => ending.waiting.push(waiting),
+                None => self.tell_ended(nexus, waiting),
+            }
+            return;
+        }
+        let address = self.address(connection);
+        match self.endings.values_mut().find(|ending| ending.address == address) {
+            Some(ending) => ending.waiting.push(waiting),
+            // It has left already: the waiting one finds the place free.
+            None => self.services.mailboxes.post(
+                waiting.worker,
+                Message::SessionEnded { connection: waiting.connection, nexus: wanted },
+            ),
+        }
+    }
+
+    /// Ends the session of a connection: its tasks end here and at every owner, then its nexus is free.
+    pub(super) fn end_session(&mut self, now: Instant, connection: u64, reason: &str) {
+        let address = self.address(connection);
+        let Some(portal) = self.connections.get_mut(&connection) else { return };
+        let Stage::Session(session) = std::mem::replace(&mut portal.stage, Stage::NoSession) else { return };
+        let nexus = session.nexus();
+        tracing::info!(%nexus, reason, "session ended");
+        self.holding.remove(&connection);
+        for token in session.by_tag.values().chain(&session.held) {
+            self.requests.remove(token);
+        }
+        self.requests.retain(|_, request| request.connection != connection);
+        let mut driver = Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
+        for volume in &session.local {
+            if let Some(unit) = self.table.get(*volume) {
+                unit.nexus_loss(&mut driver, &nexus);
+            }
+        }
+        let missing = session.remote.len();
+        self.endings.insert(nexus, Ending { address, missing, waiting: Vec::new() });
+        for node in session.remote {
+            let token = self.token();
+            self.ending_tokens.insert(token, nexus);
+            self.interconnect.forward_nexus_loss(now, node, token, nexus);
+        }
+        if missing == 0 {
+            self.ended(nexus);
+        }
+    }
+
+    /// An owner has confirmed the end of a nexus.
+    pub(super) fn nexus_loss_done(&mut self, token: ForwardToken) {
+        let Some(nexus) = self.ending_tokens.remove(&token) else { return };
+        let Some(ending) = self.endings.get_mut(&nexus) else { return };
+        ending.missing = ending.missing.saturating_sub(1);
+        if ending.missing == 0 {
+            self.ended(nexus);
+        }
+    }
+
+    fn ended(&mut self, nexus: Nexus) {
+        let Some(ending) = self.endings.remove(&nexus) else { return };
+        self.sessions.leave(&nexus, ending.address);
+        for waiting in ending.waiting {
+            self.tell_ended(nexus, waiting);
+        }
+    }
+
+    fn tell_ended(&self, nexus: Nexus, waiting: SessionAddress) {
+        let message = Message::SessionEnded { connection: waiting.connection, nexus };
+        self.services.mailboxes.post(waiting.worker, message);
+    }
+}
+
+fn matches_target(view: &ClusterView, request: &SendTargets) -> bool {
+    match request {
+        SendTargets::All => true,
+        SendTargets::Named(name) => name.eq_ignore_ascii_case(&view.target_iqn),
+    }
+}
+
+fn nexus(login: &LoginRequest, port: RelativePort) -> Option<Nexus> {
+    Some(Nexus::new(TransportId::iscsi(&login.initiator_name, login.isid).ok()?, port))
+}
+
+fn credentials(host: &HostView, chap: &ChapView) -> Result<Box<ChapCredentials>, LoginStatus> {
+    let secret = |name: &String, secret: &crate::view::Secret| Secret::new(name.clone(), secret.as_bytes().to_vec());
+    let target = chap.target.as_ref().map(|(name, s)| secret(name, s));
+    // The strongest algorithm that both know is taken; MD5 is for initiators that know no other.
+    ChapCredentials::new(secret(&chap.user, &chap.secret), target, Algorithm::Md5).map(Box::new).map_err(|error| {
+        tracing::error!(host = host.name, ?error, "the host's CHAP credentials cannot be used");
+        LoginStatus::TargetError
+    })
+}
