@@ -17,5 +17,9 @@
 
 pub mod agent;
 pub mod clock;
+pub mod data_plane;
 pub mod gate;
+pub mod lu;
+pub mod store;
 pub mod view;
+pub mod volume;

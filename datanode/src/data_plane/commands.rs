@@ -17,13 +17,13 @@ use std::sync::Arc;
 use super::functions::Function;
 use super::limits::HOLD_MS_MAX;
 use super::router::{Bytes, CommandData, CommandFor, ForwardToken, Outcome, Reply};
-use super::worker::{Worker, iscsi};
+use super::worker::Worker;
 use crate::clock;
 use crate::lu::{Answer, Driver, Finished, LogicalUnit, RequestName, Requester};
 use crate::view::{Epoch, NodeNumber, VolumeId};
 
 /// ABORTED COMMAND with this: the owner could not be heard to the end.
-const OUTCOME_UNKNOWN: AdditionalSense = asc::LOGICAL_UNIT_COMMUNICATION_FAILURE;
+const OUTCOME_UNKNOWN: AdditionalSense = asc::COMMUNICATION_FAILURE;
 
 /// A command or function of a session, until it is answered.
 pub(super) struct Request {
@@ -76,7 +76,7 @@ impl Worker {
         let Some(portal) = self.connections.get_mut(&connection) else { return };
         let Some(session) = portal.session() else {
             // The session was ended by us; the engine is closing.
-            return portal.engine.discard_task(iscsi(now), command.tag);
+            return portal.engine.discard_task(command.tag);
         };
         let data = match command.data {
             DataState::None => CommandData::None,
@@ -343,12 +343,12 @@ impl Worker {
             }
         }
         match outcome {
-            Outcome::Reply(reply) => portal.engine.complete(iscsi(now), tag, scsi_outcome(reply)),
-            Outcome::Aborted => portal.engine.discard_task(iscsi(now), tag),
+            Outcome::Reply(reply) => portal.engine.complete(tag, scsi_outcome(reply)),
+            Outcome::Aborted => portal.engine.discard_task(tag),
             Outcome::NotExecuted | Outcome::Unknown => {
                 let sense = Sense::new(SenseKey::AbortedCommand, OUTCOME_UNKNOWN);
                 let Outcome::Reply(reply) = local_outcome(Completion::check(sense)) else { return };
-                portal.engine.complete(iscsi(now), tag, scsi_outcome(reply));
+                portal.engine.complete(tag, scsi_outcome(reply));
             }
         }
         self.pump(now, connection);

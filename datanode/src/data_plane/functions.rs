@@ -13,7 +13,7 @@ use holdfast_scsi::time::Instant;
 
 use super::commands::{Kind, Owner, Place, Request};
 use super::router::{ForwardToken, LuFunction, LuFunctionOutcome, Outcome, TaskManagementFor};
-use super::worker::{Worker, iscsi};
+use super::worker::Worker;
 use crate::lu::{Driver, RequestName, Requester};
 
 /// A function on its way.
@@ -179,7 +179,7 @@ impl Worker {
         response: TaskManagementResponse,
     ) {
         if let Some(portal) = self.connections.get_mut(&connection) {
-            portal.engine.task_management_answer(iscsi(now), id, response);
+            portal.engine.task_management_answer(id, response);
             self.pump(now, connection);
         }
     }

@@ -73,7 +73,7 @@ impl Worker {
         self.view.as_deref().filter(|_| self.shared.gate.open(now.0))
     }
 
-    pub(super) fn send_targets(&mut self, now: Instant, connection: u64, request: &SendTargets) {
+    pub(super) fn send_targets(&mut self, connection: u64, request: &SendTargets) {
         let targets = match &self.view {
             Some(view) if matches_target(view, request) => {
                 let live = view.nodes.values().filter(|node| node.live || node.number == view.me);
@@ -86,7 +86,7 @@ impl Worker {
             _ => Vec::new(),
         };
         if let Some(portal) = self.connections.get_mut(&connection) {
-            portal.engine.send_targets_answer(iscsi(now), &targets);
+            portal.engine.send_targets_answer(&targets);
         }
     }
 

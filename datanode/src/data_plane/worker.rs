@@ -331,7 +331,7 @@ impl Worker {
         match event {
             Event::Login(request) => self.login(now, connection, &request),
             Event::SessionStarting(info) => self.session_starting(now, connection, info),
-            Event::SendTargets(request) => self.send_targets(now, connection, &request),
+            Event::SendTargets(request) => self.send_targets(connection, &request),
             Event::Command(command) => self.command(now, connection, command),
             Event::DataOut { tag, data } => self.data_out(now, connection, tag, data),
             Event::DataOutFailed { tag, .. } => self.data_out_failed(now, connection, tag),

@@ -8,7 +8,7 @@
 use std::sync::{Arc, MutexGuard};
 
 use holdfast_scsi::device_server::{
-    Action, Completion, DataIn, Response, TaskId, TmfResponse, UaScope,
+    Action, Completion, DataIn, ModeOutcome, Response, TaskId, TmfResponse, UaScope,
 };
 use holdfast_scsi::geometry::Geometry;
 
@@ -174,6 +174,11 @@ impl Inner {
                     let passes_at = installed.saturating_add(BARRIER_MS_MAX);
                     self.barriers.awaited.push((version, passes_at));
                 }
+                None
+            }
+            Action::ProposeModeParameters { task, .. } => {
+                // The controller keeps no mode parameters yet: a change would be lost with the owner, so none is made.
+                self.server.handle_mode_parameters(clock::scsi_now(), task, ModeOutcome::NotProposed);
                 None
             }
             Action::Complete { task, response } => {

@@ -15,6 +15,7 @@ use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::alua::AluaState;
 use holdfast_scsi::device_server::{LuConfig, PortGroup, Topology};
 use holdfast_scsi::identity::{LuIdentity, LuProperties};
+use holdfast_scsi::mode::ModeParameters;
 use holdfast_scsi::nexus::Nexus;
 
 use super::{Driver, LogicalUnit, Services};
@@ -289,7 +290,11 @@ fn lu_config(volume: &VolumeView) -> LuConfig {
             geometry: volume.geometry,
             physical_block_exponent: volume.physical_block_exponent,
         },
-        write_cache: volume.write_cache,
+        mode: ModeParameters {
+            write_cache: volume.write_cache,
+            software_write_protect: false,
+            descriptor_sense: false,
+        },
         read_only: !volume.config.takes_writes(),
     }
 }

@@ -242,9 +242,10 @@ impl Store for FileStore {
         while at < end {
             let run = self.run_at(at, end)?;
             at = at.saturating_add(run.len);
+            let full = runs.len() >= runs_max.max(1);
             match runs.last_mut() {
                 Some(last) if last.allocated == run.allocated => last.len += run.len,
-                _ if runs.len() >= runs_max.max(1) => break,
+                _ if full => break,
                 _ => runs.push(run),
             }
         }

@@ -106,7 +106,8 @@ impl ClusterView {
                 let volume = volume(v, reservations).map_err(|problem| error("volume", &v.name, problem))?;
                 Arc::make_mut(&mut self.volumes).insert(volume.id, Arc::new(volume));
             }
-            Record::Reservation(_) => {}
+            // Reservations are taken afterwards; the rest is the controller's own.
+            Record::Reservation(_) | Record::Request(_) | Record::Head(_) => {}
             Record::Host(h) => {
                 let host = Arc::new(host(h, open).map_err(|problem| error("host", &h.name, problem))?);
                 self.forget_initiators(&h.name);
