@@ -341,6 +341,8 @@ pub struct Completion {
     pub status: Status,
     /// Sense data, exactly with CHECK CONDITION.
     pub sense: Option<Sense>,
+    /// The sense data goes out in descriptor format (D_SENSE), otherwise in fixed format.
+    pub descriptor_sense: bool,
     /// Data-In.
     pub data_in: DataIn,
     /// Bytes that the command moves, for the residual count: the Data-Out that the CDB asks for (also when the command
@@ -377,6 +379,7 @@ impl Completion {
         Completion {
             status,
             sense: None,
+            descriptor_sense: false,
             data_in: DataIn::None,
             transfer_len: 0,
             unit_attention_reported: None,

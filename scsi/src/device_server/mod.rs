@@ -295,7 +295,8 @@ impl DeviceServer {
                 self.reported.insert(task.nexus, ua);
             }
             let wanted = task.data_out_wanted(&self.config.properties.geometry);
-            Response::Completed(completion.with_transfer_len(wanted))
+            let descriptor_sense = self.mode.descriptor_sense;
+            Response::Completed(Completion { descriptor_sense, ..completion.with_transfer_len(wanted) })
         };
         self.retire(id, response);
     }

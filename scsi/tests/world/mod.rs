@@ -1,0 +1,450 @@
+//! A small world round a real `DeviceServer` and real `NexusPort`s: a store of bytes, a controller that applies
+//! proposals with the real `Reservations`, and hosts. It checks, whatever is done to it, that every task completes
+//! exactly once and every task management function is answered exactly once.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub(crate) mod cdbs;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use holdfast_scsi::{
+    alua::AluaState,
+    cdb::WriteSameSource,
+    device_server::*,
+    geometry::{Extent, Geometry},
+    identity::{LuIdentity, LuProperties},
+    lba_status::{LbaStatus, Provisioning},
+    lun::Lun,
+    mode::ModeParameters,
+    nexus::{Nexus, RelativePort},
+    port::{LunMap, MappedUnit, NexusPort, Route},
+    pr::{
+        out::PrOut,
+        state::{Refusal, Reservations},
+    },
+    sense::AdditionalSense,
+    task_set::{TaskAttribute, TaskId},
+    time::Instant,
+    transport_id::TransportId,
+};
+
+pub(crate) const BLOCK: usize = 512;
+pub(crate) const BLOCKS: u64 = 2048;
+/// The volume behind the device server; other volumes have none.
+pub(crate) const VOLUME: char = 'v';
+
+/// Whether something outside answers at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    Prompt,
+    Holds,
+}
+
+/// What the controller does with proposals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quorum {
+    There,
+    /// It answers that nothing was proposed.
+    Lost,
+}
+
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) port: NexusPort<char>,
+}
+
+#[derive(Debug)]
+struct Live {
+    host: char,
+    lun: Lun,
+    data_out: Vec<u8>,
+    read: Vec<u8>,
+}
+
+/// How a task ended, with the data that the initiator got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) response: Response,
+    pub(crate) data_in: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) server: DeviceServer,
+    pub(crate) hosts: BTreeMap<char, Host>,
+    pub(crate) truth: Reservations,
+    pub(crate) version: u64,
+    pub(crate) store: Vec<u8>,
+    pub(crate) store_pace: Pace,
+    pub(crate) controller_pace: Pace,
+    pub(crate) quorum: Quorum,
+    pub(crate) ended: BTreeMap<u64, Ended>,
+    pub(crate) functions: BTreeMap<u64, Option<TmfResponse>>,
+    pub(crate) drained: Vec<u64>,
+    live: BTreeMap<u64, Live>,
+    held_io: VecDeque<Action>,
+    held_proposals: VecDeque<Action>,
+    next_id: u64,
+    now: u64,
+}
+
+fn nexus(name: char) -> Nexus {
+    let port = if name == 'B' { 2 } else { 1 };
+    let id = TransportId::iscsi(&format!("iqn.2026-01.test:{name}"), [name as u8; 6]).unwrap();
+    Nexus::new(id, RelativePort(port))
+}
+
+pub(crate) fn usual_map() -> LunMap<char> {
+    [(0, VOLUME), (1, 'w')].map(|(lun, volume)| (lun, MappedUnit { volume, read_only: false })).into()
+}
+
+impl World {
+    /// Hosts A, B and C; B through the other node. Nothing pending.
+    pub(crate) fn new() -> World {
+        let identity = LuIdentity { volume_uuid: [0x5a; 16], revision: *b"0001" };
+        let geometry = Geometry::new(BLOCK as u32, BLOCKS).unwrap();
+        let mode =
+            ModeParameters { write_cache: true, software_write_protect: false, descriptor_sense: false };
+        let properties = LuProperties { identity, geometry, physical_block_exponent: 3 };
+        let mut server = DeviceServer::new(LuConfig { properties, mode, read_only: false });
+        let group = |id, state| PortGroup { id, state, preferred: false, ports: vec![RelativePort(id)] };
+        server.install_topology(Topology {
+            target_name: "iqn.2026-01.test:target".into(),
+            groups: vec![group(1, AluaState::ActiveOptimized), group(2, AluaState::ActiveNonOptimized)],
+        });
+        let mut world = World {
+            server,
+            hosts: BTreeMap::new(),
+            truth: Reservations::default(),
+            version: 0,
+            store: vec![0; BLOCK * BLOCKS as usize],
+            store_pace: Pace::Prompt,
+            controller_pace: Pace::Prompt,
+            quorum: Quorum::There,
+            ended: BTreeMap::new(),
+            functions: BTreeMap::new(),
+            drained: Vec::new(),
+            live: BTreeMap::new(),
+            held_io: VecDeque::new(),
+            held_proposals: VecDeque::new(),
+            next_id: 0,
+            now: 0,
+        };
+        for name in ['A', 'B', 'C'] {
+            world.hosts.insert(name, Host { port: NexusPort::new(nexus(name), usual_map()) });
+            for lun in [0, 1] {
+                world.forget_unit_attentions(name, lun);
+            }
+        }
+        world
+    }
+
+    pub(crate) fn nexus(&self, host: char) -> Nexus {
+        *self.hosts[&host].port.nexus()
+    }
+
+    pub(crate) fn host_of(&self, nexus: &Nexus) -> char {
+        self.hosts.iter().find(|(_, h)| h.port.nexus() == nexus).map_or('?', |(name, _)| *name)
+    }
+
+    pub(crate) fn forget_unit_attentions(&mut self, host: char, lun: u16) {
+        let port = &mut self.hosts.get_mut(&host).unwrap().port;
+        for ua in port.pending(lun) {
+            port.reported(&Lun::from_number(lun).unwrap(), ua.id);
+        }
+    }
+
+    pub(crate) fn raise(&mut self, additional: AdditionalSense, scope: UaScope) {
+        for host in self.hosts.values_mut() {
+            let is_meant = match &scope {
+                UaScope::All => true,
+                UaScope::Only(n) => host.port.nexus() == n,
+                UaScope::AllExcept(n) => host.port.nexus() != n,
+            };
+            if is_meant {
+                host.port.raise(&VOLUME, additional);
+            }
+        }
+    }
+
+    /// Sends a command; `data` is its Data-Out, which comes later if `awaited`. Returns its number.
+    pub(crate) fn send(
+        &mut self,
+        host: char,
+        lun: Lun,
+        cdb: &[u8],
+        data: Vec<u8>,
+        awaited: bool,
+        attribute: TaskAttribute,
+    ) -> u64 {
+        let id = self.fresh_id();
+        let (route, nexus) = {
+            let port = &mut self.hosts.get_mut(&host).unwrap().port;
+            (port.classify(&lun, cdb), *port.nexus())
+        };
+        let (read_only, unit_attention) = match route {
+            Route::Answer(completion) => {
+                self.end_unrouted(id, completion);
+                return id;
+            }
+            Route::Forward { volume, .. } if volume != VOLUME => {
+                self.end_unrouted(id, Completion::good());
+                return id;
+            }
+            Route::Forward { read_only, unit_attention, .. } => (read_only, unit_attention),
+        };
+        let data_out_len = data.len() as u32;
+        self.live.insert(id, Live { host, lun, data_out: data.clone(), read: Vec::new() });
+        let request = CommandRequest {
+            task: TaskId(id),
+            nexus: &nexus,
+            cdb,
+            attribute,
+            data_out_len,
+            unit_attention,
+            read_only,
+        };
+        let data = match (data.is_empty(), awaited) {
+            (true, _) => DataOut::None,
+            (false, true) => DataOut::Awaited,
+            (false, false) => DataOut::Ready(&data),
+        };
+        let now = self.tick();
+        self.server.handle_command(now, request, data).unwrap();
+        self.pump();
+        id
+    }
+
+    pub(crate) fn send_data(&mut self, id: u64) {
+        let now = self.tick();
+        if let Some(live) = self.live.get(&id) {
+            self.server.handle_data_out(now, TaskId(id), &live.data_out.clone());
+        }
+        self.pump();
+    }
+
+    pub(crate) fn manage(&mut self, host: char, function: TaskManagementFunction) -> u64 {
+        let id = self.fresh_id();
+        self.functions.insert(id, None);
+        let nexus = self.nexus(host);
+        let now = self.tick();
+        self.server.handle_task_management(now, TaskManagementRequest { id, nexus: &nexus, function });
+        self.pump();
+        id
+    }
+
+    /// The session ends and comes back.
+    pub(crate) fn relogin(&mut self, host: char) {
+        let nexus = self.nexus(host);
+        let now = self.tick();
+        self.server.handle_nexus_loss(now, &nexus);
+        let map = self.hosts[&host].port.map().map(|(lun, unit)| (lun, *unit)).collect();
+        self.hosts.insert(host, Host { port: NexusPort::new(nexus, map) });
+        self.pump();
+    }
+
+    /// Lets the oldest held I/O end; false without any.
+    pub(crate) fn release_one_io(&mut self, fail: bool) -> bool {
+        let Some(action) = self.held_io.pop_front() else { return false };
+        self.perform(action, fail);
+        self.pump();
+        true
+    }
+
+    /// Lets the oldest held proposal reach the controller; false without any.
+    pub(crate) fn release_one_proposal(&mut self) -> bool {
+        let Some(action) = self.held_proposals.pop_front() else { return false };
+        self.decide(action);
+        self.pump();
+        true
+    }
+
+    /// Lets everything that is held go on until nothing is.
+    pub(crate) fn release_all(&mut self) {
+        self.store_pace = Pace::Prompt;
+        self.controller_pace = Pace::Prompt;
+        while self.release_one_io(false) || self.release_one_proposal() {}
+    }
+
+    pub(crate) fn held_io(&self) -> usize {
+        self.held_io.len()
+    }
+
+    pub(crate) fn live_tasks(&self) -> Vec<u64> {
+        self.live.keys().copied().collect()
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn tick(&mut self) -> Instant {
+        self.now += 1;
+        Instant(self.now)
+    }
+
+    fn end_unrouted(&mut self, id: u64, completion: Completion) {
+        let data_in = bytes_of(&completion, &[]);
+        self.ended.insert(id, Ended { response: Response::Completed(completion), data_in });
+    }
+
+    fn pump(&mut self) {
+        while let Some(action) = self.server.poll_action() {
+            match action {
+                Action::Complete { task, response } => self.completed(task.0, response),
+                Action::TaskManagementDone { id, response } => {
+                    let slot = self.functions.get_mut(&id).expect("a function nobody asked for");
+                    assert!(slot.replace(response).is_none(), "function {id} answered twice");
+                }
+                Action::ReservationsDrained { version } => {
+                    assert!(self.server.reservations_drained(version));
+                    self.drained.push(version);
+                }
+                Action::ProposeReservation { .. }
+                | Action::ProposeModeParameters { .. }
+                | Action::AwaitBarrier { .. }
+                | Action::EstablishUnitAttention { .. } => match self.controller_pace {
+                    Pace::Prompt => self.decide(action),
+                    Pace::Holds => self.held_proposals.push_back(action),
+                },
+                io => match self.store_pace {
+                    Pace::Prompt => self.perform(io, false),
+                    Pace::Holds => self.held_io.push_back(io),
+                },
+            }
+        }
+    }
+
+    fn completed(&mut self, id: u64, response: Response) {
+        let live = self.live.remove(&id).unwrap_or_else(|| panic!("task {id} ended twice, or never lived"));
+        let mut data_in = Vec::new();
+        if let Response::Completed(completion) = &response {
+            if let Some(ua) = completion.unit_attention_reported {
+                self.hosts.get_mut(&live.host).unwrap().port.reported(&live.lun, ua);
+            }
+            data_in = bytes_of(completion, &live.read);
+        }
+        self.ended.insert(id, Ended { response, data_in });
+    }
+
+    /// The controller: one state, changed by the same function as the device server validates with.
+    fn decide(&mut self, action: Action) {
+        let now = self.tick();
+        match action {
+            Action::ProposeReservation { task, nexus, expected_version, cdb, parameter_list } => {
+                let outcome = self.commit(&nexus, expected_version, &cdb, &parameter_list);
+                self.server.handle_proposal(now, task, outcome);
+            }
+            Action::ProposeModeParameters { task, parameters } if self.quorum == Quorum::There => {
+                self.server.install_mode_parameters(parameters);
+                self.server.handle_mode_parameters(now, task, ModeOutcome::Committed);
+            }
+            Action::ProposeModeParameters { task, .. } => {
+                self.server.handle_mode_parameters(now, task, ModeOutcome::NotProposed);
+            }
+            Action::AwaitBarrier { version } => self.server.handle_barrier(now, version),
+            Action::EstablishUnitAttention { id, additional, scope } => {
+                let there = self.quorum == Quorum::There;
+                if there {
+                    self.raise(additional, scope);
+                }
+                self.server.handle_unit_attention(now, id, there);
+            }
+            other => panic!("not for the controller: {other:?}"),
+        }
+    }
+
+    fn commit(&mut self, nexus: &Nexus, expected: u64, cdb: &[u8], list: &[u8]) -> ProposalOutcome {
+        if self.quorum == Quorum::Lost {
+            return ProposalOutcome::NotProposed;
+        }
+        if expected != self.version {
+            return ProposalOutcome::VersionChanged;
+        }
+        let request = PrOut::parse(cdb, list).unwrap();
+        match self.truth.apply(nexus, &request, &[RelativePort(1), RelativePort(2)]) {
+            Err(Refusal::Conflict) => ProposalOutcome::Conflict,
+            Err(Refusal::Sense(sense)) => ProposalOutcome::Refused(sense),
+            Ok(applied) => {
+                self.version += 1;
+                let (version, now) = (self.version, Instant(self.now));
+                for (told, what) in applied.unit_attentions {
+                    self.raise(what, UaScope::Only(told));
+                }
+                self.server.abort_tasks_of(now, &applied.abort_tasks_of);
+                self.server.install_reservations(now, version, self.truth.clone());
+                ProposalOutcome::Committed { version }
+            }
+        }
+    }
+
+    /// The store: does what an I/O action asks for, or fails it.
+    fn perform(&mut self, action: Action, fail: bool) {
+        let now = self.tick();
+        let task = task_of(&action);
+        if fail {
+            return self.server.handle_io(now, task, IoDone::Failed(IoFailure::Hardware));
+        }
+        let live = self.live.get_mut(&task.0).expect("I/O of a task that has ended");
+        match action {
+            Action::Read { extent, .. } => {
+                live.read = self.store[range(extent)].to_vec();
+                self.server.handle_io(now, task, IoDone::Read(&live.read.clone()));
+            }
+            Action::QueryAllocation { extent, .. } => {
+                let status = LbaStatus { extent, provisioning: Provisioning::Mapped };
+                self.server.handle_io(now, task, IoDone::Allocation(&[status]));
+            }
+            Action::Write { extent, data_offset, .. } => {
+                let at = data_offset as usize;
+                let len = extent.blocks as usize * BLOCK;
+                self.store[range(extent)].copy_from_slice(&live.data_out[at..at + len]);
+                self.server.handle_io(now, task, IoDone::Done);
+            }
+            Action::WriteBytes { extent, data, .. } => {
+                self.store[range(extent)].copy_from_slice(&data);
+                self.server.handle_io(now, task, IoDone::Done);
+            }
+            Action::WriteSame { extent, source, .. } => {
+                let block = match source {
+                    WriteSameSource::Zeroes => vec![0; BLOCK],
+                    WriteSameSource::DataOutBlock => live.data_out[..BLOCK].to_vec(),
+                };
+                self.store[range(extent)].chunks_mut(BLOCK).for_each(|b| b.copy_from_slice(&block));
+                self.server.handle_io(now, task, IoDone::Done);
+            }
+            Action::Unmap { extents, .. } => {
+                extents.into_iter().for_each(|extent| self.store[range(extent)].fill(0));
+                self.server.handle_io(now, task, IoDone::Done);
+            }
+            Action::Flush { .. } => self.server.handle_io(now, task, IoDone::Done),
+            other => panic!("not for the store: {other:?}"),
+        }
+    }
+}
+
+fn task_of(action: &Action) -> TaskId {
+    match action {
+        Action::Read { task, .. }
+        | Action::Write { task, .. }
+        | Action::WriteBytes { task, .. }
+        | Action::WriteSame { task, .. }
+        | Action::Unmap { task, .. }
+        | Action::Flush { task, .. }
+        | Action::QueryAllocation { task, .. } => *task,
+        other => panic!("not I/O: {other:?}"),
+    }
+}
+
+fn range(extent: Extent) -> std::ops::Range<usize> {
+    extent.lba as usize * BLOCK..extent.end() as usize * BLOCK
+}
+
+fn bytes_of(completion: &Completion, read: &[u8]) -> Vec<u8> {
+    match &completion.data_in {
+        DataIn::None => Vec::new(),
+        DataIn::Bytes(bytes) => bytes.clone(),
+        DataIn::FromRead { offset, len } => read[*offset as usize..][..*len as usize].to_vec(),
+    }
+}
