@@ -4,7 +4,7 @@
 //! ports are unique; a record that does not parse makes no view at all ([`RecordError`]), so that a node never serves by
 //! a picture with holes. A new view shares all that has not changed with the one before.
 
-mod parse;
+pub(crate) mod parse;
 mod secret;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,10 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | what other threads may ask of it | [`handle`] |
+//! | what the controller says, and when the gate opens | `session` |
+//! | which controller to talk to | `endpoints` |
+//! | the thread and its loop | `runtime` |
+//! | proposals until their outcome is known | `proposals` |
 //! | what it asks of the data plane | [`Install`], [`Installer`] |
 //! | are the data-plane threads alive? | [`heartbeat`] |
 //!
@@ -11,8 +15,14 @@
 //! the sending of its renewal; commits are installed in log order, and a gap ends the session; a reply to a proposal is
 //! given only once this node itself has installed its outcome.
 
+mod endpoints;
 pub mod handle;
 pub mod heartbeat;
+mod proposals;
+mod runtime;
+mod session;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -20,6 +30,7 @@ pub use handle::{
     Established, EstablishUnitAttention, Handle, ProposalResult, ProposeReservation, UnitAttentionScope,
 };
 pub use heartbeat::Heartbeats;
+pub use runtime::{Agent, AgentEnd, Options};
 
 use crate::view::{AbortTasks, ClusterView, UnitAttentionEvent};
 

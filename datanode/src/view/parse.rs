@@ -24,12 +24,12 @@ use super::{
 pub type OpenSecret<'a> = &'a dyn Fn(&str, &[u8]) -> Result<Vec<u8>, String>;
 
 /// Context under which the secret of a host is sealed.
-pub fn chap_context(host: &str) -> String {
+pub(crate) fn chap_context(host: &str) -> String {
     format!("host/{host}/chap")
 }
 
 /// Context under which the secret that the target answers a host with is sealed.
-pub fn chap_target_context(host: &str) -> String {
+pub(crate) fn chap_target_context(host: &str) -> String {
     format!("host/{host}/chap-target")
 }
 
@@ -220,7 +220,7 @@ impl ClusterView {
 ///
 /// # Errors
 /// The first event that does not parse.
-pub fn unit_attentions(events: &[state::UnitAttentionEvent]) -> Result<Vec<UnitAttentionEvent>, RecordError> {
+pub(crate) fn unit_attentions(events: &[state::UnitAttentionEvent]) -> Result<Vec<UnitAttentionEvent>, RecordError> {
     let parse = |e: &state::UnitAttentionEvent| {
         unit_attention(e).map_err(|problem| error("unit attention", &format!("{}.{}", e.index, e.ordinal), problem))
     };
@@ -231,7 +231,7 @@ pub fn unit_attentions(events: &[state::UnitAttentionEvent]) -> Result<Vec<UnitA
 ///
 /// # Errors
 /// The first that does not parse.
-pub fn abort_tasks(aborts: &[state::AbortTasks]) -> Result<Vec<AbortTasks>, RecordError> {
+pub(crate) fn abort_tasks(aborts: &[state::AbortTasks]) -> Result<Vec<AbortTasks>, RecordError> {
     let parse = |a: &state::AbortTasks| -> Field<AbortTasks> {
         let nexuses = a.nexuses.iter().map(nexus).collect::<Field<Vec<_>>>()?;
         Ok(AbortTasks { volume: volume_id(&a.volume_id)?, nexuses })
@@ -243,13 +243,13 @@ pub fn abort_tasks(aborts: &[state::AbortTasks]) -> Result<Vec<AbortTasks>, Reco
 ///
 /// # Errors
 /// When it is missing or does not parse.
-pub fn welcome_node(record: Option<&state::Node>) -> Result<NodeView, RecordError> {
+pub(crate) fn welcome_node(record: Option<&state::Node>) -> Result<NodeView, RecordError> {
     let record = record.ok_or_else(|| error("node", "", "the welcome carries none"))?;
     node(record).map_err(|problem| error("node", &record.name, problem))
 }
 
 /// The nexus on the wire.
-pub fn nexus_name(nexus: &Nexus) -> state::NexusName {
+pub(crate) fn nexus_name(nexus: &Nexus) -> state::NexusName {
     state::NexusName {
         transport_id: nexus.initiator.as_bytes().to_vec(),
         relative_port: u32::from(nexus.port.0),
@@ -257,7 +257,7 @@ pub fn nexus_name(nexus: &Nexus) -> state::NexusName {
 }
 
 /// The epoch on the wire.
-pub fn epoch_record(epoch: Epoch) -> state::Epoch {
+pub(crate) fn epoch_record(epoch: Epoch) -> state::Epoch {
     state::Epoch { generation: epoch.generation, number: epoch.number }
 }
 

@@ -1,0 +1,266 @@
+//! Requests to the leader whose outcome must become known: asked again by the same id until it is.
+//!
+//! Invariants: a request is answered once; "not executed" is said only while no attempt of it may have reached a leader;
+//! an outcome is told only when this node has installed its index; without a lease nothing more is waited for.
+
+use std::{error::Error as _, sync::Arc, time::Duration};
+
+use holdfast_proto::{
+    node::{
+        EstablishUnitAttentionRequest, ProposeReservationRequest, node_agent_client::NodeAgentClient,
+    },
+    state,
+};
+use holdfast_scsi::{sense::Sense, status::Status as ScsiStatus};
+use tokio::{sync::watch, time};
+use tonic::{Code, Status, transport::Channel};
+
+use super::handle::{
+    EstablishUnitAttention, Established, ProposalResult, ProposeReservation, Reply, UnitAttentionScope,
+};
+use crate::{
+    clock,
+    view::{Shared, parse},
+};
+
+/// Name of the metadata by which a member names the leader.
+pub(super) const LEADER: &str = "holdfast-leader";
+/// One attempt; the controller's barrier is bounded by a lease.
+const ATTEMPT_MAX: Duration = Duration::from_secs(15);
+/// How often the lease is looked at while waiting.
+const LOOK: Duration = Duration::from_millis(100);
+/// Pause before the next attempt.
+const PAUSE: Duration = Duration::from_millis(20);
+/// A request that never reached a leader is given up after this time: the initiator may be told BUSY.
+const UNSENT_MAX: Duration = Duration::from_secs(5);
+
+/// What a request needs of the agent.
+#[derive(Clone)]
+pub(super) struct Road {
+    pub(super) shared: Arc<Shared>,
+    /// The connection of the present session.
+    pub(super) leader: watch::Receiver<Option<Channel>>,
+    /// Log index that every worker has installed.
+    pub(super) installed: watch::Receiver<u64>,
+}
+
+/// What an attempt told.
+#[derive(Debug, PartialEq, Eq)]
+enum Attempt<T> {
+    Known(T),
+    /// The leader says that nothing happened.
+    Refused(Code, String),
+    /// It never reached a leader.
+    Unsent,
+    /// It may have.
+    Unknown,
+}
+
+enum End<T> {
+    Known(T),
+    NotExecuted(Code, String),
+    Unknown,
+}
+
+impl Road {
+    fn leased(&self) -> bool {
+        self.shared.gate.open(clock::now_ms())
+    }
+
+    async fn lease_lost(&self) {
+        while self.leased() {
+            time::sleep(LOOK).await;
+        }
+    }
+
+    /// Asks until the outcome is known, or cannot be any more.
+    async fn ask<T, F>(&mut self, mut call: impl FnMut(NodeAgentClient<Channel>) -> F) -> End<T>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let begun = time::Instant::now();
+        let mut maybe_sent = false;
+        loop {
+            let channel = self.leader.borrow_and_update().clone();
+            let attempt = match channel {
+                None => Attempt::Unsent,
+                Some(channel) => {
+                    let looker = self.clone();
+                    let call = call(NodeAgentClient::new(channel));
+                    tokio::select! {
+                        result = time::timeout(ATTEMPT_MAX, call) => match result {
+                            Ok(Ok(response)) => Attempt::Known(response),
+                            Ok(Err(status)) => judge(&status),
+                            Err(_) => Attempt::Unknown,
+                        },
+                        () = looker.lease_lost() => Attempt::Unknown,
+                    }
+                }
+            };
+            match attempt {
+                Attempt::Known(response) => return End::Known(response),
+                Attempt::Refused(code, reason) if !maybe_sent => return End::NotExecuted(code, reason),
+                // Its version or epoch has passed for good, but the attempt before may have been in time, and its
+                // outcome forgotten since.
+                Attempt::Refused(Code::Aborted | Code::FailedPrecondition | Code::InvalidArgument, _) => {
+                    return End::Unknown;
+                }
+                Attempt::Refused(..) => {}
+                Attempt::Unsent if !maybe_sent && (begun.elapsed() >= UNSENT_MAX || !self.leased()) => {
+                    return End::NotExecuted(Code::Unavailable, "no controller leads".into());
+                }
+                Attempt::Unsent => {}
+                Attempt::Unknown => maybe_sent = true,
+            }
+            if maybe_sent && !self.leased() {
+                return End::Unknown;
+            }
+            // A new session wakes us at once.
+            let _ = time::timeout(PAUSE, self.leader.changed()).await;
+        }
+    }
+
+    /// Waits until every worker has installed `index`. False when the lease ends first.
+    async fn until_installed(&mut self, index: u64) -> bool {
+        let mut installed = self.installed.clone();
+        let looker = self.clone();
+        tokio::select! {
+            result = installed.wait_for(|now| *now >= index) => result.is_ok(),
+            () = looker.lease_lost() => false,
+        }
+    }
+}
+
+fn judge<T>(status: &Status) -> Attempt<T> {
+    // A status with a source was made on this side: the connection failed, before or after the leader got the request.
+    if status.source().is_some() {
+        return Attempt::Unknown;
+    }
+    match status.code() {
+        Code::FailedPrecondition if status.metadata().contains_key(LEADER) => Attempt::Unsent,
+        code @ (Code::Unavailable
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::InvalidArgument
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::NotFound
+        | Code::ResourceExhausted
+        | Code::Unimplemented) => Attempt::Refused(code, status.message().to_owned()),
+        _ => Attempt::Unknown,
+    }
+}
+
+/// Carries a proposal to its end.
+pub(super) async fn propose_reservation(
+    mut road: Road,
+    proposal: ProposeReservation,
+    reply: Reply<ProposalResult>,
+) {
+    let request = ProposeReservationRequest {
+        proposal_id: proposal.proposal_id.to_vec(),
+        volume_id: proposal.volume.0.to_vec(),
+        epoch: Some(parse::epoch_record(proposal.epoch)),
+        expected_version: proposal.expected_version,
+        nexus: Some(parse::nexus_name(&proposal.nexus)),
+        cdb: proposal.cdb.to_vec(),
+        parameter_list: proposal.parameter_list,
+    };
+    let end = road
+        .ask(|mut client| {
+            let request = request.clone();
+            async move { client.propose_reservation(request).await.map(tonic::Response::into_inner) }
+        })
+        .await;
+    let result = match end {
+        End::Known(response) => match response.outcome.as_ref().and_then(outcome) {
+            Some(ProposalResult::Outcome { status: ScsiStatus::Good, version, .. })
+                if !road.until_installed(version).await =>
+            {
+                ProposalResult::Unknown
+            }
+            Some(result) => result,
+            // An outcome that cannot be read is none that may be told.
+            None => ProposalResult::Unknown,
+        },
+        End::NotExecuted(Code::Aborted, _) => ProposalResult::StaleVersion,
+        End::NotExecuted(_, reason) => ProposalResult::NotExecuted(reason),
+        End::Unknown => ProposalResult::Unknown,
+    };
+    reply(result);
+}
+
+fn outcome(record: &state::ProposalOutcome) -> Option<ProposalResult> {
+    let status = u8::try_from(record.status).ok().and_then(ScsiStatus::from_code)?;
+    let sense = match status {
+        ScsiStatus::CheckCondition => Some(Sense::parse(&record.sense)?),
+        _ => None,
+    };
+    Some(ProposalResult::Outcome { status, sense, version: record.version })
+}
+
+/// Carries a Unit Attention to its end.
+pub(super) async fn establish_unit_attention(
+    mut road: Road,
+    wanted: EstablishUnitAttention,
+    reply: Reply<Established>,
+) {
+    let (only, except) = match &wanted.scope {
+        UnitAttentionScope::All => (None, None),
+        UnitAttentionScope::Only(nexus) => (Some(parse::nexus_name(nexus)), None),
+        UnitAttentionScope::Except(nexus) => (None, Some(parse::nexus_name(nexus))),
+    };
+    let additional = u16::from_be_bytes([wanted.additional.asc, wanted.additional.ascq]);
+    let event = state::UnitAttentionEvent {
+        volume_id: wanted.volume.0.to_vec(),
+        additional: u32::from(additional),
+        only,
+        except,
+        ..Default::default()
+    };
+    let request = EstablishUnitAttentionRequest {
+        request_id: wanted.request_id.to_vec(),
+        epoch: Some(parse::epoch_record(wanted.epoch)),
+        event: Some(event),
+    };
+    let end = road
+        .ask(|mut client| {
+            let request = request.clone();
+            async move { client.establish_unit_attention(request).await.map(tonic::Response::into_inner) }
+        })
+        .await;
+    reply(match end {
+        End::Known(response) if road.until_installed(response.index).await => Established::Done,
+        End::Known(_) | End::Unknown => Established::Unknown,
+        End::NotExecuted(_, reason) => Established::NotExecuted(reason),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::metadata::MetadataValue;
+
+    #[test]
+    fn only_what_a_leader_says_is_definite() {
+        let judged = |status: Status| judge::<()>(&status);
+        assert!(matches!(judged(Status::unavailable("no quorum")), Attempt::Refused(Code::Unavailable, _)));
+        assert!(matches!(judged(Status::aborted("version")), Attempt::Refused(Code::Aborted, _)));
+        assert_eq!(judged(Status::deadline_exceeded("barrier")), Attempt::Unknown);
+        assert_eq!(judged(Status::internal("?")), Attempt::Unknown);
+        assert_eq!(judged(Status::cancelled("?")), Attempt::Unknown);
+        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert_eq!(judged(Status::from_error(Box::new(broken))), Attempt::Unknown);
+        let mut elsewhere = Status::failed_precondition("not the leader");
+        elsewhere.metadata_mut().insert(LEADER, MetadataValue::from_static("127.0.0.1:1"));
+        assert_eq!(judged(elsewhere), Attempt::Unsent);
+    }
+
+    #[test]
+    fn outcome_that_cannot_be_read_is_none() {
+        let record = |status, sense| state::ProposalOutcome { status, sense, version: 9, ..Default::default() };
+        assert!(outcome(&record(0x18, vec![])).is_some());
+        assert!(outcome(&record(0x02, vec![])).is_none());
+        assert!(outcome(&record(0x99, vec![])).is_none());
+    }
+}
