@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_scsi::{
     alua::AluaState,
-    cdb::WriteSameSource,
+    cdb::{self, WriteSameSource},
     device_server::*,
     geometry::{Extent, Geometry},
     identity::{LuIdentity, LuProperties},
@@ -19,6 +19,7 @@ use holdfast_scsi::{
     nexus::{Nexus, RelativePort},
     port::{LunMap, MappedUnit, NexusPort, Route},
     pr::{
+        access::{self, Access},
         out::PrOut,
         state::{Refusal, Reservations},
     },
@@ -57,6 +58,7 @@ pub(crate) struct Host {
 struct Live {
     host: char,
     lun: Lun,
+    cdb: Vec<u8>,
     data_out: Vec<u8>,
     read: Vec<u8>,
 }
@@ -82,7 +84,10 @@ pub(crate) struct World {
     pub(crate) functions: BTreeMap<u64, Option<TmfResponse>>,
     pub(crate) drained: Vec<u64>,
     live: BTreeMap<u64, Live>,
-    held_io: VecDeque<Action>,
+    /// I/O at the store, with the reservation version installed when it was submitted.
+    held_io: VecDeque<(u64, Action)>,
+    /// Versions of committed changes, by proposing task, that took access away or aborted tasks.
+    narrowing: BTreeMap<u64, u64>,
     held_proposals: VecDeque<Action>,
     next_id: u64,
     now: u64,
@@ -126,6 +131,7 @@ impl World {
             drained: Vec::new(),
             live: BTreeMap::new(),
             held_io: VecDeque::new(),
+            narrowing: BTreeMap::new(),
             held_proposals: VecDeque::new(),
             next_id: 0,
             now: 0,
@@ -194,7 +200,7 @@ impl World {
             Route::Forward { read_only, unit_attention, .. } => (read_only, unit_attention),
         };
         let data_out_len = data.len() as u32;
-        self.live.insert(id, Live { host, lun, data_out: data.clone(), read: Vec::new() });
+        self.live.insert(id, Live { host, lun, cdb: cdb.to_vec(), data_out: data.clone(), read: Vec::new() });
         let request = CommandRequest {
             task: TaskId(id),
             nexus: &nexus,
@@ -245,7 +251,7 @@ impl World {
 
     /// Lets the oldest held I/O end; false without any.
     pub(crate) fn release_one_io(&mut self, fail: bool) -> bool {
-        let Some(action) = self.held_io.pop_front() else { return false };
+        let Some((_, action)) = self.held_io.pop_front() else { return false };
         self.perform(action, fail);
         self.pump();
         true
@@ -308,16 +314,34 @@ impl World {
                     Pace::Prompt => self.decide(action),
                     Pace::Holds => self.held_proposals.push_back(action),
                 },
-                io => match self.store_pace {
-                    Pace::Prompt => self.perform(io, false),
-                    Pace::Holds => self.held_io.push_back(io),
-                },
+                io => {
+                    let version = self.assert_may_run(&io);
+                    match self.store_pace {
+                        Pace::Prompt => self.perform(io, false),
+                        Pace::Holds => self.held_io.push_back((version, io)),
+                    }
+                }
             }
         }
     }
 
+    /// No I/O is submitted for a nexus that the installed reservations shut out. Returns their version.
+    fn assert_may_run(&self, io: &Action) -> u64 {
+        let live = &self.live[&task_of(io).0];
+        let (version, installed) = self.server.reservations();
+        let command = cdb::parse(&live.cdb, &self.server.config().properties.geometry).unwrap();
+        let nexus = self.nexus(live.host);
+        assert_eq!(access::check_view(&command, &installed.view(), &nexus), Access::Allowed, "{io:?}");
+        version
+    }
+
     fn completed(&mut self, id: u64, response: Response) {
         let live = self.live.remove(&id).unwrap_or_else(|| panic!("task {id} ended twice, or never lived"));
+        if let Some(version) = self.narrowing.remove(&id) {
+            let older = self.held_io.iter().find(|(submitted, _)| *submitted < version);
+            assert!(older.is_none(), "GOOD for version {version} before {older:?} has ended");
+        }
+        assert!(self.held_io.iter().all(|(_, io)| task_of(io).0 != id), "task {id} ended before its I/O");
         let mut data_in = Vec::new();
         if let Response::Completed(completion) = &response {
             if let Some(ua) = completion.unit_attention_reported {
@@ -333,7 +357,7 @@ impl World {
         let now = self.tick();
         match action {
             Action::ProposeReservation { task, nexus, expected_version, cdb, parameter_list } => {
-                let outcome = self.commit(&nexus, expected_version, &cdb, &parameter_list);
+                let outcome = self.commit(task.0, &nexus, expected_version, &cdb, &parameter_list);
                 self.server.handle_proposal(now, task, outcome);
             }
             Action::ProposeModeParameters { task, parameters } if self.quorum == Quorum::There => {
@@ -355,7 +379,14 @@ impl World {
         }
     }
 
-    fn commit(&mut self, nexus: &Nexus, expected: u64, cdb: &[u8], list: &[u8]) -> ProposalOutcome {
+    fn commit(
+        &mut self,
+        task: u64,
+        nexus: &Nexus,
+        expected: u64,
+        cdb: &[u8],
+        list: &[u8],
+    ) -> ProposalOutcome {
         if self.quorum == Quorum::Lost {
             return ProposalOutcome::NotProposed;
         }
@@ -369,6 +400,9 @@ impl World {
             Ok(applied) => {
                 self.version += 1;
                 let (version, now) = (self.version, Instant(self.now));
+                if applied.narrowed || !applied.abort_tasks_of.is_empty() {
+                    self.narrowing.insert(task, version);
+                }
                 for (told, what) in applied.unit_attentions {
                     self.raise(what, UaScope::Only(told));
                 }
