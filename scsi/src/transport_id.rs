@@ -121,7 +121,7 @@ impl TransportId {
 
     fn parse_iscsi(bytes: &[u8], format: u8) -> Result<(TransportId, usize), TransportIdError> {
         let additional = usize::from(u16::from_be_bytes(array(bytes, 2)?));
-        if additional < TRANSPORT_ID_LEN_MIN - 4 || additional % 4 != 0 {
+        if additional < TRANSPORT_ID_LEN_MIN - 4 || !additional.is_multiple_of(4) {
             return Err(TransportIdError::Length);
         }
         let total = additional.saturating_add(4);
@@ -213,7 +213,7 @@ impl Builder {
 
     fn finish_iscsi(mut self) -> Result<TransportId, TransportIdError> {
         self.push(0)?;
-        while self.len < TRANSPORT_ID_LEN_MIN || self.len % 4 != 0 {
+        while self.len < TRANSPORT_ID_LEN_MIN || !self.len.is_multiple_of(4) {
             self.push(0)?;
         }
         let len = u8::try_from(self.len).map_err(|_| TransportIdError::Length)?;

@@ -29,6 +29,10 @@ const SPEC_I_PT_LIST: usize = 28;
 
 /// One PERSISTENT RESERVE OUT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the kernel tier has no box, and a request lives on the stack for one call"
+)]
 pub enum PrOut<'a> {
     /// REGISTER, and REGISTER AND IGNORE EXISTING KEY.
     Register {

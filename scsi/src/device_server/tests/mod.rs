@@ -105,12 +105,13 @@ fn registered() -> Reservations {
 #[test]
 fn commands_sent_before_the_report_was_known_do_not_report_it_again() {
     let mut server = server();
-    let ua = Some(UnitAttention { id: 5, additional: asc::CAPACITY_DATA_CHANGED });
+    let first = UnitAttention { id: 5, additional: asc::CAPACITY_DATA_CHANGED };
+    let ua = Some(first);
     send_ua(&mut server, 1, &TUR, DataOut::None, ua);
     assert_eq!(completion(&mut server, 1).unit_attention_reported, Some(5));
     send_ua(&mut server, 2, &TUR, DataOut::None, ua);
     assert_eq!(completion(&mut server, 2), Completion::good());
-    let next = Some(UnitAttention { id: 6, ..ua.unwrap() });
+    let next = Some(UnitAttention { id: 6, ..first });
     send_ua(&mut server, 3, &TUR, DataOut::None, next);
     assert_eq!(completion(&mut server, 3).unit_attention_reported, Some(6));
     server.handle_nexus_loss(NOW, &nexus(1));

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{cdb::parse, geometry::Geometry};
-use std::{vec, vec::Vec};
+use std::vec::Vec;
 
 /// The columns of SPC-5's table: no rights under write exclusive, under exclusive access; with rights.
 const ROWS: &[(&str, &[u8], [bool; 3])] = &[
@@ -66,7 +66,7 @@ fn every_row_for_every_type_and_relation() {
 
 #[test]
 fn spc2_reservation_admits_few_and_no_persistent_reservations_even_by_its_holder() {
-    let free = vec![
+    let free = [
         "REQUEST SENSE",
         "INQUIRY",
         "READ CAPACITY",
