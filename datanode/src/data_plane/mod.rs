@@ -33,7 +33,7 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use holdfast_iscsi::{PortalConfig, PortalOptions};
@@ -116,7 +116,7 @@ pub struct DataPlane {
     table: Table,
     agent: agent::Handle,
     portals: Arc<[SocketAddr]>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for DataPlane {
@@ -150,7 +150,7 @@ impl DataPlane {
         let sessions = Arc::new(Sessions::default());
         let make: Arc<MakeInterconnect> = Arc::new(setup.interconnect);
         let agent = setup.agent;
-        let mut plane = DataPlane { mailboxes, table, agent, portals, threads: Vec::new() };
+        let plane = DataPlane { mailboxes, table, agent, portals, threads: Mutex::default() };
         for (index, (poll, inbox)) in polls.into_iter().zip(inboxes).enumerate() {
             let mut own = if index == 0 { std::mem::take(&mut listeners) } else { Vec::new() };
             for (at, listener) in own.iter_mut().enumerate() {
@@ -201,7 +201,7 @@ impl DataPlane {
                 }
             };
             let thread = std::thread::Builder::new().name(format!("data-{index}")).spawn(run)?;
-            plane.threads.push(thread);
+            plane.threads().push(thread);
         }
         Ok(plane)
     }
@@ -212,11 +212,16 @@ impl DataPlane {
     }
 
     /// Ends all sessions and threads.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         self.mailboxes.post_all(|| Message::Stop);
-        for thread in self.threads.drain(..) {
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
             let _ = thread.join();
         }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -17,8 +17,6 @@ pub mod pool;
 #[cfg(test)]
 mod pool_tests;
 pub mod replica;
-#[cfg(test)]
-pub(crate) mod testing;
 
 use std::io;
 
