@@ -119,7 +119,9 @@ impl<B: AsRef<[u8]>> Client<B> {
                 && !self.streams.contains_key(&(command.nexus, command.volume)))
         {
             let status = Status::TaskSetFull;
-            Some(Outcome::Reply(Reply { status, sense: None, data: None, unit_attention_reported: None }))
+            let nothing =
+                Reply { status, sense: None, data: None, transfer_len: 0, unit_attention_reported: None };
+            Some(Outcome::Reply(nothing))
         } else {
             None
         };

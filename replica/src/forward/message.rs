@@ -6,7 +6,8 @@
 //!                 Unit Attention id (8), ASC (1), ASCQ (1), CDB length (2), CDB
 //! TaskManagement  volume (16), nexus, function (1), token of ABORT TASK (8)
 //! NexusLoss       nexus
-//! Reply           status (1), id of the Unit Attention reported (8), sense length (1), sense in descriptor format
+//! Reply           status (1), id of the Unit Attention reported (8), transfer length (4), sense length (1), sense in
+//!                 descriptor format
 //! nexus           relative port (2), TransportID length (2), TransportID
 //! ```
 //!
@@ -135,6 +136,7 @@ pub(super) fn task_management(token: u64, sequence: u64, request: &TaskManagemen
         Function::AbortTaskSet => (2, 0),
         Function::ClearTaskSet => (3, 0),
         Function::LogicalUnitReset => (4, 0),
+        Function::ClearAca => (5, 0),
     };
     let mut out = Vec::from(request.volume.0);
     put_nexus(&mut out, &request.nexus);
@@ -152,6 +154,7 @@ pub(super) fn parse_task_management(frame: &Frame) -> Option<TaskManagement> {
         (2, 0) => Function::AbortTaskSet,
         (3, 0) => Function::ClearTaskSet,
         (4, 0) => Function::LogicalUnitReset,
+        (5, 0) => Function::ClearAca,
         _ => return None,
     };
     input.end()?;
@@ -183,6 +186,7 @@ pub(super) fn reply<B>(token: u64, reply: &Reply<B>) -> (Header, Vec<u8>) {
     let sense_len = reply.sense.map_or(0, |s| s.write_descriptor(&mut sense)).min(sense.len());
     let mut out = Vec::from([reply.status.code()]);
     out.extend_from_slice(&reply.unit_attention_reported.unwrap_or(0).to_be_bytes());
+    out.extend_from_slice(&reply.transfer_len.to_be_bytes());
     out.push(sense_len as u8);
     out.extend_from_slice(sense.get(..sense_len).unwrap_or_default());
     (Header { flags, ..Header::new(Kind::Reply, token) }, out)
@@ -192,6 +196,7 @@ pub(super) fn parse_reply(frame: Frame) -> Option<Reply<Vec<u8>>> {
     let mut input = Input(&frame.meta);
     let status = Status::from_code(input.u8()?)?;
     let ua_id = input.u64()?;
+    let transfer_len = input.u32()?;
     let sense_len = usize::from(input.u8()?);
     let sense = match input.take(sense_len)? {
         [] => None,
@@ -204,7 +209,7 @@ pub(super) fn parse_reply(frame: Frame) -> Option<Reply<Vec<u8>>> {
     }
     let data = (flags & FLAG_DATA != 0).then_some(frame.data);
     let unit_attention_reported = (flags & FLAG_UNIT_ATTENTION != 0).then_some(ua_id);
-    Some(Reply { status, sense, data, unit_attention_reported })
+    Some(Reply { status, sense, data, transfer_len, unit_attention_reported })
 }
 
 pub(super) fn function_done(outcome: FunctionOutcome) -> [u8; 1] {

@@ -92,6 +92,8 @@ pub struct Reply<B> {
     pub sense: Option<Sense>,
     /// Data-in; empty for none.
     pub data: Option<B>,
+    /// Bytes that the command moves as its CDB says, for the residual count; 0 when unknown.
+    pub transfer_len: u32,
     /// Id of the Unit Attention that this reply reports: the port dequeues it.
     pub unit_attention_reported: Option<u64>,
 }
@@ -135,6 +137,8 @@ pub enum Function {
     ClearTaskSet,
     /// LOGICAL UNIT RESET.
     LogicalUnitReset,
+    /// CLEAR ACA.
+    ClearAca,
 }
 
 /// How a task management function ended.

@@ -39,7 +39,13 @@ fn write(n: u8, data: DataOut<Vec<u8>>) -> Command<Vec<u8>> {
 
 fn good(data: Option<Vec<u8>>) -> Outcome<Vec<u8>> {
     let sense = Some(Sense::illegal_field_cdb(2, Some(3)));
-    Outcome::Reply(Reply { status: Status::Good, sense, data, unit_attention_reported: Some(77) })
+    Outcome::Reply(Reply {
+        status: Status::Good,
+        sense,
+        data,
+        transfer_len: 512,
+        unit_attention_reported: Some(77),
+    })
 }
 
 /// Both machines and the two directions of the connection between them.
