@@ -1,1 +1,9 @@
-//! Placeholder.
+//! The harness of the end-to-end tests: a real cluster of real processes ([`cluster`]), real initiators ([`initiator`] on
+//! libiscsi, [`tools`]: libiscsi's and QEMU's programs), and the CDBs that tests send ([`cdb`]).
+//!
+//! Invariants: every process that a test starts ends with it, by its own id; every wait is for a condition and has an end.
+
+pub mod cdb;
+pub mod cluster;
+pub mod initiator;
+pub mod tools;
