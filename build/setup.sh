@@ -42,6 +42,8 @@ missing() {
     "$root/build/libclang.sh" >/dev/null || echo libclang-dev
     [ "$purpose" != build ] || return 0
     { have iscsi-ls && have iscsi-inq; } || echo libiscsi-bin
+    # The scripted initiator of the demo and of the tests is compiled against it.
+    { cc -E -include iscsi/iscsi.h -x c /dev/null; } >/dev/null 2>&1 || echo libiscsi-dev
     qemu_speaks_iscsi || printf '%s\n' qemu-utils qemu-block-extra
 }
 
