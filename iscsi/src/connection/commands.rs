@@ -238,11 +238,8 @@ impl FullFeature {
         let collapse = outcome.status == GOOD && outcome.sense.is_empty() && !bidirectional;
         let len = produced.min(read_expected.into()) as usize;
         if let Some(data) = outcome.data_in.filter(|_| len > 0) {
-            let mut status_sn = None;
-            if collapse {
-                status_sn = Some(link.take_stat_sn(window));
-            }
             let plain = link.peek_stat_sn(window);
+            let status_sn = collapse.then(|| link.take_stat_sn(window));
             let parameters = &self.parameters;
             let parts = data_in::parts(len, parameters.send_data_segment_length, parameters.max_burst_length);
             let pdus = parts.map(|part| {

@@ -1,0 +1,9 @@
+//! The classes of faults that iSCSI targets have had, each as a test that our target must pass: first what anyone can send
+//! before login, then what a logged-in initiator can.
+
+mod support;
+
+#[path = "vulnerabilities/before_login.rs"]
+mod before_login;
+#[path = "vulnerabilities/pdus.rs"]
+mod pdus;
