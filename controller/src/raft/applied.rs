@@ -50,6 +50,11 @@ impl Shared {
         (seen, self.ring.follow(current.index))
     }
 
+    pub(super) fn follow_after(&self, after: u64) -> Option<Commits> {
+        let current = self.current.read();
+        (after <= current.index && self.ring.holds(after)).then(|| self.ring.follow(after))
+    }
+
     pub(super) fn applied_index(&self) -> u64 {
         self.current.read().index
     }

@@ -66,6 +66,11 @@ impl CommitRing {
         Commits { ring: Arc::downgrade(self), after, changed: self.changed.subscribe() }
     }
 
+    /// True if nothing above `after` has been dropped.
+    pub(super) fn holds(&self, after: u64) -> bool {
+        self.kept.lock().floor <= after
+    }
+
     fn next_after(&self, after: u64) -> Result<Option<Arc<Commit>>, CommitsEnd> {
         let kept = self.kept.lock();
         if after < kept.floor {

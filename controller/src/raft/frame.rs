@@ -10,7 +10,7 @@ pub(super) const FORMAT: u32 = 1;
 
 /// A frame that is none of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FrameError {
+pub(crate) enum FrameError {
     #[error("raft frame of format {0}; this version knows format {FORMAT}")]
     Format(u32),
     #[error("raft frame cannot be read: {0}")]

@@ -122,6 +122,7 @@ pub struct Handle {
     pub(super) raft: Raft,
     pub(super) shared: Arc<Shared>,
     pub(super) leadership: watch::Receiver<Leadership>,
+    pub(super) leader: watch::Receiver<Option<LeaderAddress>>,
 }
 
 impl Handle {
@@ -205,6 +206,12 @@ impl Handle {
         self.shared.read_and_follow(look)
     }
 
+    /// Follows from just above `after`, for one who has everything up to there; `None` if some of it is not kept any more, or
+    /// `after` is not applied here.
+    pub fn follow_after(&self, after: u64) -> Option<Commits> {
+        self.shared.follow_after(after)
+    }
+
     /// Commits from now on, in log order.
     pub fn subscribe_commits(&self) -> Commits {
         self.shared.read_and_follow(|_, _| ()).1
@@ -237,7 +244,27 @@ impl Handle {
 
     /// Who leads, as far as this member knows.
     pub fn leader(&self) -> Option<LeaderAddress> {
-        self.metrics().leader
+        self.leader.borrow().clone()
+    }
+
+    /// This member's id.
+    pub fn id(&self) -> u64 {
+        *self.raft.node_id()
+    }
+
+    /// The leader, waiting for one to be elected at most this long.
+    pub async fn wait_leader(&self, limit: Duration) -> Option<LeaderAddress> {
+        let mut leader = self.watch_leader();
+        let known = leader.wait_for(Option::is_some);
+        match tokio::time::timeout(limit, known).await {
+            Ok(Ok(leader)) => leader.clone(),
+            _ => None,
+        }
+    }
+
+    /// Follows who leads, as far as this member knows.
+    pub fn watch_leader(&self) -> watch::Receiver<Option<LeaderAddress>> {
+        self.leader.clone()
     }
 
     /// What GetCluster shows.

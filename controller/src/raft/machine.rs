@@ -122,9 +122,7 @@ impl MachineStore {
         let machine = StateMachine::from_changes(changes).map_err(|error| corrupt(error.to_string()))?;
         self.store.put_applied(&mut batch, &meta.last_log_id, &meta.last_membership)?;
         // First the file: a crash between the two installs it again at the next start.
-        if file.temporary {
-            self.folder.make_current(meta, file)?;
-        }
+        self.folder.adopt(meta, file)?;
         self.store.commit_synced(batch)?;
         (self.applied, self.membership) = (meta.last_log_id, meta.last_membership.clone());
         self.shared.replace(machine, index(self.applied));

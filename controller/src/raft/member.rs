@@ -96,8 +96,8 @@ impl RunningMember {
         let raft = Raft::new(config.id, settings, network, log, machine)
             .await
             .map_err(|error: Fatal<TypeConfig>| StartError::Raft(error.to_string()))?;
-        let (leadership, follower) = leadership::follow(&raft);
-        let handle = Handle { raft: raft.clone(), shared, leadership };
+        let leadership::Followed { leadership, leader, task: follower } = leadership::follow(&raft);
+        let handle = Handle { raft: raft.clone(), shared, leadership, leader };
         let service = RaftService { raft, folder };
         let founder = tokio::spawn(found(handle.clone(), config));
         Ok(Self { handle, service, tasks: vec![follower, founder] })

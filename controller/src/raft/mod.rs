@@ -35,12 +35,18 @@ mod snapshot_file;
 mod store;
 mod types;
 
+#[cfg(test)]
+mod cluster_tests;
+#[cfg(test)]
+mod store_tests;
 
 pub use commits::{Commits, CommitsEnd};
 pub use handle::{
     ClusterMetrics, Handle, LeaderAddress, MemberMetrics, ReadError, WriteError, Written,
 };
 pub use leadership::Leadership;
+pub use member::RunningMember;
+pub(crate) use network::channel as connect;
 pub use service::RaftService;
 pub use store::StoreError;
 pub use types::Member;

@@ -47,7 +47,7 @@ type Rpc = RPCError<TypeConfig>;
 
 /// Why a member cannot be called; shown to people in logs.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum CallError {
+pub(crate) enum CallError {
     #[error("{0}")]
     Address(String),
     #[error("{} ({:?})", .0.message(), .0.code())]
@@ -78,7 +78,7 @@ impl CallError {
 ///
 /// # Errors
 /// [`CallError::Address`] for an address or a name that cannot be used.
-pub(super) fn channel(identity: &Identity, member: &Member) -> Result<Channel, CallError> {
+pub(crate) fn channel(identity: &Identity, member: &Member) -> Result<Channel, CallError> {
     let unusable = |error: &dyn std::fmt::Display| CallError::Address(format!("member {} at {}: {error}", member.name, member.address));
     let tls = identity.tonic_client(Role::Controller, Some(&member.name)).map_err(|error| unusable(&error))?;
     let endpoint = Endpoint::from_shared(format!("https://{}", member.address))

@@ -4,7 +4,8 @@
 //! half-written is removed at the next start.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -80,6 +81,22 @@ impl SnapshotFolder {
         file.rename_to(self.path.join(CURRENT))?;
         *current = Some(meta.clone());
         Ok(())
+    }
+
+    /// Makes a snapshot that is being installed the current one.
+    pub(super) fn adopt(&self, meta: &SnapshotMeta, mut file: SnapshotFile) -> io::Result<()> {
+        if file.path == self.path.join(CURRENT) {
+            // Installed again after a crash.
+            return Ok(());
+        }
+        if !file.temporary {
+            // Somebody else's: leave it to them.
+            let mut copy = self.create()?;
+            file.file.seek(SeekFrom::Start(0))?;
+            io::copy(&mut file.file, &mut copy.file)?;
+            file = copy;
+        }
+        self.make_current(meta, file)
     }
 
     /// The current snapshot, to be read.
