@@ -19,6 +19,7 @@ pub mod agent;
 pub mod clock;
 pub mod data_plane;
 pub mod gate;
+pub mod interconnect;
 pub mod lu;
 pub mod store;
 pub mod view;

@@ -127,10 +127,7 @@ impl Handle {
     pub(crate) fn new() -> (Handle, Requests) {
         let (requests, requests_received) = mpsc::channel(REQUESTS_MAX);
         let (reports, reports_received) = mpsc::unbounded_channel();
-        (
-            Handle { requests, reports },
-            Requests { requests: requests_received, reports: reports_received },
-        )
+        (Handle { requests, reports }, Requests { requests: requests_received, reports: reports_received })
     }
 
     /// Proposes a validated PERSISTENT RESERVE OUT. The agent asks again by the same id until the outcome is known or the

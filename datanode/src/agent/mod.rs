@@ -27,7 +27,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use handle::{
-    Established, EstablishUnitAttention, Handle, ProposalResult, ProposeReservation, UnitAttentionScope,
+    EstablishUnitAttention, Established, Handle, ProposalResult, ProposeReservation, UnitAttentionScope,
 };
 pub use heartbeat::Heartbeats;
 pub use runtime::{Agent, AgentEnd, Options};

@@ -6,9 +6,7 @@
 use std::{error::Error as _, sync::Arc, time::Duration};
 
 use holdfast_proto::{
-    node::{
-        EstablishUnitAttentionRequest, ProposeReservationRequest, node_agent_client::NodeAgentClient,
-    },
+    node::{EstablishUnitAttentionRequest, ProposeReservationRequest, node_agent_client::NodeAgentClient},
     state,
 };
 use holdfast_scsi::{sense::Sense, status::Status as ScsiStatus};
@@ -258,7 +256,8 @@ mod tests {
 
     #[test]
     fn outcome_that_cannot_be_read_is_none() {
-        let record = |status, sense| state::ProposalOutcome { status, sense, version: 9, ..Default::default() };
+        let record =
+            |status, sense| state::ProposalOutcome { status, sense, version: 9, ..Default::default() };
         assert!(outcome(&record(0x18, vec![])).is_some());
         assert!(outcome(&record(0x02, vec![])).is_none());
         assert!(outcome(&record(0x99, vec![])).is_none());

@@ -3,18 +3,13 @@
 //! Invariants: the end of a session neither closes the gate nor the view (a lease runs on); a renewal leaves every
 //! `renew_interval_ms`; a leader that grants nothing for half a lease is left for another.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 
 use holdfast_pki::{Identity, PkiError, Role};
 use holdfast_proto::{
-    node::{Applied, FromNode, Hello, PoolReport, ReplicaRemoved, from_node, node_agent_client::NodeAgentClient},
+    node::{
+        Applied, FromNode, Hello, PoolReport, ReplicaRemoved, from_node, node_agent_client::NodeAgentClient,
+    },
     state,
 };
 use tokio::{
@@ -204,7 +199,11 @@ enum SessionEnd {
 }
 
 impl Run {
-    async fn forever(&mut self, endpoints: &mut Endpoints, tls: &tonic::transport::ClientTlsConfig) -> AgentEnd {
+    async fn forever(
+        &mut self,
+        endpoints: &mut Endpoints,
+        tls: &tonic::transport::ClientTlsConfig,
+    ) -> AgentEnd {
         loop {
             let (address, pause) = endpoints.next();
             self.serve_handles_for(pause).await;
@@ -219,7 +218,8 @@ impl Run {
             self.leader.send_replace(None);
             match end {
                 SessionEnd::Status(status) => {
-                    if let Some(leader) = status.metadata().get(LEADER).and_then(|value| value.to_str().ok()) {
+                    if let Some(leader) = status.metadata().get(LEADER).and_then(|value| value.to_str().ok())
+                    {
                         endpoints.hint(leader.to_owned());
                         continue;
                     }
@@ -381,7 +381,10 @@ async fn next_request(requests: &mut Requests) -> Option<Request> {
     }
 }
 
-async fn connect(address: &str, tls: &tonic::transport::ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
+async fn connect(
+    address: &str,
+    tls: &tonic::transport::ClientTlsConfig,
+) -> Result<Channel, tonic::transport::Error> {
     Endpoint::from_shared(format!("https://{address}"))?
         .tls_config(tls.clone())?
         .connect_timeout(CONNECT_MAX)

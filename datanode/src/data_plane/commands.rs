@@ -6,6 +6,7 @@
 //! closed, not even what the port knows by itself.
 
 use holdfast_iscsi::{Command, DataState, Payload, ScsiOutcome, TaskAttribute as IscsiAttribute, TaskTag};
+use holdfast_replica::limits::COMMAND_AGE_MS_MAX;
 use holdfast_scsi::device_server::{Completion, DataIn, TaskAttribute, TaskId};
 use holdfast_scsi::lun::Lun;
 use holdfast_scsi::port::Route;
@@ -95,6 +96,7 @@ impl Worker {
                 data,
                 unit_attention: None,
                 read_only: false,
+                execute_by: now.plus_millis(COMMAND_AGE_MS_MAX),
             },
             given_up: false,
         };
@@ -108,7 +110,8 @@ impl Worker {
         let hold_until = now.0.saturating_add(HOLD_MS_MAX);
         self.requests.insert(token, Request { connection, lun, kind, place: Place::Held, hold_until });
         let held = self.connections.get_mut(&connection).and_then(|p| p.session()).map(|s| &s.held);
-        let behind = held.is_some_and(|held| held.iter().any(|t| self.requests.get(t).is_some_and(|r| r.lun == lun)));
+        let behind =
+            held.is_some_and(|held| held.iter().any(|t| self.requests.get(t).is_some_and(|r| r.lun == lun)));
         if behind || !self.submit(now, token) {
             self.hold(token);
         }
@@ -127,7 +130,8 @@ impl Worker {
     }
 
     fn submit_command(&mut self, now: Instant, token: ForwardToken) -> bool {
-        let Some(Request { connection, lun, kind: Kind::Command(pending), .. }) = self.requests.get(&token) else {
+        let Some(Request { connection, lun, kind: Kind::Command(pending), .. }) = self.requests.get(&token)
+        else {
             return true;
         };
         let (connection, lun, tag) = (*connection, *lun, pending.tag);
@@ -150,7 +154,8 @@ impl Worker {
             Owner::Local(unit, epoch) => {
                 command.epoch = epoch;
                 let requester = Requester { worker: self.index, request: RequestName::Local(token) };
-                let mut driver = Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
+                let mut driver =
+                    Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
                 let task = unit.command(&mut driver, requester, command);
                 *place = Place::Local(unit, task);
                 self.note_local(connection, volume);
@@ -257,7 +262,8 @@ impl Worker {
         match place {
             Place::Held => {}
             Place::Local(unit, task) => {
-                let mut driver = Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
+                let mut driver =
+                    Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
                 unit.data_out(&mut driver, task, data);
             }
             Place::Remote(node) => self.interconnect.forward_data(now, node, token, data),
@@ -271,7 +277,8 @@ impl Worker {
         match place {
             Place::Held => self.finish_command(now, token, connection, tag, Outcome::Aborted),
             Place::Local(unit, task) => {
-                let mut driver = Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
+                let mut driver =
+                    Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
                 unit.abort(&mut driver, &nexus, task);
             }
             Place::Remote(node) => self.interconnect.forward_abort(now, node, token),

@@ -5,7 +5,8 @@
 //! answered as rejected, never as complete.
 
 use holdfast_iscsi::{
-    TaskManagement, TaskManagementFunction as IscsiFunction, TaskManagementId, TaskManagementResponse, TaskTag,
+    TaskManagement, TaskManagementFunction as IscsiFunction, TaskManagementId, TaskManagementResponse,
+    TaskTag,
 };
 use holdfast_scsi::device_server::{TaskId, TaskManagementFunction};
 use holdfast_scsi::lun::Lun;
@@ -43,13 +44,23 @@ impl Worker {
             IscsiFunction::ClearAca => What::ClearAca,
             IscsiFunction::TargetWarmReset | IscsiFunction::TargetColdReset => {
                 // One host must not reset the units of all others.
-                return self.answer_function(now, connection, request.id, TaskManagementResponse::NotSupported);
+                return self.answer_function(
+                    now,
+                    connection,
+                    request.id,
+                    TaskManagementResponse::NotSupported,
+                );
             }
         };
         let lun = Lun::from_bytes(request.lun);
         let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
         if session.port.mapped(&lun).is_none() {
-            return self.answer_function(now, connection, request.id, TaskManagementResponse::LunDoesNotExist);
+            return self.answer_function(
+                now,
+                connection,
+                request.id,
+                TaskManagementResponse::LunDoesNotExist,
+            );
         }
         self.end_held(now, connection, lun, what);
         if let What::AbortTask(tag) = what
@@ -66,7 +77,10 @@ impl Worker {
     fn end_held(&mut self, now: Instant, connection: u64, lun: Lun, what: What) {
         let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
         for token in session.held.iter().copied().collect::<Vec<_>>() {
-            let Some(Request { lun: of, kind: Kind::Command(pending), .. }) = self.requests.get(&token) else { continue };
+            let Some(Request { lun: of, kind: Kind::Command(pending), .. }) = self.requests.get(&token)
+            else {
+                continue;
+            };
             let tag = pending.tag;
             let covered = match what {
                 What::AbortTask(aborted) => aborted == tag,
@@ -84,11 +98,14 @@ impl Worker {
 
     /// See `Worker::submit`.
     pub(super) fn submit_function(&mut self, now: Instant, token: ForwardToken) -> bool {
-        let Some(Request { connection, lun, kind: Kind::Function(function), .. }) = self.requests.get(&token) else {
+        let Some(Request { connection, lun, kind: Kind::Function(function), .. }) = self.requests.get(&token)
+        else {
             return true;
         };
         let (connection, lun, function) = (*connection, *lun, *function);
-        let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return true };
+        let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else {
+            return true;
+        };
         let nexus = session.nexus();
         let Some(volume) = session.port.mapped(&lun).map(|mapped| mapped.volume) else {
             self.requests.remove(&token);
@@ -115,7 +132,8 @@ impl Worker {
                 let local = local_function(function.what, task);
                 let requester = Requester { worker: self.index, request: RequestName::Local(token) };
                 self.set_place(token, Place::Local(unit.clone(), TaskId(0)));
-                let mut driver = Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
+                let mut driver =
+                    Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
                 unit.task_management(&mut driver, requester, epoch, &nexus, local);
                 true
             }
@@ -144,7 +162,10 @@ impl Worker {
 
     /// How a function of ours ended.
     pub(super) fn function_done(&mut self, now: Instant, token: ForwardToken, outcome: LuFunctionOutcome) {
-        let Some(Request { connection, kind: Kind::Function(function), .. }) = self.requests.get(&token) else { return };
+        let Some(Request { connection, kind: Kind::Function(function), .. }) = self.requests.get(&token)
+        else {
+            return;
+        };
         let (connection, function) = (*connection, *function);
         let response = match outcome {
             LuFunctionOutcome::NotExecuted => return self.hold(token),
@@ -160,7 +181,8 @@ impl Worker {
 
     /// A function was held too long.
     pub(super) fn function_not_executed(&mut self, now: Instant, token: ForwardToken) {
-        if let Some(Request { connection, kind: Kind::Function(function), .. }) = self.requests.remove(&token) {
+        if let Some(Request { connection, kind: Kind::Function(function), .. }) = self.requests.remove(&token)
+        {
             self.answer_function(now, connection, function.id, TaskManagementResponse::Rejected);
         }
     }

@@ -34,7 +34,8 @@ pub(super) struct Ending {
 
 /// What a host sees, as its ports keep it.
 pub(super) fn lun_map(view: &ClusterView, host: &str) -> LunMap<VolumeId> {
-    let entry = |m: &crate::view::MappingView| (m.lun, MappedUnit { volume: m.volume, read_only: m.read_only });
+    let entry =
+        |m: &crate::view::MappingView| (m.lun, MappedUnit { volume: m.volume, read_only: m.read_only });
     view.mappings_of(host).iter().map(entry).collect()
 }
 
@@ -99,10 +100,11 @@ impl Worker {
             return;
         }
         let Some(portal) = self.connections.get_mut(&connection) else { return };
-        let nexus = self.portals.get(portal.portal).copied().zip(self.view.as_ref()).and_then(|(address, view)| {
-            let port = view.my_node()?.ports.iter().find(|p| p.portal == address)?.relative_port;
-            nexus(&info.login, port)
-        });
+        let nexus =
+            self.portals.get(portal.portal).copied().zip(self.view.as_ref()).and_then(|(address, view)| {
+                let port = view.my_node()?.ports.iter().find(|p| p.portal == address)?.relative_port;
+                nexus(&info.login, port)
+            });
         let Some(nexus) = nexus else {
             portal.engine.start_session(iscsi(now), SessionStart::Refuse(LoginStatus::ServiceUnavailable));
             return;
@@ -264,11 +266,14 @@ fn nexus(login: &LoginRequest, port: RelativePort) -> Option<Nexus> {
 }
 
 fn credentials(host: &HostView, chap: &ChapView) -> Result<Box<ChapCredentials>, LoginStatus> {
-    let secret = |name: &String, secret: &crate::view::Secret| Secret::new(name.clone(), secret.as_bytes().to_vec());
+    let secret =
+        |name: &String, secret: &crate::view::Secret| Secret::new(name.clone(), secret.as_bytes().to_vec());
     let target = chap.target.as_ref().map(|(name, s)| secret(name, s));
     // The strongest algorithm that both know is taken; MD5 is for initiators that know no other.
-    ChapCredentials::new(secret(&chap.user, &chap.secret), target, Algorithm::Md5).map(Box::new).map_err(|error| {
-        tracing::error!(host = host.name, ?error, "the host's CHAP credentials cannot be used");
-        LoginStatus::TargetError
-    })
+    ChapCredentials::new(secret(&chap.user, &chap.secret), target, Algorithm::Md5).map(Box::new).map_err(
+        |error| {
+            tracing::error!(host = host.name, ?error, "the host's CHAP credentials cannot be used");
+            LoginStatus::TargetError
+        },
+    )
 }

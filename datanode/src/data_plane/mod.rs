@@ -140,9 +140,11 @@ impl DataPlane {
             });
             listeners.push(bound?);
         }
-        let portals: Arc<[SocketAddr]> = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
+        let portals: Arc<[SocketAddr]> =
+            listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
         let polls = (0..setup.workers.max(1)).map(|_| Poll::new()).collect::<io::Result<Vec<_>>>()?;
-        let wakers = polls.iter().map(|p| Waker::new(p.registry(), worker::WAKER)).collect::<io::Result<_>>()?;
+        let wakers =
+            polls.iter().map(|p| Waker::new(p.registry(), worker::WAKER)).collect::<io::Result<_>>()?;
         let (mailboxes, inboxes) = Mailboxes::new(wakers);
         let io = IoThreads::start(io_threads::THREADS)?;
         let services = Services { io, mailboxes: mailboxes.clone(), agent: setup.agent.clone() };

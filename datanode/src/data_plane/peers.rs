@@ -16,7 +16,9 @@ impl Worker {
     pub(super) fn interconnect_event(&mut self, now: Instant, event: InterconnectEvent) {
         match event {
             InterconnectEvent::Outcome { token, outcome } => self.outcome(now, token, outcome),
-            InterconnectEvent::TaskManagementDone { token, outcome } => self.function_done(now, token, outcome),
+            InterconnectEvent::TaskManagementDone { token, outcome } => {
+                self.function_done(now, token, outcome)
+            }
             InterconnectEvent::NexusLossDone { token } => self.nexus_loss_done(token),
             InterconnectEvent::Command { origin, command } => self.peer_command(now, origin, &command),
             InterconnectEvent::DataOut { origin, data } => {
@@ -31,7 +33,9 @@ impl Worker {
                     unit.abort(&mut self.driver(), &nexus, task);
                 }
             }
-            InterconnectEvent::TaskManagement { origin, request } => self.peer_function(now, origin, &request),
+            InterconnectEvent::TaskManagement { origin, request } => {
+                self.peer_function(now, origin, &request)
+            }
             InterconnectEvent::NexusLoss { origin, nexus } => {
                 let table = self.table.clone();
                 table.nexus_loss(&mut self.driver(), &nexus);
@@ -89,7 +93,9 @@ impl Worker {
     pub(super) fn lu_answer(&mut self, answer: LuAnswer) {
         match answer {
             LuAnswer::Proposal { unit, task, result } => unit.proposal_done(&mut self.driver(), task, result),
-            LuAnswer::Established { unit, id, result } => unit.unit_attention_done(&mut self.driver(), id, result),
+            LuAnswer::Established { unit, id, result } => {
+                unit.unit_attention_done(&mut self.driver(), id, result)
+            }
         }
     }
 

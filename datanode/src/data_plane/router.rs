@@ -110,6 +110,9 @@ pub struct CommandFor {
     pub unit_attention: Option<UnitAttention>,
     /// The mapping admits no writes.
     pub read_only: bool,
+    /// Moment on this node's clock after which its I/O must not be submitted any more: the initiator may have given it up
+    /// and sent it again on another path.
+    pub execute_by: Instant,
 }
 
 /// What the owner's device server said of a command.

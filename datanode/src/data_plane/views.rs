@@ -20,12 +20,15 @@ impl Worker {
         let install = &installation.install;
         let view = &install.view;
         let maps_changed = self.view.as_ref().is_none_or(|last| !Arc::ptr_eq(&last.mappings, &view.mappings));
-        let hosts_changed =
-            self.view.as_ref().is_none_or(|last| !Arc::ptr_eq(&last.host_by_initiator, &view.host_by_initiator));
+        let hosts_changed = self
+            .view
+            .as_ref()
+            .is_none_or(|last| !Arc::ptr_eq(&last.host_by_initiator, &view.host_by_initiator));
         let mut unwelcome = Vec::new();
         for (connection, portal) in &mut self.connections {
             let Some(session) = portal.session() else { continue };
-            if hosts_changed && view.host_of(&session.initiator).is_none_or(|host| host.name != session.host) {
+            if hosts_changed && view.host_of(&session.initiator).is_none_or(|host| host.name != session.host)
+            {
                 unwelcome.push(*connection);
                 continue;
             }

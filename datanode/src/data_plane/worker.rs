@@ -189,7 +189,9 @@ impl Worker {
                 Message::LuAnswer(answer) => self.lu_answer(answer),
                 Message::Install(installation) => self.install(now, &installation),
                 Message::Retry => self.retry = true,
-                Message::EndSession { connection, nexus, waiting } => self.end_for(now, connection, nexus, waiting),
+                Message::EndSession { connection, nexus, waiting } => {
+                    self.end_for(now, connection, nexus, waiting)
+                }
                 Message::SessionEnded { connection, nexus } => self.try_start(now, connection, Some(nexus)),
                 Message::Interconnect(message) => self.interconnect.handle_message(now, message),
                 Message::Stop => self.stopping = true,
@@ -219,7 +221,8 @@ impl Worker {
             self.interconnect.handle_timeout(now);
         }
         if self.index == 0 {
-            let mut driver = Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
+            let mut driver =
+                Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
             self.table.tick(&mut driver);
         }
     }
@@ -228,7 +231,8 @@ impl Worker {
         for _ in 0..limits::ACCEPTS_PER_TURN_MAX {
             let Some(accepting) = self.listeners.get(listener) else { return };
             match accepting.accept() {
-                Ok((socket, peer)) => match self.services.mailboxes.place_connection(limits::CONNECTIONS_MAX) {
+                Ok((socket, peer)) => match self.services.mailboxes.place_connection(limits::CONNECTIONS_MAX)
+                {
                     Some(worker) => {
                         let socket = std::net::TcpStream::from(socket);
                         self.services.mailboxes.post(worker, Message::Accepted(socket, listener));

@@ -67,21 +67,27 @@ impl LogicalUnit {
         match work {
             Work::Io(task, io, geometry) => return self.perform_io(driver, task, io, geometry),
             Work::Propose(task, proposal) => {
-                let (unit, mailboxes, worker) = (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
+                let (unit, mailboxes, worker) =
+                    (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
                 let reply = Box::new(move |result| {
                     mailboxes.post(worker, Message::LuAnswer(LuAnswer::Proposal { unit, task, result }));
                 });
                 driver.services.agent.propose_reservation(proposal, reply);
             }
             Work::Establish(id, request) => {
-                let (unit, mailboxes, worker) = (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
+                let (unit, mailboxes, worker) =
+                    (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
                 let reply = Box::new(move |result| {
                     mailboxes.post(worker, Message::LuAnswer(LuAnswer::Established { unit, id, result }));
                 });
                 driver.services.agent.establish_unit_attention(request, reply);
             }
             Work::Answer(finished, may_change) => {
-                let answer = if self.volume.may_reply() { finished.answer } else { held_back(finished.answer, may_change) };
+                let answer = if self.volume.may_reply() {
+                    finished.answer
+                } else {
+                    held_back(finished.answer, may_change)
+                };
                 driver.deliver(Finished { answer, ..finished });
             }
         }
@@ -154,7 +160,15 @@ impl Inner {
                 let (volume, proposal_id) = (unit.id(), random_id());
                 Some(Work::Propose(
                     task,
-                    ProposeReservation { volume, epoch, expected_version, nexus, cdb, parameter_list, proposal_id },
+                    ProposeReservation {
+                        volume,
+                        epoch,
+                        expected_version,
+                        nexus,
+                        cdb,
+                        parameter_list,
+                        proposal_id,
+                    },
                 ))
             }
             Action::EstablishUnitAttention { id, additional, scope } => {
@@ -164,7 +178,10 @@ impl Inner {
                     UaScope::AllExcept(nexus) => UnitAttentionScope::Except(nexus),
                 };
                 let (volume, request_id) = (unit.id(), random_id());
-                Some(Work::Establish(id, EstablishUnitAttention { volume, epoch, additional, scope, request_id }))
+                Some(Work::Establish(
+                    id,
+                    EstablishUnitAttention { volume, epoch, additional, scope, request_id },
+                ))
             }
             Action::AwaitBarrier { version } => {
                 if version <= self.barriers.passed {
@@ -186,8 +203,12 @@ impl Inner {
                 let may_change = if task.changed || task.changing { MayChange::Yes } else { MayChange::No };
                 let answer = match response {
                     Response::Aborted => Answer::Command(Outcome::Aborted),
-                    Response::Completed(_) if task.refused => held_back(Answer::Command(Outcome::NotExecuted), may_change),
-                    Response::Completed(completion) => Answer::Command(Outcome::Reply(reply(completion, &task))),
+                    Response::Completed(_) if task.refused => {
+                        held_back(Answer::Command(Outcome::NotExecuted), may_change)
+                    }
+                    Response::Completed(completion) => {
+                        Answer::Command(Outcome::Reply(reply(completion, &task)))
+                    }
                 };
                 Some(Work::Answer(Finished { requester: task.requester, answer }, may_change))
             }
@@ -221,7 +242,9 @@ fn reply(completion: Completion, task: &Task) -> Reply {
     let data = match completion.data_in {
         DataIn::None => Bytes::default(),
         DataIn::Bytes(bytes) => Bytes::new(bytes),
-        DataIn::FromRead { offset, len } => Bytes::part(Arc::clone(&task.read), offset as usize, len as usize),
+        DataIn::FromRead { offset, len } => {
+            Bytes::part(Arc::clone(&task.read), offset as usize, len as usize)
+        }
     };
     Reply {
         status: completion.status,

@@ -50,7 +50,11 @@ impl IoResult {
 
 impl Io {
     /// The I/O that an action asks for; `None` for other actions. `data` is the task's Data-Out.
-    pub(super) fn of(action: Action, g: &Geometry, data: impl Fn(TaskId) -> Bytes) -> Result<(TaskId, Io), Action> {
+    pub(super) fn of(
+        action: Action,
+        g: &Geometry,
+        data: impl Fn(TaskId) -> Bytes,
+    ) -> Result<(TaskId, Io), Action> {
         Ok(match action {
             Action::Read { task, extent, fua } => (task, Io::Read { extent, fua }),
             Action::Write { task, extent, data_offset, fua } => {
@@ -91,7 +95,9 @@ impl Io {
                     done => Some(result(done)),
                 }
             }
-            Io::Write { data, fua: false, .. } if data.len() as u64 <= INLINE_IO_LEN_MAX => Some(self.run(volume, g)),
+            Io::Write { data, fua: false, .. } if data.len() as u64 <= INLINE_IO_LEN_MAX => {
+                Some(self.run(volume, g))
+            }
             _ => None,
         }
     }
@@ -117,7 +123,9 @@ impl Io {
             (_, done) => done,
         };
         result(match self {
-            Io::Read { extent, fua } => durable(*fua, Ok(())).and_then(|()| read(volume, g, *extent, Wait::Allowed)),
+            Io::Read { extent, fua } => {
+                durable(*fua, Ok(())).and_then(|()| read(volume, g, *extent, Wait::Allowed))
+            }
             Io::Write { lba, data, fua } => {
                 let durability = if *fua { Durability::OnMedium } else { Durability::Cached };
                 volume.write(g, *lba, data.as_slice(), durability).map(|()| IoResult::Done)
@@ -215,7 +223,10 @@ mod tests {
             provisioning: if mapped { Provisioning::Mapped } else { Provisioning::Deallocated },
         };
         let runs = [run(4096, true), run(1024, true), run(3 * 4096 - 1024, false)];
-        assert_eq!(block_states(&g, extent, &runs), [state(10, 1, true), state(11, 1, true), state(12, 2, false)]);
+        assert_eq!(
+            block_states(&g, extent, &runs),
+            [state(10, 1, true), state(11, 1, true), state(12, 2, false)]
+        );
         let runs = [run(1024, false), run(4096, true), run(11 * 1024, false)];
         assert_eq!(block_states(&g, extent, &runs), [state(10, 2, true), state(12, 2, false)]);
         assert_eq!(block_states(&g, extent, &[run(4 * 4096, false)]), [state(10, 4, false)]);

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::device_server::{
-    CommandRequest, DataOut, DeviceServer, IoFailure, LuConfig, ProposalOutcome, TaskId, TaskManagementFunction,
-    TaskManagementRequest, Topology,
+    CommandRequest, DataOut, DeviceServer, IoFailure, LuConfig, ProposalOutcome, TaskId,
+    TaskManagementFunction, TaskManagementRequest, Topology,
 };
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::status::Status;
@@ -97,7 +97,12 @@ impl LogicalUnit {
 
     /// Takes a command. The answer comes through `driver` or by mailbox; the name is for [`LogicalUnit::data_out`],
     /// [`LogicalUnit::abort`] and ABORT TASK.
-    pub(crate) fn command(self: &Arc<Self>, driver: &mut Driver<'_>, by: Requester, command: &CommandFor) -> TaskId {
+    pub(crate) fn command(
+        self: &Arc<Self>,
+        driver: &mut Driver<'_>,
+        by: Requester,
+        command: &CommandFor,
+    ) -> TaskId {
         let task = TaskId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let refuse = |driver: &mut Driver<'_>| {
             driver.deliver(Finished { requester: by, answer: Answer::Command(Outcome::NotExecuted) });
@@ -126,8 +131,14 @@ impl LogicalUnit {
             CommandData::Ready(bytes) => (DataOut::Ready(bytes.as_slice()), bytes.clone()),
             CommandData::Awaited => (DataOut::Awaited, Bytes::default()),
         };
-        let entry =
-            Task { requester: by, data: bytes, read: Arc::default(), changed: false, changing: false, refused: false };
+        let entry = Task {
+            requester: by,
+            data: bytes,
+            read: Arc::default(),
+            changed: false,
+            changing: false,
+            refused: false,
+        };
         inner.tasks.insert(task, entry);
         if inner.server.handle_command(clock::scsi_now(), request, data).is_err() {
             // Names are never used twice, so this cannot be; were it so, nothing was executed.
@@ -200,7 +211,12 @@ impl LogicalUnit {
     }
 
     /// Follows the view. A configuration that needs a larger replica is installed by [`LogicalUnit::install_config`] later.
-    pub(crate) fn install(self: &Arc<Self>, driver: &mut Driver<'_>, r: &ReservationView, topology: Topology) {
+    pub(crate) fn install(
+        self: &Arc<Self>,
+        driver: &mut Driver<'_>,
+        r: &ReservationView,
+        topology: Topology,
+    ) {
         let now = clock::scsi_now();
         let mut inner = self.lock();
         if inner.barriers.installed.is_none_or(|(version, _)| r.version > version) {
@@ -227,9 +243,16 @@ impl LogicalUnit {
     }
 
     /// The agent's answer to a proposal.
-    pub(crate) fn proposal_done(self: &Arc<Self>, driver: &mut Driver<'_>, task: TaskId, result: ProposalResult) {
+    pub(crate) fn proposal_done(
+        self: &Arc<Self>,
+        driver: &mut Driver<'_>,
+        task: TaskId,
+        result: ProposalResult,
+    ) {
         let outcome = match result {
-            ProposalResult::Outcome { status: Status::Good, version, .. } => ProposalOutcome::Committed { version },
+            ProposalResult::Outcome { status: Status::Good, version, .. } => {
+                ProposalOutcome::Committed { version }
+            }
             ProposalResult::Outcome { status: Status::ReservationConflict, .. } => ProposalOutcome::Conflict,
             ProposalResult::Outcome { sense: Some(sense), .. } => ProposalOutcome::Refused(sense),
             ProposalResult::Outcome { sense: None, .. } | ProposalResult::Unknown => ProposalOutcome::Unknown,
@@ -253,7 +276,12 @@ impl LogicalUnit {
     }
 
     /// The agent's answer to a Unit Attention.
-    pub(crate) fn unit_attention_done(self: &Arc<Self>, driver: &mut Driver<'_>, id: u64, result: Established) {
+    pub(crate) fn unit_attention_done(
+        self: &Arc<Self>,
+        driver: &mut Driver<'_>,
+        id: u64,
+        result: Established,
+    ) {
         let mut inner = self.lock();
         inner.server.handle_unit_attention(clock::scsi_now(), id, result == Established::Done);
         self.drive(driver, inner);
@@ -270,7 +298,8 @@ impl LogicalUnit {
     pub(crate) fn tick(self: &Arc<Self>, driver: &mut Driver<'_>) {
         let now_ms = clock::now_ms();
         let mut inner = self.lock();
-        let due = inner.barriers.awaited.iter().filter(|(_, at)| *at <= now_ms).map(|(version, _)| *version).max();
+        let due =
+            inner.barriers.awaited.iter().filter(|(_, at)| *at <= now_ms).map(|(version, _)| *version).max();
         if let Some(version) = due {
             inner.barrier_passed(version);
             self.drive(driver, inner);

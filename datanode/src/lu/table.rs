@@ -76,13 +76,7 @@ enum PrepareError {
 impl Table {
     /// An empty table.
     pub(crate) fn new(shared: Arc<Shared>, services: Services, pools: Vec<Pool>) -> Table {
-        Table {
-            shared,
-            services,
-            pools: Arc::new(pools),
-            units: Arc::default(),
-            state: Arc::default(),
-        }
+        Table { shared, services, pools: Arc::new(pools), units: Arc::default(), state: Arc::default() }
     }
 
     /// The unit of a volume, if it is owned here.
@@ -196,7 +190,12 @@ impl Table {
         self.services.mailboxes.post_all(|| Message::Retry);
     }
 
-    fn open_replica(&self, id: VolumeId, slot: &ReplicaSlot, wanted: &Wanted) -> Result<Arc<Replica>, PrepareError> {
+    fn open_replica(
+        &self,
+        id: VolumeId,
+        slot: &ReplicaSlot,
+        wanted: &Wanted,
+    ) -> Result<Arc<Replica>, PrepareError> {
         let geometry = wanted.config.properties.geometry;
         let shape =
             ReplicaShape { block_size: geometry.block_size(), blocks: geometry.blocks(), thin: wanted.thin };

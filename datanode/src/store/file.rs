@@ -90,12 +90,8 @@ impl FileStore {
             return Err(StoreError::WouldBlock);
         }
         let wanted = buffer.len();
-        let read = rustix::io::preadv2(
-            &self.file,
-            &mut [IoSliceMut::new(buffer)],
-            offset,
-            ReadWriteFlags::NOWAIT,
-        );
+        let read =
+            rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
         match read {
             Ok(n) if n == wanted => Ok(()),
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Err(StoreError::WouldBlock),
@@ -152,7 +148,8 @@ impl FileStore {
 
     /// Where the run that `offset` lies in ends, and whether it is data.
     fn run_at(&self, offset: u64, end: u64) -> Result<Run, StoreError> {
-        let run = |to: u64, allocated| Run { len: to.clamp(offset.saturating_add(1), end) - offset, allocated };
+        let run =
+            |to: u64, allocated| Run { len: to.clamp(offset.saturating_add(1), end) - offset, allocated };
         match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) if data > offset => Ok(run(data, false)),
             Ok(_) => match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
@@ -199,7 +196,9 @@ impl Store for FileStore {
             Durability::OnMedium => ReadWriteFlags::DSYNC,
         };
         let done = self.write_all(offset, data, flags);
-        if let (Durability::OnMedium, Err(StoreError::Medium(e) | StoreError::Hardware(e))) = (durability, &done) {
+        if let (Durability::OnMedium, Err(StoreError::Medium(e) | StoreError::Hardware(e))) =
+            (durability, &done)
+        {
             // The write-back inside a synchronous write is a flush: once it failed the pages count as clean.
             self.give_up(e);
         }

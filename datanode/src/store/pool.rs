@@ -98,9 +98,8 @@ impl Pool {
     /// # Errors
     /// [`PoolError`].
     pub fn open(name: &str, directory: &Path, cluster: ClusterId, node: &str) -> Result<Pool, PoolError> {
-        let failed = |action| {
-            move |error| PoolError::Io { directory: directory.to_path_buf(), action, error }
-        };
+        let failed =
+            |action| move |error| PoolError::Io { directory: directory.to_path_buf(), action, error };
         fs::create_dir_all(directory).map_err(failed("create"))?;
         let lock = lock(directory)?;
         check_or_write_marker(directory, cluster, node)?;
@@ -218,7 +217,8 @@ impl Pool {
         for entry in fs::read_dir(&self.directory)? {
             let name = entry?.file_name();
             let Some(name) = name.to_str() else { continue };
-            let inner = name.strip_prefix('.').and_then(|n| n.strip_suffix(".new").or(n.strip_suffix(".removed")));
+            let inner =
+                name.strip_prefix('.').and_then(|n| n.strip_suffix(".new").or(n.strip_suffix(".removed")));
             if inner.and_then(parse_uuid).is_some() {
                 tracing::info!(pool = %self.name, leftover = name, "removing what a stop left behind");
                 remove_folder(&self.directory.join(name))?;
@@ -289,7 +289,8 @@ fn check_or_write_marker(directory: &Path, cluster: ClusterId, node: &str) -> Re
                     return Err(PoolError::NotEmpty { directory: directory.to_path_buf() });
                 }
             }
-            return write_file(directory, MARKER_FILE, expected.as_bytes()).map_err(failed("write the marker"));
+            return write_file(directory, MARKER_FILE, expected.as_bytes())
+                .map_err(failed("write the marker"));
         }
         Err(e) => return Err(failed("open the marker")(e)),
     }

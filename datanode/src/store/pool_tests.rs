@@ -89,7 +89,10 @@ fn replica_is_never_made_over_another_nor_served_for_another() {
     let (_dir, pool) = pool();
     drop(pool.create_replica(VOLUME, node(), &SHAPE).unwrap());
     let again = pool.create_replica(VOLUME, node(), &SHAPE);
-    assert!(matches!(&again, Err(ReplicaError::Io(e)) if e.kind() == io::ErrorKind::AlreadyExists), "{again:?}");
+    assert!(
+        matches!(&again, Err(ReplicaError::Io(e)) if e.kind() == io::ErrorKind::AlreadyExists),
+        "{again:?}"
+    );
     let other_node = NodeNumber::new(2).unwrap();
     assert!(matches!(pool.open_replica(VOLUME, other_node, &SHAPE), Err(ReplicaError::Foreign { .. })));
     let smaller = ReplicaShape { blocks: 1024, ..SHAPE };

@@ -16,8 +16,9 @@ use holdfast_scsi::{
 };
 
 use super::{
-    AbortTasks, BootId, ChapView, ClusterId, ClusterView, Epoch, HostView, Incarnation, MappingView, Member, NodeNumber,
-    NodeView, Owner, PortView, ReservationView, Secret, UnitAttentionEvent, VolumeConfig, VolumeId, VolumeView,
+    AbortTasks, BootId, ChapView, ClusterId, ClusterView, Epoch, HostView, Incarnation, MappingView, Member,
+    NodeNumber, NodeView, Owner, PortView, ReservationView, Secret, UnitAttentionEvent, VolumeConfig,
+    VolumeId, VolumeView,
 };
 
 /// Opens a sealed secret for a context ("host/NAME/chap"); the text says why it could not.
@@ -50,7 +51,12 @@ type Field<T> = Result<T, String>;
 
 impl ClusterView {
     /// A view without records, for a snapshot to fill: `me` and `incarnation` come from the controller's welcome.
-    pub fn empty(cluster_id: ClusterId, target_iqn: &str, me: NodeNumber, incarnation: Incarnation) -> ClusterView {
+    pub fn empty(
+        cluster_id: ClusterId,
+        target_iqn: &str,
+        me: NodeNumber,
+        incarnation: Incarnation,
+    ) -> ClusterView {
         ClusterView {
             index: 0,
             cluster_id,
@@ -114,15 +120,22 @@ impl ClusterView {
                 let by_initiator = Arc::make_mut(&mut self.host_by_initiator);
                 for name in &host.initiators {
                     if let Some(other) = by_initiator.insert(name.clone(), Arc::clone(&host)) {
-                        return Err(error("host", &h.name, format!("{name} belongs to host '{}' too", other.name)));
+                        return Err(error(
+                            "host",
+                            &h.name,
+                            format!("{name} belongs to host '{}' too", other.name),
+                        ));
                     }
                 }
                 Arc::make_mut(&mut self.hosts).insert(host.name.clone(), host);
             }
-            Record::Mapping(m) => self.set_mapping(m).map_err(|problem| error("mapping", &m.host, problem))?,
+            Record::Mapping(m) => {
+                self.set_mapping(m).map_err(|problem| error("mapping", &m.host, problem))?
+            }
             Record::RemovedNode(name) => Arc::make_mut(&mut self.nodes).retain(|_, node| node.name != *name),
             Record::RemovedVolume(id) => {
-                let id = VolumeId::from_slice(id).ok_or_else(|| error("volume", "", "its id is not 16 bytes"))?;
+                let id =
+                    VolumeId::from_slice(id).ok_or_else(|| error("volume", "", "its id is not 16 bytes"))?;
                 Arc::make_mut(&mut self.volumes).remove(&id);
             }
             Record::RemovedHost(name) => {
@@ -220,9 +233,12 @@ impl ClusterView {
 ///
 /// # Errors
 /// The first event that does not parse.
-pub(crate) fn unit_attentions(events: &[state::UnitAttentionEvent]) -> Result<Vec<UnitAttentionEvent>, RecordError> {
+pub(crate) fn unit_attentions(
+    events: &[state::UnitAttentionEvent],
+) -> Result<Vec<UnitAttentionEvent>, RecordError> {
     let parse = |e: &state::UnitAttentionEvent| {
-        unit_attention(e).map_err(|problem| error("unit attention", &format!("{}.{}", e.index, e.ordinal), problem))
+        unit_attention(e)
+            .map_err(|problem| error("unit attention", &format!("{}.{}", e.index, e.ordinal), problem))
     };
     events.iter().map(parse).collect()
 }
@@ -399,7 +415,8 @@ fn host(record: &state::Host, open: OpenSecret<'_>) -> Field<HostView> {
     if record.name.is_empty() {
         return Err("it has no name".into());
     }
-    let mut initiators: Vec<String> = record.initiators.iter().map(|name| name.to_ascii_lowercase()).collect();
+    let mut initiators: Vec<String> =
+        record.initiators.iter().map(|name| name.to_ascii_lowercase()).collect();
     initiators.sort_unstable();
     initiators.dedup();
     if initiators.iter().any(String::is_empty) {
@@ -429,7 +446,8 @@ fn unit_attention(record: &state::UnitAttentionEvent) -> Field<UnitAttentionEven
     if record.index == 0 || record.index >> 48 != 0 {
         return Err("its index is out of range".into());
     }
-    let [asc, ascq] = u16::try_from(record.additional).map_err(|_| "ASC and ASCQ are out of range")?.to_be_bytes();
+    let [asc, ascq] =
+        u16::try_from(record.additional).map_err(|_| "ASC and ASCQ are out of range")?.to_be_bytes();
     let volume = if record.volume_id.is_empty() { None } else { Some(volume_id(&record.volume_id)?) };
     Ok(UnitAttentionEvent {
         id: (record.index << 16) | u64::from(ordinal),

@@ -156,10 +156,7 @@ fn records_that_contradict_each_other_make_no_view() {
     assert!(with(Record::RemovedVolume(vec![9; 16])).contains("does not exist"));
     let stolen_port = state::Node { ports: node(1).ports, ..node(2) };
     assert!(with(Record::Node(stolen_port)).contains("relative port 1 is node"));
-    let second = vec![
-        change(Record::Volume(volume(8))),
-        change(Record::Mapping(mapping("db1", 8, 4))),
-    ];
+    let second = vec![change(Record::Volume(volume(8))), change(Record::Mapping(mapping("db1", 8, 4)))];
     let message = problem_of(whole().into_iter().chain(second).collect());
     assert_eq!(message, "mapping 'db1': LUN 4 is given twice");
 }
@@ -181,7 +178,10 @@ fn fields_out_of_range_make_no_view() {
         assert!(problem_of(vec![change(Record::Volume(bad))]).starts_with("volume 'volume-9'"));
     }
     let bad_node = state::Node { interconnect: "nowhere".into(), ..node(1) };
-    assert_eq!(problem_of(vec![change(Record::Node(bad_node))]), "node 'node-1': 'nowhere' is not ADDRESS:PORT");
+    assert_eq!(
+        problem_of(vec![change(Record::Node(bad_node))]),
+        "node 'node-1': 'nowhere' is not ADDRESS:PORT"
+    );
     assert!(problem_of(vec![change(Record::Mapping(mapping("db1", 9, 16384)))]).contains("above 16383"));
     assert!(problem_of(vec![state::Change { change: None }]).contains("does not know"));
     let other = state::Cluster { id: vec![8; 16], ..Default::default() };

@@ -96,7 +96,8 @@ impl Volume {
 
     /// True if what was executed may be answered: asked after the last I/O and before the reply.
     pub fn may_reply(&self) -> bool {
-        let stopped = matches!(*self.service.read().unwrap_or_else(PoisonError::into_inner), Service::Stopped);
+        let stopped =
+            matches!(*self.service.read().unwrap_or_else(PoisonError::into_inner), Service::Stopped);
         // The gate last: it is what may close at any moment.
         !stopped && self.shared.gate.open(clock::now_ms())
     }
@@ -105,7 +106,13 @@ impl Volume {
     ///
     /// # Errors
     /// [`VolumeError`]; with [`Wait::Never`] also `WouldBlock`.
-    pub fn read(&self, g: &Geometry, extent: Extent, buffer: &mut [u8], wait: Wait) -> Result<(), VolumeError> {
+    pub fn read(
+        &self,
+        g: &Geometry,
+        extent: Extent,
+        buffer: &mut [u8],
+        wait: Wait,
+    ) -> Result<(), VolumeError> {
         self.with(|r| r.store().read_at(extent.byte_offset(g), buffer, wait))
     }
 
@@ -113,7 +120,13 @@ impl Volume {
     ///
     /// # Errors
     /// [`VolumeError`].
-    pub fn write(&self, g: &Geometry, lba: u64, data: &[u8], durability: Durability) -> Result<(), VolumeError> {
+    pub fn write(
+        &self,
+        g: &Geometry,
+        lba: u64,
+        data: &[u8],
+        durability: Durability,
+    ) -> Result<(), VolumeError> {
         let offset = Extent { lba, blocks: 0 }.byte_offset(g);
         self.with(|r| r.store().write_at(offset, data, durability))
     }

@@ -216,7 +216,8 @@ pub(super) fn function_done(outcome: FunctionOutcome) -> [u8; 1] {
     [match outcome {
         FunctionOutcome::Complete => 0,
         FunctionOutcome::Rejected => 1,
-        FunctionOutcome::NoSuchLogicalUnit => 2,
+        FunctionOutcome::TaskDoesNotExist => 2,
+        FunctionOutcome::NotSupported => 5,
         FunctionOutcome::NotExecuted => 3,
         FunctionOutcome::Unknown => 4,
     }]
@@ -226,7 +227,8 @@ pub(super) fn parse_function_done(frame: &Frame) -> Option<FunctionOutcome> {
     Some(match frame.meta.as_slice() {
         [0] => FunctionOutcome::Complete,
         [1] => FunctionOutcome::Rejected,
-        [2] => FunctionOutcome::NoSuchLogicalUnit,
+        [2] => FunctionOutcome::TaskDoesNotExist,
+        [5] => FunctionOutcome::NotSupported,
         [3] => FunctionOutcome::NotExecuted,
         [4] => FunctionOutcome::Unknown,
         _ => return None,

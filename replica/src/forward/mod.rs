@@ -148,8 +148,10 @@ pub enum FunctionOutcome {
     Complete,
     /// FUNCTION REJECTED.
     Rejected,
-    /// INCORRECT LOGICAL UNIT NUMBER.
-    NoSuchLogicalUnit,
+    /// There is no such task.
+    TaskDoesNotExist,
+    /// The function is not supported.
+    NotSupported,
     /// Definitely not executed.
     NotExecuted,
     /// It may or may not have been executed.

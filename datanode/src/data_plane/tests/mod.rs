@@ -12,7 +12,11 @@ fn portal_for_tools() {
     let portal = std::env::var("HOLDFAST_PORTAL").unwrap_or_else(|_| "127.0.0.1:0".into());
     let node = Standalone::start(portal.parse().unwrap());
     let volume = node.volume(1, 64 << 20);
-    let initiators = ["iqn.2026-01.example:a", "iqn.2007-10.com.github:sahlberg:libiscsi:iscsi-test", "iqn.2007-10.com.github:sahlberg:libiscsi:iscsi-test-2"];
+    let initiators = [
+        "iqn.2026-01.example:a",
+        "iqn.2007-10.com.github:sahlberg:libiscsi:iscsi-test",
+        "iqn.2007-10.com.github:sahlberg:libiscsi:iscsi-test-2",
+    ];
     node.authority.change(vec![
         holdfast_proto::state::change::Change::Volume(volume),
         Standalone::host("h", &initiators),

@@ -16,8 +16,8 @@ use holdfast_scsi::status::Status;
 
 use crate::agent::handle::{Request, Requests};
 use crate::agent::{
-    Established, EstablishUnitAttention, Handle, Heartbeats, Install, Installer, ProposalResult, ProposeReservation,
-    UnitAttentionScope,
+    EstablishUnitAttention, Established, Handle, Heartbeats, Install, Installer, ProposalResult,
+    ProposeReservation, UnitAttentionScope,
 };
 use crate::clock;
 use crate::data_plane::router::Unconnected;
@@ -136,7 +136,12 @@ impl Standalone {
     }
 
     pub(super) fn mapping(host: &str, volume: u8, lun: u32) -> Record {
-        Record::Mapping(state::Mapping { host: host.into(), volume_id: vec![volume; 16], lun, read_only: false })
+        Record::Mapping(state::Mapping {
+            host: host.into(),
+            volume_id: vec![volume; 16],
+            lun,
+            read_only: false,
+        })
     }
 }
 
@@ -163,15 +168,26 @@ impl Authority {
     }
 
     /// Commits a Unit Attention.
-    pub(super) fn unit_attention(&self, volume: VolumeId, additional: AdditionalSense, scope: &UnitAttentionScope) -> u64 {
+    pub(super) fn unit_attention(
+        &self,
+        volume: VolumeId,
+        additional: AdditionalSense,
+        scope: &UnitAttentionScope,
+    ) -> u64 {
         let (only, except) = match scope {
             UnitAttentionScope::All => (None, None),
             UnitAttentionScope::Only(nexus) => (Some(*nexus), None),
             UnitAttentionScope::Except(nexus) => (None, Some(*nexus)),
         };
         self.commit(|view, index| {
-            let event =
-                UnitAttentionEvent { id: index << 8, volume: Some(volume), additional, only, except, host: None };
+            let event = UnitAttentionEvent {
+                id: index << 8,
+                volume: Some(volume),
+                additional,
+                only,
+                except,
+                host: None,
+            };
             (ClusterView { index, ..view.clone() }, vec![event], Vec::new())
         })
     }
