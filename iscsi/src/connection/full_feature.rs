@@ -8,7 +8,9 @@ use super::text_exchange::TextExchange;
 use crate::event::{CloseReason, SessionType, TaskManagementId, TaskTag, Violation};
 use crate::limits;
 use crate::negotiation::SessionParameters;
-use crate::pdu::{Bhs, LogoutRequest, NopOut, RejectReason, TaskManagementRequest, TextRequest, opcode};
+use crate::pdu::{
+    Bhs, CommandNumbers, LogoutRequest, NopOut, RejectReason, TaskManagementRequest, TextRequest, opcode,
+};
 use crate::session::{Held, Order, Session};
 use crate::time::Instant;
 use alloc::collections::BTreeMap;
@@ -123,15 +125,20 @@ impl FullFeature {
                 Err(error) => return Err(violation(error.0)),
             },
             opcode::SNACK_REQUEST => return Ok(self.reject(link, bhs, RejectReason::SnackReject)),
-            opcode::LOGIN_REQUEST
-            | opcode::SCSI_COMMAND
-            | opcode::DATA_OUT
-            | opcode::TASK_MANAGEMENT_REQUEST => {
+            opcode::LOGIN_REQUEST | opcode::DATA_OUT => {
+                return Ok(self.reject(link, bhs, RejectReason::ProtocolError));
+            }
+            opcode::SCSI_COMMAND | opcode::TASK_MANAGEMENT_REQUEST => {
+                // Refused, but its number is used.
+                let numbers = CommandNumbers::of(bhs);
+                if !numbers.immediate {
+                    self.in_order(link, numbers.cmd_sn, Held::Void)?;
+                }
                 return Ok(self.reject(link, bhs, RejectReason::ProtocolError));
             }
             _ => return Ok(self.reject(link, bhs, RejectReason::CommandNotSupported)),
         };
-        let numbers = crate::pdu::CommandNumbers::of(bhs);
+        let numbers = CommandNumbers::of(bhs);
         if !numbers.immediate && self.session.order(numbers.cmd_sn) == Order::Ignored {
             return Ok(Incoming::Nothing);
         }

@@ -56,6 +56,7 @@ impl<B: AsRef<[u8]>> Connection<B> {
     pub fn handle_input(&mut self, now: Instant, bytes: &[u8]) {
         if let Phase::FullFeature(full) = &mut self.phase {
             full.last_heard = now;
+            full.ping_sent = None;
         }
         let mut input = bytes;
         while !self.is_closed() {

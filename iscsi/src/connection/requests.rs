@@ -167,7 +167,7 @@ impl FullFeature {
         let silence = if self.session_type == crate::event::SessionType::Discovery {
             Some((self.last_heard.after_ms(options.discovery_idle_timeout_ms), Due::Silent))
         } else {
-            match self.ping_sent.filter(|sent| *sent >= self.last_heard) {
+            match self.ping_sent {
                 Some(sent) => Some((sent.after_ms(options.ping_timeout_ms), Due::Silent)),
                 None if options.ping_interval_ms == 0 => None,
                 None => Some((self.last_heard.after_ms(options.ping_interval_ms), Due::Ping)),

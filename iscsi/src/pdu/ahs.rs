@@ -81,7 +81,7 @@ mod tests {
             let headers =
                 AdditionalHeaders { extended_cdb: vec![7; len], bidirectional_read_len: Some(len as u32) };
             let bytes = headers.encode();
-            assert!(bytes.len() <= limits::AHS_LEN_MAX && bytes.len() % 4 == 0);
+            assert!(bytes.len() <= limits::AHS_LEN_MAX && bytes.len().is_multiple_of(4));
             assert_eq!(AdditionalHeaders::decode(&bytes), Ok(headers));
         }
     }

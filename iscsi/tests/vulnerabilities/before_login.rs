@@ -10,13 +10,12 @@ use std::sync::Arc;
 const WHO: [(&str, &str); 2] = [("InitiatorName", INITIATOR), ("TargetName", TARGET)];
 
 fn chap_portal() -> Portal {
-    let mut portal = Portal::default();
-    portal.chap = Some(Chap {
+    let chap = Chap {
         user: ("alice".into(), "open-sesame-1234".into()),
         mutual: Some(("array".into(), "close-sesame-5678".into())),
         weakest: Algorithm::Md5,
-    });
-    portal
+    };
+    Portal { chap: Some(chap), ..Portal::default() }
 }
 
 /// A portal that has sent its challenge, and the challenge.
