@@ -1,1 +1,240 @@
 //! What data nodes talk to: their sessions, proposals of reservations, Unit Attentions.
+//!
+//! Invariants
+//! * Only the leader serves; another member names it.
+//! * A proposal is answered GOOD only after its barrier: every port that may serve has installed the change.
+//! * UNAVAILABLE, FAILED_PRECONDITION, ABORTED and INVALID_ARGUMENT mean that this call changed nothing; DEADLINE_EXCEEDED means
+//!   that the outcome is unknown and can be asked for again by the same id.
+
+mod parts;
+mod registry;
+mod stream;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use holdfast_pki::Role;
+use holdfast_proto::{
+    node::{
+        EstablishUnitAttentionRequest, EstablishUnitAttentionResponse, FromNode, Hello,
+        ProposeReservationRequest, ProposeReservationResponse, ToNode, Welcome, from_node,
+        node_agent_server::{NodeAgent, NodeAgentServer},
+        to_node,
+    },
+    state as records,
+};
+use holdfast_scsi::status::Status as ScsiStatus;
+use tokio::{
+    sync::mpsc,
+    time::{Duration, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use self::{registry::Registry, stream::Session};
+use crate::{
+    api::status,
+    lease::{LEASE_MS, Manager, RENEW_INTERVAL_MS, manager::unix_ms},
+    raft::{Commits, Handle, Written},
+    server::Caller,
+    state::{Body, Command, Outcome},
+};
+
+/// How long a new connection may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages between a session and its connection.
+const CHANNEL_MESSAGES: usize = 16;
+
+/// The service for data nodes.
+#[derive(Clone)]
+pub struct NodeAgentService {
+    raft: Handle,
+    leases: Manager,
+    sessions: Registry,
+}
+
+impl NodeAgentService {
+    /// Of this member.
+    pub fn new(raft: Handle, leases: Manager) -> NodeAgentService {
+        NodeAgentService { raft, leases, sessions: Registry::default() }
+    }
+
+    /// To be added to a server.
+    pub fn into_server(self) -> NodeAgentServer<NodeAgentService> {
+        NodeAgentServer::new(self)
+    }
+
+    async fn write(&self, body: Body) -> Result<Written, Status> {
+        let command = Command::new(unix_ms(), body);
+        if !command.fits() {
+            return Err(Status::invalid_argument("the request is too large"));
+        }
+        // Without a quorum nothing is proposed, so that the owner may say BUSY.
+        self.raft.ensure_linearizable().await.map_err(|error| status::not_confirmed(&error))?;
+        self.raft.write(&command).await.map_err(|error| status::not_written(&error))
+    }
+
+    /// Number of the calling node.
+    fn caller(&self, caller: &Caller) -> Result<u32, Status> {
+        self.raft
+            .read(|state| state.node_by_name(&caller.name).map(|node| node.number))
+            .ok_or_else(|| Status::failed_precondition(format!("node {} has not joined yet", caller.name)))
+    }
+
+    async fn pass_barrier(&self, index: u64) -> Result<(), Status> {
+        self.leases.pass_barrier(index).await.map_err(|lost| {
+            Status::deadline_exceeded(format!("{lost}; ask again with the same id"))
+        })
+    }
+
+    /// The state for a node that has joined: from where it stands, or whole.
+    fn start(&self, hello: &Hello) -> (bool, VecDeque<ToNode>, Commits) {
+        if let Some(commits) = self.raft.follow_after(hello.applied_index).filter(|_| hello.applied_index != 0) {
+            return (true, VecDeque::new(), commits);
+        }
+        let ((index, changes), commits) =
+            self.raft.read_and_follow(|state, index| (index, state.node_changes()));
+        let parts = parts::snapshot(index, changes);
+        let messages = parts.into_iter().map(|part| message(to_node::Message::Snapshot(part))).collect();
+        (false, messages, commits)
+    }
+}
+
+#[tonic::async_trait]
+impl NodeAgent for NodeAgentService {
+    type SessionStream = ReceiverStream<Result<ToNode, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<tonic::Streaming<FromNode>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let caller = node_caller(&request)?;
+        let mut inbound = request.into_inner();
+        let first = timeout(HELLO_TIMEOUT, inbound.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let Some(FromNode { message: Some(from_node::Message::Hello(hello)) }) = first else {
+            return Err(Status::invalid_argument("the first message of a session is hello"));
+        };
+        if hello.name != caller.name {
+            return Err(Status::permission_denied(format!(
+                "hello.name: the certificate is of node {}, not of '{}'",
+                caller.name,
+                crate::state::names::printable(&hello.name)
+            )));
+        }
+        let term = {
+            let leads = *self.raft.leadership().borrow();
+            if !leads.am_leader {
+                return Err(status::not_leading(self.raft.leader().as_ref()));
+            }
+            leads.term
+        };
+        let join = records::NodeJoin {
+            name: hello.name.clone(),
+            boot_id: hello.boot_id.clone(),
+            process_id: hello.process_id.clone(),
+            portals: hello.portals.clone(),
+            interconnect: hello.interconnect.clone(),
+            pools: hello.pools.clone(),
+            version: hello.version.chars().take(64).collect(),
+        };
+        let written = self.write(Body::NodeJoin(join)).await?;
+        let node = match written.response {
+            Ok(Outcome::Node(node)) => node,
+            Ok(_) => return Err(Status::internal("a join was answered like another command")),
+            Err(refusal) => return Err(status::refused(&refusal)),
+        };
+        self.leases.joined(node.number, node.incarnation);
+        let superseded = self.sessions.begin(node.number);
+        let (resumes, mut outbox, commits) = self.start(&hello);
+        let cluster = self.raft.read(|state| state.cluster().cloned()).unwrap_or_default();
+        outbox.push_front(message(to_node::Message::Welcome(Welcome {
+            cluster_id: cluster.id,
+            target_iqn: cluster.target_iqn,
+            node: Some(node.clone()),
+            lease_ms: LEASE_MS,
+            renew_interval_ms: RENEW_INTERVAL_MS,
+            resumes,
+        })));
+        tracing::info!(node = %node.name, incarnation = node.incarnation, resumes, "session began");
+        let (outbound, stream) = mpsc::channel(CHANNEL_MESSAGES);
+        let session = Session {
+            raft: self.raft.clone(),
+            leases: self.leases.clone(),
+            node,
+            commits,
+            outbox,
+            inbound,
+            outbound,
+            superseded,
+            term,
+        };
+        tokio::spawn(session.run());
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn propose_reservation(
+        &self,
+        request: Request<ProposeReservationRequest>,
+    ) -> Result<Response<ProposeReservationResponse>, Status> {
+        let proposer = self.caller(&node_caller(&request)?)?;
+        let request = request.into_inner();
+        let body = Body::ProposeReservation(records::ProposeReservation {
+            proposal_id: request.proposal_id,
+            volume_id: request.volume_id,
+            epoch: request.epoch,
+            proposer,
+            expected_version: request.expected_version,
+            nexus: request.nexus,
+            cdb: request.cdb,
+            parameter_list: request.parameter_list,
+        });
+        let outcome = match self.write(body).await?.response {
+            Ok(Outcome::Proposal(outcome)) => outcome,
+            Ok(_) => return Err(Status::internal("a proposal was answered like another command")),
+            Err(refusal) => return Err(status::refused(&refusal)),
+        };
+        if outcome.status == u32::from(ScsiStatus::Good as u8) {
+            self.pass_barrier(outcome.version).await?;
+        }
+        Ok(Response::new(ProposeReservationResponse { outcome: Some(outcome) }))
+    }
+
+    async fn establish_unit_attention(
+        &self,
+        request: Request<EstablishUnitAttentionRequest>,
+    ) -> Result<Response<EstablishUnitAttentionResponse>, Status> {
+        let proposer = self.caller(&node_caller(&request)?)?;
+        let request = request.into_inner();
+        let body = Body::EstablishUnitAttention(records::EstablishUnitAttention {
+            request_id: request.request_id,
+            epoch: request.epoch,
+            proposer,
+            event: request.event,
+        });
+        let index = match self.write(body).await?.response {
+            Ok(Outcome::Established(index)) => index,
+            Ok(_) => return Err(Status::internal("a Unit Attention was answered like another command")),
+            Err(refusal) => return Err(status::refused(&refusal)),
+        };
+        self.pass_barrier(index).await?;
+        Ok(Response::new(EstablishUnitAttentionResponse { index }))
+    }
+}
+
+fn message(message: to_node::Message) -> ToNode {
+    ToNode { message: Some(message) }
+}
+
+/// The caller as its verified certificate tells it.
+fn node_caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    request
+        .extensions()
+        .get::<Caller>()
+        .filter(|caller| caller.role == Role::Node)
+        .cloned()
+        .ok_or_else(|| Status::unauthenticated("a certificate of a data node is needed"))
+}

@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_command_reads_back() {
-        let command = Command::new(7, Body::NodeLost(NodeLost { number: 1, incarnation: 2 }));
+        let command = Command::new(7, Body::NodeLost(NodeLost { number: 1, incarnation: 2, lease_term: 3 }));
         assert_eq!(Command::decode(&command.encode()), Ok(command));
     }
 

@@ -130,6 +130,7 @@ impl StateMachine {
         }
         match body {
             Body::ClusterInit(_) => Ok(Outcome::Done),
+            Body::BeginLeaseTerm(command) => self.begin_lease_term(command, effects),
             Body::NodeJoin(command) => self.node_join(command, effects),
             Body::NodeLive(command) => self.node_live(command, effects),
             Body::NodeLost(command) => self.node_lost(command, effects),
@@ -180,12 +181,27 @@ impl StateMachine {
             target_iqn,
             next_relative_port: 1,
             next_node_number: 1,
+            lease_term: 0,
         };
         let message = format!("the cluster was made; its target is {}", cluster.target_iqn);
         effects.event("cluster.created", "cluster".to_owned(), message);
         effects.change(change::Change::Cluster(cluster.clone()));
         self.cluster = Some(cluster);
         Ok(Outcome::Done)
+    }
+
+    fn begin_lease_term(&mut self, command: &records::BeginLeaseTerm, effects: &mut Effects) -> Response {
+        let cluster = self.cluster.as_mut().ok_or(Refusal::NotInitialised)?;
+        if command.term > cluster.lease_term {
+            cluster.lease_term = command.term;
+            effects.change(change::Change::Cluster(cluster.clone()));
+        }
+        check_lease_term(cluster.lease_term, command.term).map(|()| Outcome::Done)
+    }
+
+    /// Raft term of the leader whose leases are in force; 0 = none yet.
+    pub fn lease_term(&self) -> u64 {
+        self.cluster.as_ref().map_or(0, |cluster| cluster.lease_term)
     }
 
     /// Log index of the last entry that changed anything data nodes see.
@@ -269,4 +285,9 @@ impl StateMachine {
     pub fn volume_name(&self, id: VolumeId) -> String {
         self.volumes.get(&id).map_or_else(|| id.to_string(), |volume| volume.name.clone())
     }
+}
+
+/// What hangs on leases is decided by the leader whose leases are in force, and by no other.
+fn check_lease_term(in_force: u64, asked: u64) -> Result<(), Refusal> {
+    if in_force == asked { Ok(()) } else { Err(Refusal::StaleLeaseTerm { asked, in_force }) }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use holdfast_proto::state::{self as records, change};
 
 use super::{
-    Kind, Outcome, Refusal, StateMachine,
+    Kind, Outcome, Refusal, StateMachine, check_lease_term,
     effects::Effects,
     limits,
     names::{check_address, check_name, printable},
@@ -106,6 +106,7 @@ impl StateMachine {
         command: &records::NodeLive,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
+        check_lease_term(self.lease_term(), command.lease_term)?;
         let node = self.node_of_incarnation(command.number, command.incarnation)?;
         if !node.live {
             node.live = true;
@@ -121,6 +122,7 @@ impl StateMachine {
         command: &records::NodeLost,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
+        check_lease_term(self.lease_term(), command.lease_term)?;
         let node = self.node_of_incarnation(command.number, command.incarnation)?;
         if node.live {
             node.live = false;

@@ -11,7 +11,7 @@ use holdfast_replica::{
 use holdfast_scsi::sense::asc;
 
 use super::{
-    Kind, Outcome, Refusal, StateMachine,
+    Kind, Outcome, Refusal, StateMachine, check_lease_term,
     convert::epoch_of,
     effects::{Audience, Effects},
 };
@@ -22,6 +22,7 @@ impl StateMachine {
         command: &records::ChangeOwner,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
+        check_lease_term(self.lease_term(), command.lease_term)?;
         let id = VolumeId::from_slice(&command.volume_id)
             .ok_or_else(|| Refusal::invalid("volume_id", "not 16 bytes"))?;
         let volume =

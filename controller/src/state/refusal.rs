@@ -95,6 +95,14 @@ pub enum Refusal {
         /// Version now.
         current: u64,
     },
+    /// Another leader's leases are in force.
+    #[error("leases of term {in_force} are in force; the request is of term {asked}")]
+    StaleLeaseTerm {
+        /// Term in the request.
+        asked: u64,
+        /// Term now.
+        in_force: u64,
+    },
     /// Another process of the node has joined since.
     #[error("node {number} is in incarnation {current}; the request is of incarnation {asked}")]
     StaleIncarnation {

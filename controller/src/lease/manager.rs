@@ -1,0 +1,280 @@
+//! The shell round the lease table: renewals, barriers, and the leader's task that proposes what runs out.
+//!
+//! Invariants: the table's lock is taken before the state is read, so that a grant carries an index at least as high as that of
+//! any barrier that was found passed before it; no lock is held over an await.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use futures::{StreamExt as _, stream};
+use holdfast_proto::{node::LeaseGrant, state as records};
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    time::{Duration, sleep},
+};
+
+use super::{
+    LEASE_MS, Millis, TICK_MS,
+    plan::proposals,
+    table::{Barrier, LeaseTable, NotGranted, Renewal},
+};
+use crate::{
+    raft::{Handle, Leadership, ReadError},
+    state::{Body, Command},
+};
+
+/// Proposals that are under way at once.
+const PROPOSALS_IN_FLIGHT: usize = 32;
+/// Pause after a refused proposal, in milliseconds.
+const REFUSED_PAUSE_MS: u64 = 250;
+
+/// The leader changed while a barrier was waited for: whether it has passed is not known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the leader changed before every port was known to have installed the change")]
+pub struct BarrierLost;
+
+/// Why a renewal was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewError {
+    /// The table does not grant it.
+    #[error(transparent)]
+    NotGranted(#[from] NotGranted),
+    /// Leadership was not confirmed.
+    #[error(transparent)]
+    Leadership(#[from] ReadError),
+}
+
+/// Lease table and clock of this member; to be cloned freely.
+#[derive(Clone)]
+pub struct Manager {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    raft: Handle,
+    origin: Instant,
+    table: Mutex<LeaseTable>,
+    /// Moves whenever a barrier may have passed.
+    reported: watch::Sender<u64>,
+    /// Moves whenever something may have to be proposed before the next tick.
+    due: watch::Sender<u64>,
+}
+
+impl Manager {
+    /// For this member. Nothing is granted before [`Manager::run`] runs.
+    pub fn new(raft: Handle) -> Manager {
+        Manager {
+            inner: Arc::new(Inner {
+                raft,
+                origin: Instant::now(),
+                table: Mutex::new(LeaseTable::new()),
+                reported: watch::Sender::new(0),
+                due: watch::Sender::new(0),
+            }),
+        }
+    }
+
+    /// Drives the leases for as long as this member runs. Ends when Raft has stopped.
+    pub async fn run(self) {
+        let mut leadership = self.inner.raft.leadership();
+        loop {
+            let current = *leadership.borrow_and_update();
+            self.follow(current);
+            let led = async {
+                match current.since {
+                    Some(_) if current.am_leader => self.lead(current.term).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = leadership.changed() => if changed.is_err() { break },
+                () = led => {}
+            }
+        }
+        self.inner.table.lock().end();
+        bump(&self.inner.reported);
+    }
+
+    fn follow(&self, current: Leadership) {
+        let mut table = self.inner.table.lock();
+        match current.since {
+            Some(since) if current.am_leader => {
+                // Rounded up: never earlier than the election.
+                let elected_at = since.saturating_duration_since(self.inner.origin).as_millis() as u64 + 1;
+                table.begin(current.term, Millis(elected_at));
+            }
+            _ => table.end(),
+        }
+        drop(table);
+        bump(&self.inner.reported);
+    }
+
+    /// Leads in `term`: puts its lease term in force, then keeps the state in line with the leases. Ends only when cancelled.
+    async fn lead(&self, term: u64) {
+        let raft = &self.inner.raft;
+        let begin = Body::BeginLeaseTerm(records::BeginLeaseTerm { term });
+        // Refused until the cluster is initialised; lost when leadership is, which cancels this.
+        while raft.read(|state| state.lease_term()) != term {
+            if let Err(error) = raft.write(&Command::new(unix_ms(), begin.clone())).await {
+                tracing::debug!(%error, term, "lease term not in force yet");
+            }
+            if raft.read(|state| state.lease_term()) != term {
+                sleep(Duration::from_millis(TICK_MS)).await;
+            }
+        }
+        tracing::info!(term, "leases are granted here");
+        let mut woken = self.inner.due.subscribe();
+        // Barriers may be waiting for the term to be in force.
+        bump(&self.inner.reported);
+        loop {
+            woken.borrow_and_update();
+            let due = {
+                let table = self.inner.table.lock();
+                let now = self.now();
+                raft.read(|state| proposals(state, &table, now))
+            };
+            let refused = &AtomicBool::new(false);
+            stream::iter(due)
+                .for_each_concurrent(PROPOSALS_IN_FLIGHT, |body| async move {
+                    match raft.write(&Command::new(unix_ms(), body.clone())).await {
+                        Ok(written) => {
+                            if let Err(refusal) = written.response {
+                                refused.store(true, Ordering::Relaxed);
+                                tracing::debug!(%refusal, ?body, "came too late");
+                            }
+                        }
+                        Err(error) => tracing::debug!(%error, ?body, "not confirmed; decided again"),
+                    }
+                })
+                .await;
+            if refused.load(Ordering::Relaxed) {
+                // What is refused again and again must not fill the log.
+                sleep(Duration::from_millis(REFUSED_PAUSE_MS)).await;
+            }
+            tokio::select! {
+                _ = woken.changed() => {}
+                () = sleep(Duration::from_millis(TICK_MS)) => {}
+            }
+        }
+    }
+
+    /// Answers a renewal that has just arrived.
+    ///
+    /// # Errors
+    /// [`RenewError`]; the node's lease then runs out.
+    pub async fn renew(
+        &self,
+        node: u32,
+        incarnation: u64,
+        renew: &holdfast_proto::node::Renew,
+    ) -> Result<LeaseGrant, RenewError> {
+        self.applied(node, incarnation, renew.applied_index);
+        // Begun after the renewal arrived.
+        self.inner.raft.ensure_linearizable().await?;
+        let granted = {
+            let mut table = self.inner.table.lock();
+            let (head, in_force) = self.inner.raft.read(|state| (state.head(), state.lease_term()));
+            if table.term() != Some(in_force) {
+                return Err(NotGranted::NotLeading.into());
+            }
+            let renewal = Renewal {
+                node,
+                incarnation,
+                data_path_stalled_ms: renew.data_path_stalled_ms,
+                head,
+            };
+            let first = !table.is_leased(node, incarnation, self.now());
+            table.grant(renewal, self.now_rounded_up())?;
+            (head, first)
+        };
+        let (applied_index, first) = granted;
+        if first {
+            // NodeLive, ownership.
+            bump(&self.inner.due);
+        }
+        Ok(LeaseGrant { sequence: renew.sequence, lease_ms: LEASE_MS, applied_index })
+    }
+
+    /// A process of the node has joined.
+    pub fn joined(&self, node: u32, incarnation: u64) {
+        self.inner.table.lock().joined(node, incarnation);
+    }
+
+    /// A node reports what it has installed on all of its ports.
+    pub fn applied(&self, node: u32, incarnation: u64, index: u64) {
+        let moved = {
+            let mut table = self.inner.table.lock();
+            let before = table.applied_index(node);
+            table.applied(node, incarnation, index);
+            table.applied_index(node) != before
+        };
+        if moved {
+            bump(&self.inner.reported);
+        }
+    }
+
+    /// Waits until every port that may serve has installed the commit at `index`, or its lease has provably run out. Call
+    /// it after that commit, or one after it, was applied here. Bounded by one lease in a steady term.
+    ///
+    /// # Errors
+    /// [`BarrierLost`] when this member stops leading.
+    pub async fn pass_barrier(&self, index: u64) -> Result<(), BarrierLost> {
+        let mut changed = self.inner.reported.subscribe();
+        loop {
+            changed.borrow_and_update();
+            let wait_ms = {
+                let table = self.inner.table.lock();
+                let term = table.term().ok_or(BarrierLost)?;
+                let now = self.now();
+                let state = self.inner.raft.read(|state| {
+                    let settled = state.lease_term() == term;
+                    settled.then(|| table.barrier(index, state.nodes().map(|node| node.number), now))
+                });
+                match state {
+                    Some(Barrier::Passed) => return Ok(()),
+                    Some(Barrier::Waiting(until)) => until.since(now).max(1),
+                    // This member was elected again and has not noticed yet.
+                    None => TICK_MS,
+                }
+            };
+            tokio::select! {
+                moved = changed.changed() => moved.map_err(|_| BarrierLost)?,
+                () = sleep(Duration::from_millis(wait_ms)) => {}
+            }
+        }
+    }
+
+    /// Milliseconds left of the node's lease as counted here; 0 = none.
+    pub fn left_ms(&self, node: u32) -> u32 {
+        self.inner.table.lock().left_ms(node, self.now())
+    }
+
+    /// Highest index that the node reported as installed; 0 = none heard of.
+    pub fn applied_index(&self, node: u32) -> u64 {
+        self.inner.table.lock().applied_index(node)
+    }
+
+    fn now(&self) -> Millis {
+        Millis(self.inner.origin.elapsed().as_millis() as u64)
+    }
+
+    fn now_rounded_up(&self) -> Millis {
+        Millis(self.now().0 + 1)
+    }
+}
+
+fn bump(version: &watch::Sender<u64>) {
+    version.send_modify(|version| *version = version.wrapping_add(1));
+}
+
+/// Wall clock for events, milliseconds since 1970 (UTC).
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
