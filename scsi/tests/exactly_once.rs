@@ -14,7 +14,7 @@ use world::{Pace, Quorum, World, cdbs};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Command { host: char, cdb: Vec<u8>, data: Vec<u8>, awaited: bool, attribute: u8 },
+    Command { host: char, cdb: Vec<u8>, data: Vec<u8>, awaited: bool, attribute: u8, own_key: bool },
     Data(usize),
     IoEnds { fails: bool },
     ProposalEnds,
@@ -58,9 +58,11 @@ fn command() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        12 => (host(), command(), any::<bool>(), 0u8..8).prop_map(|(host, (cdb, data), awaited, attribute)| {
-            Step::Command { host, cdb, data, awaited, attribute }
-        }),
+        12 => (host(), command(), any::<bool>(), 0u8..8, prop::bool::weighted(0.8)).prop_map(
+            |(host, (cdb, data), awaited, attribute, own_key)| {
+                Step::Command { host, cdb, data, awaited, attribute, own_key }
+            }
+        ),
         4 => (0usize..20).prop_map(Step::Data),
         6 => prop::bool::weighted(0.1).prop_map(|fails| Step::IoEnds { fails }),
         4 => Just(Step::ProposalEnds),
@@ -76,13 +78,33 @@ fn pace(holds: bool) -> Pace {
     if holds { Pace::Holds } else { Pace::Prompt }
 }
 
+/// The key with which a host is registered at first.
+fn key_of(host: char) -> u8 {
+    host as u8 - b'A' + 1
+}
+
+/// A world where everyone is registered and A has reserved, so that most requests mean something.
+fn reserved_world(kind: u8) -> World {
+    let mut world = World::new();
+    let lun = Lun::from_number(0).unwrap();
+    let registrations = ['A', 'B', 'C'].map(|host| (host, cdbs::pr_out(0, 0, 0, u64::from(key_of(host)), 0)));
+    for (host, (cdb, data)) in registrations.into_iter().chain([('A', cdbs::pr_out(1, kind, 1, 0, 0))]) {
+        world.send(host, lun, &cdb, data, false, TaskAttribute::Simple);
+    }
+    assert!(world.truth.reservation().is_some());
+    world
+}
+
 fn pick(world: &World, at: usize) -> u64 {
     world.live_tasks().get(at).copied().unwrap_or(0)
 }
 
 fn take(world: &mut World, step: Step) {
     match step {
-        Step::Command { host, cdb, data, awaited, attribute } => {
+        Step::Command { host, cdb, mut data, awaited, attribute, own_key } => {
+            if own_key && cdb[0] == 0x5f {
+                data[7] = key_of(host);
+            }
             let attribute = match attribute {
                 0 => TaskAttribute::Ordered,
                 1 => TaskAttribute::HeadOfQueue,
@@ -118,8 +140,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn everything_ends_exactly_once(steps in proptest::collection::vec(step(), 1..80)) {
-        let mut world = World::new();
+    fn everything_ends_exactly_once(
+        kind in prop_oneof![Just(1u8), Just(5), Just(6), Just(7)],
+        steps in proptest::collection::vec(step(), 1..80),
+    ) {
+        let mut world = reserved_world(kind);
         for step in steps {
             take(&mut world, step);
         }

@@ -89,6 +89,8 @@ pub(crate) struct World {
     /// Versions of committed changes, by proposing task, that took access away or aborted tasks.
     narrowing: BTreeMap<u64, u64>,
     held_proposals: VecDeque<Action>,
+    /// Taken from the device server, not done yet.
+    todo: VecDeque<(u64, Action)>,
     next_id: u64,
     now: u64,
 }
@@ -133,6 +135,7 @@ impl World {
             held_io: VecDeque::new(),
             narrowing: BTreeMap::new(),
             held_proposals: VecDeque::new(),
+            todo: VecDeque::new(),
             next_id: 0,
             now: 0,
         };
@@ -296,52 +299,64 @@ impl World {
     }
 
     fn pump(&mut self) {
-        while let Some(action) = self.server.poll_action() {
-            match action {
-                Action::Complete { task, response } => self.completed(task.0, response),
-                Action::TaskManagementDone { id, response } => {
-                    let slot = self.functions.get_mut(&id).expect("a function nobody asked for");
-                    assert!(slot.replace(response).is_none(), "function {id} answered twice");
-                }
-                Action::ReservationsDrained { version } => {
-                    assert!(self.server.reservations_drained(version));
-                    self.drained.push(version);
-                }
-                Action::ProposeReservation { .. }
-                | Action::ProposeModeParameters { .. }
-                | Action::AwaitBarrier { .. }
-                | Action::EstablishUnitAttention { .. } => match self.controller_pace {
-                    Pace::Prompt => self.decide(action),
-                    Pace::Holds => self.held_proposals.push_back(action),
-                },
-                io => {
-                    let version = self.assert_may_run(&io);
-                    match self.store_pace {
-                        Pace::Prompt => self.perform(io, false),
-                        Pace::Holds => self.held_io.push_back((version, io)),
-                    }
-                }
-            }
+        self.collect();
+        while let Some((version, action)) = self.todo.pop_front() {
+            self.act(version, action);
+            self.collect();
         }
     }
 
-    /// No I/O is submitted for a nexus that the installed reservations shut out. Returns their version.
-    fn assert_may_run(&self, io: &Action) -> u64 {
+    /// Takes what the last event led to before the next event happens, so that the state is the one it was decided in.
+    fn collect(&mut self) {
+        let version = self.server.reservations().0;
+        while let Some(action) = self.server.poll_action() {
+            if is_io(&action) {
+                self.assert_may_run(&action);
+            }
+            self.todo.push_back((version, action));
+        }
+    }
+
+    fn act(&mut self, version: u64, action: Action) {
+        match action {
+            Action::Complete { task, response } => self.completed(task.0, response),
+            Action::TaskManagementDone { id, response } => {
+                let slot = self.functions.get_mut(&id).expect("a function nobody asked for");
+                assert!(slot.replace(response).is_none(), "function {id} answered twice");
+            }
+            Action::ReservationsDrained { version } => {
+                assert!(self.server.reservations_drained(version));
+                self.drained.push(version);
+            }
+            io if is_io(&io) => match self.store_pace {
+                Pace::Prompt => self.perform(io, false),
+                Pace::Holds => self.held_io.push_back((version, io)),
+            },
+            proposal => match self.controller_pace {
+                Pace::Prompt => self.decide(proposal),
+                Pace::Holds => self.held_proposals.push_back(proposal),
+            },
+        }
+    }
+
+    /// No I/O is submitted for a nexus that the installed reservations shut out.
+    fn assert_may_run(&self, io: &Action) {
         let live = &self.live[&task_of(io).0];
-        let (version, installed) = self.server.reservations();
+        let (_, installed) = self.server.reservations();
         let command = cdb::parse(&live.cdb, &self.server.config().properties.geometry).unwrap();
         let nexus = self.nexus(live.host);
         assert_eq!(access::check_view(&command, &installed.view(), &nexus), Access::Allowed, "{io:?}");
-        version
     }
 
     fn completed(&mut self, id: u64, response: Response) {
         let live = self.live.remove(&id).unwrap_or_else(|| panic!("task {id} ended twice, or never lived"));
         if let Some(version) = self.narrowing.remove(&id) {
-            let older = self.held_io.iter().find(|(submitted, _)| *submitted < version);
+            let mut at_the_store = self.held_io.iter().chain(&self.todo).filter(|(_, action)| is_io(action));
+            let older = at_the_store.find(|(submitted, _)| *submitted < version);
             assert!(older.is_none(), "GOOD for version {version} before {older:?} has ended");
         }
-        assert!(self.held_io.iter().all(|(_, io)| task_of(io).0 != id), "task {id} ended before its I/O");
+        let under_way = self.held_io.iter().chain(&self.todo).any(|(_, io)| io_task(io) == Some(TaskId(id)));
+        assert!(!under_way, "task {id} ended before its I/O");
         let mut data_in = Vec::new();
         if let Response::Completed(completion) = &response {
             if let Some(ua) = completion.unit_attention_reported {
@@ -407,6 +422,7 @@ impl World {
                     self.raise(what, UaScope::Only(told));
                 }
                 self.server.abort_tasks_of(now, &applied.abort_tasks_of);
+                self.collect();
                 self.server.install_reservations(now, version, self.truth.clone());
                 ProposalOutcome::Committed { version }
             }
@@ -458,7 +474,7 @@ impl World {
     }
 }
 
-fn task_of(action: &Action) -> TaskId {
+fn io_task(action: &Action) -> Option<TaskId> {
     match action {
         Action::Read { task, .. }
         | Action::Write { task, .. }
@@ -466,9 +482,17 @@ fn task_of(action: &Action) -> TaskId {
         | Action::WriteSame { task, .. }
         | Action::Unmap { task, .. }
         | Action::Flush { task, .. }
-        | Action::QueryAllocation { task, .. } => *task,
-        other => panic!("not I/O: {other:?}"),
+        | Action::QueryAllocation { task, .. } => Some(*task),
+        _ => None,
     }
+}
+
+fn is_io(action: &Action) -> bool {
+    io_task(action).is_some()
+}
+
+fn task_of(io: &Action) -> TaskId {
+    io_task(io).unwrap_or_else(|| panic!("not I/O: {io:?}"))
 }
 
 fn range(extent: Extent) -> std::ops::Range<usize> {
