@@ -18,7 +18,7 @@ use core::ops::Range;
 pub enum Event {
     /// An initiator asks to log in. Answer: [`crate::Connection::login_answer`].
     Login(LoginRequest),
-    /// Login has succeeded but for the last response. The shell ends an old session of the same initiator name, ISID
+    /// Login has succeeded but for the last response, for discovery sessions too. Of a normal one the shell ends an old session of the same initiator name, ISID
     /// and target portal group (session reinstatement, RFC 7143 6.3.5), chooses a TSIH, makes the nexus and answers:
     /// [`crate::Connection::start_session`].
     SessionStarting(SessionInfo),
