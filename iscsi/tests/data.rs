@@ -276,3 +276,64 @@ fn what_is_expected_beyond_the_bound_is_not_solicited() {
     let TargetPdu::ScsiResponse(pdu) = portal.received()[0].pdu else { panic!() };
     assert_eq!(pdu.residual, Residual::Underflow(u32::MAX - 64 * 1024));
 }
+
+#[test]
+fn a_small_write_does_not_overtake_a_large_one_that_waits_for_memory() {
+    let mut portal = Portal::new(PortalOptions {
+        data_out_len_max: 64 * 1024,
+        data_out_bytes_max: 100 * 1024,
+        ..PortalOptions::default()
+    });
+    portal.log_in(&[("ImmediateData", "No")]);
+    let (large, small) = (pattern(64 * 1024), pattern(8 * 1024));
+    let tags = [&large, &large, &small].map(|data| {
+        portal.command(&write(data));
+        (portal.command_event().tag, portal.received().len())
+    });
+    assert_eq!(tags.map(|(_, r2ts)| r2ts), [1, 0, 0]);
+    portal.connection.discard_task(tags[0].0);
+    let received = portal.received();
+    let asked = received.iter().filter(|r| matches!(r.pdu, TargetPdu::ReadyToTransfer(_))).count();
+    assert_eq!(asked, 2, "both fit now");
+    portal.connection.discard_task(tags[1].0);
+    portal.connection.discard_task(tags[2].0);
+    assert_eq!(play_write(&mut portal, &large).0, large, "all memory came back");
+}
+
+/// A write of which all data comes unasked, sent behind a gap in the numbering; then the gap is filled.
+fn early_write(portal: &mut Portal, data: &[u8], damage: bool) -> Vec<TargetPdu> {
+    let parameters =
+        portal.log_in(&[("ImmediateData", "No"), ("InitialR2T", "No"), ("DataDigest", "CRC32C")]);
+    let missing = portal.initiator.cmd_sn;
+    portal.initiator.cmd_sn += 1;
+    let (_, mut bytes) = portal.initiator.command(&parameters, &write(data));
+    if damage {
+        let last = bytes.len() - 5;
+        bytes[last] ^= 1;
+    }
+    portal.give(&bytes);
+    assert!(portal.events.is_empty(), "nothing before its turn: {:?}", portal.events);
+    portal.initiator.cmd_sn = missing;
+    let (_, bytes) = portal.initiator.ping(false, b"");
+    portal.give(&bytes);
+    portal.received().into_iter().map(|received| received.pdu).collect()
+}
+
+#[test]
+fn an_early_write_is_handed_on_whole_when_its_turn_comes() {
+    let (mut portal, data) = (Portal::default(), pattern(4096));
+    early_write(&mut portal, &data, false);
+    let DataState::Complete(got) = portal.command_event().data else { panic!("all is here") };
+    assert!(got == data);
+}
+
+#[test]
+fn an_early_write_that_was_damaged_is_answered_when_its_turn_comes() {
+    let mut portal = Portal::default();
+    let said = early_write(&mut portal, &pattern(4096), true);
+    let [TargetPdu::Reject(_), TargetPdu::NopIn(_), TargetPdu::ScsiResponse(answer)] = said[..] else {
+        panic!("{said:?}")
+    };
+    assert_eq!(answer.status, 2);
+    assert!(portal.events.is_empty(), "the shell never saw it");
+}
