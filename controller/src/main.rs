@@ -3,15 +3,18 @@
 //! Exit status: 0 after a clean stop (SIGTERM, SIGINT), 1 with one line on standard error when it does not start or Raft
 //! fails, 2 for wrong arguments.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use clap::Parser as _;
 use holdfast_controller::{
+    api,
     config::{Arguments, Config},
+    lease::Manager,
     raft::RunningMember,
     server,
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tonic::service::RoutesBuilder;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -53,7 +56,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         tracing::info!("stopping");
     };
-    server::serve(listener, identity, member, |_| (), stop).await?;
+    let leases = Manager::new(member.handle());
+    let led = tokio::spawn(leases.clone().run());
+    let (handle, sealing) = (member.handle(), Arc::clone(&identity));
+    let services = |routes: &mut RoutesBuilder| api::install(routes, handle, leases, sealing);
+    let outcome = server::serve(listener, identity, member, services, stop).await;
+    led.abort();
+    outcome?;
     tracing::info!("stopped");
     Ok(())
 }

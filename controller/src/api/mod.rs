@@ -1,1 +1,103 @@
-//! The management API.
+//! The management API: what people and programs talk to.
+//!
+//! | Looking for | Module |
+//! |---|---|
+//! | a service | `cluster`, `node`, `volume`, `host`, `mapping`, `reservation`, `event` |
+//! | refusals as gRPC statuses | `status` |
+//! | request ids | `request` |
+//! | where a new volume goes | `placement` |
+//! | pages of a list | `page` |
+//!
+//! Invariants: a read shows everything that was acknowledged before it began (ReadIndex); a change is decided by the state
+//! machine, and checks here only make better messages of what it would refuse; a secret is sealed before it is proposed, and
+//! never returned.
+
+mod cluster;
+mod event;
+mod host;
+mod mapping;
+mod node;
+mod page;
+mod placement;
+mod request;
+mod reservation;
+pub(crate) mod status;
+mod volume;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use holdfast_pki::Identity;
+use holdfast_proto::v1::{
+    cluster_service_server::ClusterServiceServer, event_service_server::EventServiceServer,
+    host_service_server::HostServiceServer, mapping_service_server::MappingServiceServer,
+    node_service_server::NodeServiceServer, reservation_service_server::ReservationServiceServer,
+    volume_service_server::VolumeServiceServer,
+};
+use tonic::{Status, service::RoutesBuilder};
+
+use crate::{
+    lease::{Manager, manager::unix_ms},
+    raft::{Handle, ReadError, WriteError},
+    session::NodeAgentService,
+    state::{Body, Command, Outcome, StateMachine},
+};
+
+/// What all management services share; to be cloned freely.
+#[derive(Clone)]
+pub struct Api {
+    raft: Handle,
+    leases: Manager,
+    identity: Arc<Identity>,
+}
+
+/// Adds the services for data nodes and for management to a server. [`Manager::run`] has to run beside them.
+pub fn install(routes: &mut RoutesBuilder, raft: Handle, leases: Manager, identity: Arc<Identity>) {
+    routes.add_service(NodeAgentService::new(raft.clone(), leases.clone()).into_server());
+    let api = Api { raft, leases, identity };
+    routes
+        .add_service(ClusterServiceServer::new(api.clone()))
+        .add_service(NodeServiceServer::new(api.clone()))
+        .add_service(VolumeServiceServer::new(api.clone()))
+        .add_service(HostServiceServer::new(api.clone()))
+        .add_service(MappingServiceServer::new(api.clone()))
+        .add_service(ReservationServiceServer::new(api.clone()))
+        .add_service(EventServiceServer::new(api));
+}
+
+impl Api {
+    /// Looks at the state, which shows everything that was acknowledged before this call.
+    async fn read<R>(&self, look: impl FnOnce(&StateMachine) -> R) -> Result<R, Status> {
+        match self.raft.ensure_linearizable().await {
+            Ok(_) => Ok(self.raft.read(look)),
+            Err(ReadError::NotLeader { .. }) => Err(leader_changed()),
+            Err(error) => Err(status::not_confirmed(&error)),
+        }
+    }
+
+    /// Proposes a command and waits until it is committed.
+    async fn write(&self, body: Body) -> Result<Outcome, Status> {
+        let command = Command::new(unix_ms(), body);
+        if !command.fits() {
+            return Err(Status::invalid_argument("the request is too large"));
+        }
+        match self.raft.write(&command).await {
+            Ok(written) => written.response.map_err(|refusal| status::refused(&refusal)),
+            Err(WriteError::NotLeader { .. }) => Err(leader_changed()),
+            Err(error) => Err(status::not_written(&error)),
+        }
+    }
+}
+
+/// A call reached a member that has just ceased to lead.
+fn leader_changed() -> Status {
+    Status::unavailable("the controllers are electing a leader; nothing was changed, try again")
+}
+
+/// An answer of another kind than the command asks for: a fault of this program.
+fn unexpected(outcome: &Outcome) -> Status {
+    tracing::error!(?outcome, "a command was answered like another one");
+    Status::internal("a command was answered like another one")
+}

@@ -199,6 +199,14 @@ impl StateMachine {
         check_lease_term(cluster.lease_term, command.term).map(|()| Outcome::Done)
     }
 
+    /// The answer of a client's request if it was carried out before.
+    ///
+    /// # Errors
+    /// [`Refusal::RequestIdReused`], or [`Refusal::Invalid`] for an id that is too long.
+    pub fn answer(&self, request: Option<&records::ClientRequest>) -> Result<Option<Outcome>, Refusal> {
+        self.requests.seen(request)
+    }
+
     /// Raft term of the leader whose leases are in force; 0 = none yet.
     pub fn lease_term(&self) -> u64 {
         self.cluster.as_ref().map_or(0, |cluster| cluster.lease_term)

@@ -1,0 +1,31 @@
+//! ClusterService.
+
+use holdfast_proto::v1::{Cluster, GetClusterRequest, Member, cluster_service_server::ClusterService};
+use tonic::{Request, Response, Status};
+
+use super::Api;
+
+#[tonic::async_trait]
+impl ClusterService for Api {
+    async fn get_cluster(&self, _: Request<GetClusterRequest>) -> Result<Response<Cluster>, Status> {
+        let record = self.read(|state| state.cluster().cloned()).await?;
+        let record = record.ok_or_else(|| Status::unavailable("the cluster is not initialised yet"))?;
+        let metrics = self.raft.metrics();
+        let members = metrics.members.into_iter().map(|m| Member {
+            id: m.id,
+            name: m.member.name,
+            address: m.member.address,
+            voter: m.voter,
+            matched_index: m.matched_index,
+        });
+        Ok(Response::new(Cluster {
+            id: record.id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            target_iqn: record.target_iqn,
+            members: members.collect(),
+            leader_id: metrics.leader.map_or(0, |leader| leader.id),
+            term: metrics.term,
+            committed_index: metrics.committed_index,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+}

@@ -1,0 +1,102 @@
+//! NodeService.
+
+use holdfast_proto::{
+    state as records,
+    v1::{
+        CordonNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node, NodePool, NodePort,
+        NodeSpec, NodeStatus, UncordonNodeRequest, node_service_server::NodeService,
+    },
+};
+use tonic::{Request, Response, Status};
+
+use super::{Api, page::page, placement::owned, status, unexpected};
+use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
+
+impl Api {
+    fn node_view(&self, state: &StateMachine, node: &records::Node) -> Node {
+        Node {
+            name: node.name.clone(),
+            spec: Some(NodeSpec { cordoned: node.cordoned }),
+            status: Some(NodeStatus {
+                number: node.number,
+                ports: node
+                    .ports
+                    .iter()
+                    .map(|p| NodePort { relative_port: p.relative_port, portal: p.portal.clone() })
+                    .collect(),
+                interconnect: node.interconnect.clone(),
+                pools: node
+                    .pools
+                    .iter()
+                    .map(|p| NodePool {
+                        name: p.name.clone(),
+                        capacity_bytes: p.capacity_bytes,
+                        free_bytes: p.free_bytes,
+                    })
+                    .collect(),
+                live: node.live,
+                // Filled in by `with_lease`: the lease table is locked before the state, never after.
+                lease_ms_left: 0,
+                incarnation: node.incarnation,
+                applied_index: 0,
+                volumes_owned: u32::try_from(owned(state, node.number)).unwrap_or(u32::MAX),
+            }),
+        }
+    }
+
+    /// Adds what only the leader's lease table knows.
+    fn with_lease(&self, mut node: Node) -> Node {
+        if let Some(status) = &mut node.status {
+            status.lease_ms_left = self.leases.left_ms(status.number);
+            status.applied_index = self.leases.applied_index(status.number);
+        }
+        node
+    }
+
+    async fn node_by_name(&self, name: &str) -> Result<Response<Node>, Status> {
+        let found = self.read(|state| state.node_by_name(name).map(|node| self.node_view(state, node))).await?;
+        let missing = || Refusal::NotFound { kind: Kind::Node, name: printable(name) };
+        let node = found.ok_or_else(|| status::refused(&missing()))?;
+        Ok(Response::new(self.with_lease(node)))
+    }
+
+    async fn set_cordoned(&self, name: String, cordoned: bool) -> Result<Response<Node>, Status> {
+        match self.write(Body::CordonNode(records::CordonNode { name, cordoned })).await? {
+            Outcome::Node(node) => {
+                let view = self.raft.read(|state| self.node_view(state, &node));
+                Ok(Response::new(self.with_lease(view)))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Api {
+    async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
+        self.node_by_name(&request.get_ref().name).await
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
+        let request = request.into_inner();
+        let rows = self
+            .read(|state| {
+                state.nodes().map(|node| (node.name.clone(), self.node_view(state, node))).collect::<Vec<_>>()
+            })
+            .await?;
+        let (nodes, next_page_token) = page(rows, request.page_size, &request.page_token)?;
+        let nodes = nodes.into_iter().map(|node| self.with_lease(node)).collect();
+        Ok(Response::new(ListNodesResponse { nodes, next_page_token }))
+    }
+
+    async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
+        self.set_cordoned(request.into_inner().name, true).await
+    }
+
+    async fn uncordon_node(&self, request: Request<UncordonNodeRequest>) -> Result<Response<Node>, Status> {
+        self.set_cordoned(request.into_inner().name, false).await
+    }
+}
