@@ -3,6 +3,7 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | arguments | [`config`] |
+//! | starting and stopping the whole | [`process`] |
 //! | what the controller said, as a picture | [`view`] |
 //! | may we serve now? | [`gate`] |
 //! | the session with the controller, proposals | [`agent`] |
@@ -17,10 +18,12 @@
 
 pub mod agent;
 pub mod clock;
+pub mod config;
 pub mod data_plane;
 pub mod gate;
 pub mod interconnect;
 pub mod lu;
+pub mod process;
 pub mod store;
 pub mod view;
 pub mod volume;

@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! The data node's process: arguments, logging, signals; everything else is in the library.
+//!
+//! Exit status: 0 after a clean stop (SIGTERM, SIGINT), 1 with one line on standard error when it does not start or cannot
+//! go on, 2 for wrong arguments.
+
+use std::{process::ExitCode, sync::mpsc};
+
+use clap::Parser as _;
+use holdfast_datanode::{
+    config::Arguments,
+    process::{self, Stop},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    holdfast_pki::install_crypto_provider();
+    match run(arguments) {
+        Ok(()) => {
+            tracing::info!("stopped");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("holdfast-datanode: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let config = arguments.check()?;
+    let (stop, stopped) = mpsc::channel();
+    watch_signals(stop.clone())?;
+    process::run(config, stop, &stopped)?;
+    Ok(())
+}
+
+/// Turns SIGTERM and SIGINT into a clean stop, from a thread of its own.
+fn watch_signals(stop: mpsc::Sender<Stop>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+        // An error means that the process is ending already.
+        let _ = stop.send(Stop::Asked);
+    })?;
+    Ok(())
+}
