@@ -17,6 +17,8 @@
 //! | mode pages | [`mode`] |
 //! | who may run what under a reservation | [`pr::access`] |
 //! | where PERSISTENT RESERVE OUT changes the state | [`pr::state`] |
+//! | the device server of a logical unit | `device_server` |
+//! | a nexus: LUN map, REPORT LUNS, pending Unit Attentions | `port` |
 #![no_std]
 #![forbid(unsafe_code)]
 

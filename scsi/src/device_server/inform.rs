@@ -143,6 +143,7 @@ impl DeviceServer {
         ModeState {
             current: self.mode,
             default: self.config.mode,
+            changeable: self.mode_changeable,
             read_only: protect == Some(WriteProtect::ReadOnly),
             geometry: self.config.properties.geometry,
         }
@@ -151,10 +152,11 @@ impl DeviceServer {
     /// MODE SELECT: what it changes is proposed to the cluster.
     pub(super) fn mode_select(&mut self, id: TaskId, form: ModeForm, parameter_list_length: u16) {
         let Some(task) = self.tasks.get(&id) else { return };
+        let state = self.mode_state(id);
         let Some(list) = task.data.get(..usize::from(parameter_list_length)) else {
             return self.complete(id, Completion::check(Sense::parameter_list_length()));
         };
-        match mode::parse_select(form, list, &self.mode, &self.config.properties.geometry) {
+        match mode::parse_select(form, list, &state) {
             Err(sense) => self.complete(id, Completion::check(sense)),
             Ok(parameters) if parameters == self.mode => self.complete(id, Completion::good()),
             Ok(parameters) => {

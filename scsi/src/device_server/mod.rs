@@ -80,6 +80,7 @@ enum UaWaiter {
 pub struct DeviceServer {
     config: LuConfig,
     mode: ModeParameters,
+    mode_changeable: ModeParameters,
     topology: Topology,
     reservations: ReservationState,
     task_set: TaskSet,
@@ -101,6 +102,7 @@ impl DeviceServer {
         DeviceServer {
             config,
             mode: config.mode,
+            mode_changeable: ModeParameters::NONE,
             topology: Topology::default(),
             reservations: ReservationState::default(),
             task_set: TaskSet::default(),
@@ -134,6 +136,12 @@ impl DeviceServer {
     /// Puts mode parameters into force that the cluster agreed on.
     pub fn install_mode_parameters(&mut self, parameters: ModeParameters) {
         self.mode = parameters;
+    }
+
+    /// Says which mode parameters (those that are true) a change of would be kept by the whole cluster. MODE SELECT changes
+    /// only those, and MODE SENSE says so. None at first.
+    pub fn install_mode_changeable(&mut self, changeable: ModeParameters) {
+        self.mode_changeable = changeable;
     }
 
     /// The mode parameters in force.
@@ -187,7 +195,8 @@ impl DeviceServer {
         self.run();
     }
 
-    /// What to do next; `None` when nothing is to be done before the next event.
+    /// What to do next; `None` when nothing is to be done before the next event. The shell takes all actions before it
+    /// tells of another event.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }

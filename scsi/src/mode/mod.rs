@@ -14,7 +14,7 @@ use crate::reply::{Reply, ReplyWriter};
 use crate::sense::Sense;
 use pages::PageId;
 
-/// What MODE SELECT can change.
+/// What MODE SELECT can change, where the cluster keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ModeParameters {
     /// WCE: a write may be acknowledged before it is on stable storage.
@@ -25,6 +25,15 @@ pub struct ModeParameters {
     pub descriptor_sense: bool,
 }
 
+impl ModeParameters {
+    /// All off: as a mask, nothing is changeable.
+    pub const NONE: ModeParameters =
+        ModeParameters { write_cache: false, software_write_protect: false, descriptor_sense: false };
+    /// All on: as a mask, everything is changeable.
+    pub const ALL: ModeParameters =
+        ModeParameters { write_cache: true, software_write_protect: true, descriptor_sense: true };
+}
+
 /// What MODE SENSE reports of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModeState {
@@ -32,6 +41,8 @@ pub struct ModeState {
     pub current: ModeParameters,
     /// In force after creation.
     pub default: ModeParameters,
+    /// True for those that MODE SELECT may change: only what the whole cluster would follow.
+    pub changeable: ModeParameters,
     /// The mapping or the volume is read-only. (SWP need not be repeated here.)
     pub read_only: bool,
     /// For the block descriptor.
@@ -86,7 +97,7 @@ pub fn sense(request: &ModeSense, state: &ModeState, out: &mut [u8]) -> Result<R
         match request.control {
             PageControl::Current => w.put(id.bytes(&state.current).as_slice()),
             PageControl::Default => w.put(id.bytes(&state.default).as_slice()),
-            PageControl::Changeable => w.put(id.changeable().as_slice()),
+            PageControl::Changeable => w.put(id.changeable(&state.changeable).as_slice()),
         }
     }
     match request.form {

@@ -104,24 +104,21 @@ impl PageId {
         }
     }
 
-    /// The page with a 1 for every bit that MODE SELECT may change.
-    pub(super) fn changeable(self) -> PageBytes {
-        let mut mask = self.bytes(&NONE);
+    /// The page with a 1 for every bit that MODE SELECT may change: those of the parameters that are true here.
+    pub(super) fn changeable(self, changeable: &ModeParameters) -> PageBytes {
+        let mut mask = self.bytes(&ModeParameters::NONE);
         let header = if self.subpage() == 0 { 2 } else { 4 };
         for byte in mask.bytes.iter_mut().skip(header) {
             *byte = 0;
         }
         match self {
-            PageId::Caching => mask.bytes[WCE_AT] = WCE,
+            PageId::Caching => mask.bytes[WCE_AT] = if changeable.write_cache { WCE } else { 0 },
             PageId::Control => {
-                mask.bytes[D_SENSE_AT] = D_SENSE;
-                mask.bytes[SWP_AT] = SWP;
+                mask.bytes[D_SENSE_AT] = if changeable.descriptor_sense { D_SENSE } else { 0 };
+                mask.bytes[SWP_AT] = if changeable.software_write_protect { SWP } else { 0 };
             }
             PageId::ReadWriteErrorRecovery | PageId::ControlExtension | PageId::InformationalExceptions => {}
         }
         mask
     }
 }
-
-const NONE: ModeParameters =
-    ModeParameters { write_cache: false, software_write_protect: false, descriptor_sense: false };

@@ -1,7 +1,7 @@
 //! The parameter list of MODE SELECT: all of it is checked before anything changes (SPC-5 6.13).
 
 use super::pages::{D_SENSE, D_SENSE_AT, PageId, SWP, SWP_AT, WCE, WCE_AT};
-use super::{LONGLBA, ModeParameters, long_block_descriptor, short_block_descriptor};
+use super::{LONGLBA, ModeParameters, ModeState, long_block_descriptor, short_block_descriptor};
 use crate::cdb::ModeForm;
 use crate::geometry::Geometry;
 use crate::sense::Sense;
@@ -11,19 +11,15 @@ const SPF: u8 = 0x40;
 /// PS is reserved in MODE SELECT, but hosts send back what MODE SENSE gave them.
 const PAGE_CODE: u8 = 0x3f;
 
-/// The parameters that are in force once this list is accepted; equal to `current` if it changes nothing (then no
+/// The parameters that are in force once this list is accepted; equal to the current ones if it changes nothing (then no
 /// 2A/01 is due). An empty list changes nothing.
 ///
 /// # Errors
 /// PARAMETER LIST LENGTH ERROR if the list ends inside its header, its block descriptor or a page; INVALID FIELD IN
 /// PARAMETER LIST, pointing at the bit, for an unknown page, a wrong page length, another block size or capacity, or a
 /// bit that is not changeable.
-pub fn parse_select(
-    form: ModeForm,
-    list: &[u8],
-    current: &ModeParameters,
-    geometry: &Geometry,
-) -> Result<ModeParameters, Sense> {
+pub fn parse_select(form: ModeForm, list: &[u8], state: &ModeState) -> Result<ModeParameters, Sense> {
+    let (current, geometry) = (&state.current, &state.geometry);
     if list.is_empty() {
         return Ok(*current);
     }
@@ -48,7 +44,7 @@ pub fn parse_select(
     let mut selected = *current;
     let mut at = pages_at;
     while let Some(rest @ [_, ..]) = list.get(at..) {
-        at = at.saturating_add(select_page(rest, at, current, &mut selected)?);
+        at = at.saturating_add(select_page(rest, at, state, &mut selected)?);
     }
     Ok(selected)
 }
@@ -98,7 +94,7 @@ fn check_descriptor_fields(given: &[u8], ours: &[u8], at: usize, count_len: usiz
 fn select_page(
     rest: &[u8],
     at: usize,
-    current: &ModeParameters,
+    state: &ModeState,
     selected: &mut ModeParameters,
 ) -> Result<usize, Sense> {
     let first = rest.first().copied().unwrap_or(0);
@@ -113,8 +109,8 @@ fn select_page(
             id.page() == first & PAGE_CODE && id.subpage() == subpage && format_fits
         })
         .ok_or(Sense::illegal_field_parameter(pointer(at), Some(5)))?;
-    let ours = id.bytes(current);
-    let mask = id.changeable();
+    let ours = id.bytes(&state.current);
+    let mask = id.changeable(&state.changeable);
     let header_len = if id.subpage() == 0 { 2 } else { 4 };
 
     let length_at = if id.subpage() == 0 { 1 } else { 2 };

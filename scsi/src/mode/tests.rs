@@ -11,7 +11,13 @@ fn unit() -> Geometry {
 }
 
 fn state(current: ModeParameters) -> ModeState {
-    ModeState { current, default: DEFAULT, read_only: false, geometry: unit() }
+    ModeState {
+        current,
+        default: DEFAULT,
+        changeable: ModeParameters::ALL,
+        read_only: false,
+        geometry: unit(),
+    }
 }
 
 fn ask(form: ModeForm, control: PageControl, page: u8, subpage: u8) -> ModeSense {
@@ -95,7 +101,7 @@ fn every_page_has_the_length_its_header_says() {
             _ => usize::from(u16::from_be_bytes([bytes[2], bytes[3]])) + 4,
         };
         assert_eq!((bytes[0] & 0x3f, body), (id.page(), bytes.len()));
-        assert_eq!(id.changeable().as_slice().len(), bytes.len());
+        assert_eq!(id.changeable(&ModeParameters::ALL).as_slice().len(), bytes.len());
     }
 }
 
@@ -112,7 +118,7 @@ fn current_default_and_changeable_values_differ_as_they_should() {
 }
 
 fn select(form: ModeForm, list: &[u8]) -> Result<ModeParameters, Sense> {
-    parse_select(form, list, &DEFAULT, &unit())
+    parse_select(form, list, &state(DEFAULT))
 }
 
 fn any_parameters() -> impl Strategy<Value = ModeParameters> {
@@ -134,7 +140,7 @@ proptest! {
             block_descriptor: descriptor, long_lba: ten && long, ..ask(form, PageControl::Current, 0x3f, 0xff)
         };
         let list = reply(request, state(new));
-        prop_assert_eq!(parse_select(form, &list, &old, &unit()), Ok(new));
+        prop_assert_eq!(parse_select(form, &list, &state(old)), Ok(new));
     }
 
     #[test]
@@ -193,4 +199,28 @@ fn capacity_of_zero_or_all_ones_means_unchanged() {
         assert_eq!(select(ModeForm::Six, &list), Ok(DEFAULT));
     }
     assert_eq!(select(ModeForm::Six, &[]), Ok(DEFAULT));
+}
+
+#[test]
+fn what_the_cluster_does_not_keep_is_neither_changeable_nor_changed() {
+    let fixed = ModeState { changeable: ModeParameters::NONE, ..state(DEFAULT) };
+    let protect = [0, 0, 0, 0, 0x0a, 0x0a, 0x02, 0x10, 0x08, 0, 0, 0, 0xff, 0xff, 0, 0];
+    assert!(parse_select(ModeForm::Six, &protect, &state(DEFAULT)).unwrap().software_write_protect);
+    let refused = parse_select(ModeForm::Six, &protect, &fixed).unwrap_err();
+    assert_eq!(refused.additional, crate::sense::asc::INVALID_FIELD_IN_PARAMETER_LIST);
+    let changeable = |state: &ModeState| {
+        let request = ModeSense {
+            form: ModeForm::Six,
+            control: PageControl::Changeable,
+            page: 0x0a,
+            subpage: 0,
+            block_descriptor: false,
+            long_lba: false,
+            allocation_length: 255,
+        };
+        let mut out = [0; 255];
+        sense(&request, state, &mut out).unwrap();
+        out[8]
+    };
+    assert_eq!((changeable(&state(DEFAULT)), changeable(&fixed)), (0x08, 0));
 }

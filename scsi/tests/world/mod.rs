@@ -115,6 +115,7 @@ impl World {
         let properties = LuProperties { identity, geometry, physical_block_exponent: 3 };
         let mut server = DeviceServer::new(LuConfig { properties, mode, read_only: false });
         let group = |id, state| PortGroup { id, state, preferred: false, ports: vec![RelativePort(id)] };
+        server.install_mode_changeable(ModeParameters::ALL);
         server.install_topology(Topology {
             target_name: "iqn.2026-01.test:target".into(),
             groups: vec![group(1, AluaState::ActiveOptimized), group(2, AluaState::ActiveNonOptimized)],
