@@ -48,6 +48,15 @@ pub(super) struct Pending {
     pub(super) command: CommandFor,
     /// Its data will never be whole: it is not submitted again.
     pub(super) given_up: bool,
+    /// How it ended although its data is not whole: told once it is. Initiators free a command's data with its
+    /// response, and some then cannot send what was already solicited.
+    pub(super) early: Option<Outcome>,
+}
+
+impl Pending {
+    fn awaits_data(&self) -> bool {
+        matches!(self.command.data, CommandData::Awaited) && !self.given_up
+    }
 }
 
 /// Where a request is.
@@ -99,6 +108,7 @@ impl Worker {
                 execute_by: now.plus_millis(COMMAND_AGE_MS_MAX),
             },
             given_up: false,
+            early: None,
         };
         session.by_tag.insert(command.tag, token);
         let lun = Lun::from_bytes(command.lun);
@@ -259,6 +269,9 @@ impl Worker {
         let Some((token, pending, place)) = self.pending(connection, tag) else { return };
         let data = Bytes::new(data);
         pending.command.data = CommandData::Ready(data.clone());
+        if let Some(outcome) = pending.early.take() {
+            return self.finish_command(now, token, connection, tag, outcome);
+        }
         match place {
             Place::Held => {}
             Place::Local(unit, task) => {
@@ -274,6 +287,9 @@ impl Worker {
         let Some((token, pending, place)) = self.pending(connection, tag) else { return };
         pending.given_up = true;
         let nexus = pending.command.nexus;
+        if let Some(outcome) = pending.early.take() {
+            return self.finish_command(now, token, connection, tag, outcome);
+        }
         match place {
             Place::Held => self.finish_command(now, token, connection, tag, Outcome::Aborted),
             Place::Local(unit, task) => {
@@ -341,6 +357,13 @@ impl Worker {
         tag: TaskTag,
         outcome: Outcome,
     ) {
+        if let Some(Request { kind: Kind::Command(pending), .. }) = self.requests.get_mut(&token)
+            && pending.awaits_data()
+            && !matches!(outcome, Outcome::Aborted)
+        {
+            pending.early = Some(outcome);
+            return;
+        }
         let Some(request) = self.requests.remove(&token) else { return };
         let Some(portal) = self.connections.get_mut(&connection) else { return };
         if let Some(session) = portal.session() {

@@ -73,15 +73,18 @@ impl Worker {
         self.begin(now, token, connection, lun, Kind::Function(Function { id: request.id, what }));
     }
 
-    /// Ends held commands that the function covers.
+    /// Ends commands that the function covers and that no owner knows: held ones, and those that have ended there but
+    /// were not answered yet.
     fn end_held(&mut self, now: Instant, connection: u64, lun: Lun, what: What) {
         let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
-        for token in session.held.iter().copied().collect::<Vec<_>>() {
-            let Some(Request { lun: of, kind: Kind::Command(pending), .. }) = self.requests.get(&token)
+        for (tag, token) in session.by_tag.clone() {
+            let Some(Request { lun: of, kind: Kind::Command(pending), place, .. }) = self.requests.get(&token)
             else {
                 continue;
             };
-            let tag = pending.tag;
+            if !matches!(place, Place::Held) && pending.early.is_none() {
+                continue;
+            }
             let covered = match what {
                 What::AbortTask(aborted) => aborted == tag,
                 What::AbortTaskSet | What::ClearTaskSet | What::LogicalUnitReset => *of == lun,

@@ -9,6 +9,7 @@ use standalone::Standalone;
 #[test]
 #[ignore = "runs until killed"]
 fn portal_for_tools() {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let portal = std::env::var("HOLDFAST_PORTAL").unwrap_or_else(|_| "127.0.0.1:0".into());
     let node = Standalone::start(portal.parse().unwrap());
     let volume = node.volume(1, 64 << 20);
