@@ -23,7 +23,7 @@ pub use access::Caller;
 use access::AccessLayer;
 use forward::Forwarder;
 
-use crate::raft::{Handle, RunningMember, options};
+use crate::raft::{Handle, RunningMember};
 
 /// How long open calls may go on after a stop was asked for.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -80,8 +80,14 @@ fn common() -> Result<(Routes, tonic_health::server::HealthReporter), ListenErro
     Ok((routes.routes(), reporter))
 }
 
-/// Says SERVING while a leader is known, so that whoever waits for a cluster sees when calls get an answer.
+/// Says SERVING while a leader is known and the cluster has its record, so that whoever waits for a cluster sees when calls
+/// get an answer.
 async fn report_health(handle: Handle, reporter: tonic_health::server::HealthReporter) {
+    reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    let founded = |_: &u64| handle.read(|machine| machine.cluster().is_some());
+    if handle.watch_applied().wait_for(founded).await.is_err() {
+        return;
+    }
     let mut leader = handle.watch_leader();
     loop {
         let known = leader.borrow_and_update().is_some();
@@ -152,6 +158,5 @@ pub async fn serve(
     }
     health.abort();
     member.stop().await;
-    let _ = options::TRANSFER_TIMEOUT;
     outcome
 }

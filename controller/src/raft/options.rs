@@ -86,7 +86,7 @@ pub(super) fn config(cluster: String, compaction: Compaction) -> Result<Arc<Conf
         max_in_snapshot_log_to_keep: compaction.keep,
         // A follower further behind gets a snapshot; nearer, the log.
         replication_lag_threshold: compaction.snapshot_every + compaction.keep,
-        purge_batch_size: 256,
+        purge_batch_size: (compaction.keep / 4).clamp(1, 256),
         enable_pre_vote: Some(true),
         ..Config::default()
     };
