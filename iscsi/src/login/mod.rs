@@ -219,7 +219,7 @@ impl Login {
             let ours = options.max_recv_data_segment_length.to_string();
             text::push(&mut reply, "MaxRecvDataSegmentLength", &ours);
         }
-        // Longer answers come only of texts made to be answered at length.
+        // Today's bounds on keys keep every answer below it; should they change, no PDU grows too long.
         if reply.len() > limits::LOGIN_DATA_SEGMENT_LEN_MAX {
             return Err(LoginStatus::InitiatorError);
         }

@@ -391,6 +391,9 @@ fn abort_task() {
         })
     };
     assert_eq!(answer(&mut portal, 1, [0; 8], 0x5555, 0), Some(1));
+    let not_yet_sent = portal.initiator.cmd_sn;
+    assert_eq!(answer(&mut portal, 1, [0; 8], 0x5555, not_yet_sent), Some(1));
+    assert_eq!(answer(&mut portal, 1, [0; 8], 0x5555, not_yet_sent + 1), Some(1));
     assert_eq!(answer(&mut portal, 1, [1; 8], referenced, 0), Some(1));
     assert_eq!(answer(&mut portal, 8, [0; 8], referenced, 0), Some(4));
     assert_eq!(answer(&mut portal, 9, [0; 8], TAG_NONE, 0), Some(5));
