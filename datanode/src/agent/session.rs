@@ -224,7 +224,7 @@ impl Core {
         self.check_own_name(&view)?;
         let events_lost = before.is_some_and(|before| before.index != part.index || self.spoiled);
         self.spoiled = false;
-        self.stage = Stage::Following(timing, part.index);
+        self.stage = Stage::Following(timing, 0);
         self.install(Install {
             view: Arc::new(view),
             unit_attentions: Vec::new(),
