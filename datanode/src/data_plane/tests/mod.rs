@@ -1,5 +1,7 @@
 //! The data plane as an initiator sees it: real sockets, real files.
 
+mod host;
+mod portal;
 mod standalone;
 
 use standalone::Standalone;
