@@ -7,11 +7,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 use clap::Parser;
 use holdfast_pki::{Identity, PkiError, Role};
 
-use crate::raft::{
-    Member,
-    member::MemberConfig,
-    options::Compaction,
-};
+use crate::raft::{Member, member::MemberConfig, options::Compaction};
 
 /// Members of one cluster at most.
 const MEMBERS_MAX: usize = 9;
@@ -42,6 +38,9 @@ pub struct Arguments {
     /// iSCSI name of the cluster's target; of no effect once the cluster exists [default: made of the cluster's id]
     #[arg(long)]
     target_iqn: Option<String>,
+    /// Stop when the process that started this one ends, however it ends (for supervisors such as `holdfast dev up`)
+    #[arg(long)]
+    die_with_parent: bool,
 }
 
 /// The members of a new cluster.
@@ -55,7 +54,9 @@ pub enum ConfigError {
     #[error("--tls: {0}")]
     Pki(#[from] PkiError),
     /// The certificate is for something else.
-    #[error("--tls: the certificate is of {role} '{name}'; a certificate of controller '{expected}' is needed")]
+    #[error(
+        "--tls: the certificate is of {role} '{name}'; a certificate of controller '{expected}' is needed"
+    )]
     Certificate {
         /// Its role.
         role: Role,
@@ -84,6 +85,17 @@ pub struct Config {
 }
 
 impl Arguments {
+    /// Ties the life of this process to its parent's, when that was asked for.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn follow_parent(&self) -> std::io::Result<()> {
+        if self.die_with_parent {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+        }
+        Ok(())
+    }
+
     /// Reads the certificate and checks everything against it.
     ///
     /// # Errors
@@ -134,11 +146,16 @@ fn parse_bootstrap(text: &str) -> Result<Bootstrap, String> {
         };
         let id: u64 = id.parse().ok().filter(|id| *id > 0).ok_or_else(wrong)?;
         let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
-        if name.is_empty() || host.is_empty() || port.parse::<u16>().is_ok_and(|port| port == 0) || port.parse::<u16>().is_err() {
+        if name.is_empty()
+            || host.is_empty()
+            || port.parse::<u16>().is_ok_and(|port| port == 0)
+            || port.parse::<u16>().is_err()
+        {
             return Err(wrong());
         }
         let member = Member { name: name.to_owned(), address: address.to_owned() };
-        if members.values().any(|other: &Member| other.name == member.name || other.address == member.address) {
+        if members.values().any(|other: &Member| other.name == member.name || other.address == member.address)
+        {
             return Err(format!("'{item}' repeats a name or an address"));
         }
         if members.insert(id, member).is_some() {
@@ -171,7 +188,8 @@ mod tests {
     #[test]
     fn bootstrap_is_read() {
         let read = parse_bootstrap("2=b=h:2,1=a=127.0.0.1:1").unwrap();
-        let member = |name: &str, address: &str| Member { name: name.to_owned(), address: address.to_owned() };
+        let member =
+            |name: &str, address: &str| Member { name: name.to_owned(), address: address.to_owned() };
         assert_eq!(read.0, [(1, member("a", "127.0.0.1:1")), (2, member("b", "h:2"))]);
         assert_eq!(parse_bootstrap("").unwrap(), Bootstrap::default());
     }
@@ -179,8 +197,19 @@ mod tests {
     #[test]
     fn bootstrap_that_makes_no_sense_is_refused() {
         for bad in [
-            "1", "1=a", "1=a=h", "0=a=h:1", "x=a=h:1", "1==h:1", "1=a=:1", "1=a=h:0", "1=a=h:70000", "1=a=h:1,",
-            "1=a=h:1,1=b=h:2", "1=a=h:1,2=a=h:2", "1=a=h:1,2=b=h:1",
+            "1",
+            "1=a",
+            "1=a=h",
+            "0=a=h:1",
+            "x=a=h:1",
+            "1==h:1",
+            "1=a=:1",
+            "1=a=h:0",
+            "1=a=h:70000",
+            "1=a=h:1,",
+            "1=a=h:1,1=b=h:2",
+            "1=a=h:1,2=a=h:2",
+            "1=a=h:1,2=b=h:1",
         ] {
             assert!(parse_bootstrap(bad).is_err(), "{bad}");
         }

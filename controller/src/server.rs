@@ -19,8 +19,8 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-pub use access::Caller;
 use access::AccessLayer;
+pub use access::Caller;
 use forward::Forwarder;
 
 use crate::raft::{Handle, RunningMember};

@@ -2,12 +2,7 @@
 //!
 //! A kill is the end of a member's runtime: connections, tasks and timers go at once, as with a process.
 
-use std::{
-    future::Future,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::select_all;
 use holdfast_pki::{Authority, Identity, Role};
@@ -29,11 +24,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{
-    Handle, Member, RunningMember, WriteError, Written,
-    member::MemberConfig,
-    options::Compaction,
-};
+use super::{Handle, Member, RunningMember, WriteError, Written, member::MemberConfig, options::Compaction};
 use crate::{
     server::{self, Caller},
     state::{Body, Command, StateMachine},
@@ -62,7 +53,10 @@ struct WhoAmI(String);
 
 #[tonic::async_trait]
 impl cluster_service::ClusterService for WhoAmI {
-    async fn get_cluster(&self, request: Request<v1::GetClusterRequest>) -> Result<Response<v1::Cluster>, Status> {
+    async fn get_cluster(
+        &self,
+        request: Request<v1::GetClusterRequest>,
+    ) -> Result<Response<v1::Cluster>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::internal("no caller"))?;
         Ok(Response::new(v1::Cluster {
@@ -87,7 +81,8 @@ impl Cluster {
             members.push((id, Member { name, address: port.local_addr().unwrap().to_string() }));
         }
         drop(taken);
-        let mut cluster = Self { directory, authority, members, compaction, running: (0..3).map(|_| None).collect() };
+        let mut cluster =
+            Self { directory, authority, members, compaction, running: (0..3).map(|_| None).collect() };
         (0..3).for_each(|at| cluster.start(at));
         run(async {
             for handle in cluster.handles() {
@@ -162,7 +157,9 @@ impl Cluster {
             for (at, running) in self.running.iter().enumerate() {
                 let Some(running) = running else { continue };
                 let mut leadership = running.handle.leadership();
-                if leadership.borrow_and_update().am_leader && running.handle.ensure_linearizable().await.is_ok() {
+                if leadership.borrow_and_update().am_leader
+                    && running.handle.ensure_linearizable().await.is_ok()
+                {
                     return at;
                 }
                 changes.push(Box::pin(async move { leadership.changed().await.is_ok() }));
@@ -287,7 +284,8 @@ fn a_member_that_was_away_long_catches_up_by_snapshot() {
         let index = cluster.write_hosts(10..250).await;
         for handle in cluster.handles() {
             let purged = handle.raft.wait(Some(LIMIT));
-            let beyond = |purged: Option<_>| purged.is_some_and(|log_id: super::types::LogId| log_id.index > seen);
+            let beyond =
+                |purged: Option<_>| purged.is_some_and(|log_id: super::types::LogId| log_id.index > seen);
             purged.metrics(|metrics| beyond(metrics.purged), "the log that it lacks is gone").await.unwrap();
         }
         index
@@ -399,7 +397,8 @@ fn commits_are_followed_without_gap_on_a_member_that_does_not_lead() {
         let first = cluster.write_hosts(1..3).await;
         cluster.converge(first).await;
         let follower = (cluster.leader().await + 1) % 3;
-        let (seen, mut commits) = cluster.handle(follower).read_and_follow(|machine, _| machine.hosts().count());
+        let (seen, mut commits) =
+            cluster.handle(follower).read_and_follow(|machine, _| machine.hosts().count());
         assert_eq!(seen, 2);
         let last = cluster.write_hosts(3..30).await;
         let mut followed = Vec::new();

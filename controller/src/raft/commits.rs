@@ -46,7 +46,8 @@ impl CommitRing {
             kept.bytes += size;
             kept.commits.push_back((Arc::new(commit), size));
         }
-        while kept.commits.len() > COMMITS_KEPT || (kept.bytes > COMMITS_KEPT_BYTES && kept.commits.len() > 1) {
+        while kept.commits.len() > COMMITS_KEPT || (kept.bytes > COMMITS_KEPT_BYTES && kept.commits.len() > 1)
+        {
             let Some((dropped, size)) = kept.commits.pop_front() else { break };
             kept.floor = dropped.index;
             kept.bytes -= size;

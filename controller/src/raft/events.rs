@@ -50,7 +50,13 @@ impl EventLog {
     }
 
     /// Adds one entry's events to the batch. The oldest go when there are too many.
-    pub(super) fn put(&self, store: &Store, batch: &mut WriteBatch, index: u64, events: &[Event]) -> io::Result<()> {
+    pub(super) fn put(
+        &self,
+        store: &Store,
+        batch: &mut WriteBatch,
+        index: u64,
+        events: &[Event],
+    ) -> io::Result<()> {
         for (ordinal, event) in (0..).zip(events) {
             let event = Event { index, ..event.clone() };
             batch.put_cf(store.events_cf(), key(index, ordinal), event.encode_to_vec());
@@ -85,7 +91,8 @@ pub(super) fn after(store: &Store, after: u64, limit: usize) -> io::Result<KeptE
     let mut events: Vec<Event> = Vec::new();
     if let Some(from) = after.checked_add(1) {
         let from = key(from, 0);
-        for found in store.db().iterator_cf(store.events_cf(), IteratorMode::From(&from, Direction::Forward)) {
+        for found in store.db().iterator_cf(store.events_cf(), IteratorMode::From(&from, Direction::Forward))
+        {
             let (key, value) = found.map_err(rocks)?;
             let event = Event::decode(value.as_ref())
                 .map_err(|error| corrupt(format!("event {key:02x?}: {error}")))?;

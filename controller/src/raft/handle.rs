@@ -15,8 +15,8 @@ use holdfast_proto::v1;
 use openraft::{
     ReadPolicy,
     async_runtime::WatchReceiver as _,
-    type_config::alias::InstantOf,
     errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError},
+    type_config::alias::InstantOf,
 };
 use tokio::sync::watch;
 
@@ -287,11 +287,7 @@ impl Handle {
             .collect();
         let leader = metrics.current_leader.and_then(|id| {
             let found = members.iter().find(|member| member.id == id)?;
-            Some(LeaderAddress {
-                id,
-                name: found.member.name.clone(),
-                address: found.member.address.clone(),
-            })
+            Some(LeaderAddress { id, name: found.member.name.clone(), address: found.member.address.clone() })
         });
         ClusterMetrics {
             own_id: metrics.id,

@@ -7,7 +7,10 @@ use std::time::Instant;
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{handle::LeaderAddress, types::{Raft, TypeConfig}};
+use super::{
+    handle::LeaderAddress,
+    types::{Raft, TypeConfig},
+};
 
 /// This member's part in the current term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -8,7 +8,8 @@
 use std::{fmt::Debug, io, ops::Bound, ops::RangeBounds, sync::Arc};
 
 use openraft::{
-    LogState, OptionalSend, RaftLogReader, entry::RaftEntry as _,
+    LogState, OptionalSend, RaftLogReader,
+    entry::RaftEntry as _,
     storage::{IOFlushed, RaftLogStorage},
 };
 use rocksdb::{Direction, IteratorMode, ReadOptions};
@@ -58,7 +59,10 @@ fn entry(key: &[u8], value: &[u8]) -> io::Result<Entry> {
     let found: Entry = decode(value)
         .map_err(|error| io::Error::new(error.kind(), format!("log entry {key:02x?}: {error}")))?;
     if key != found.log_id().index.to_be_bytes() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("log entry {key:02x?} is another entry")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("log entry {key:02x?} is another entry"),
+        ));
     }
     Ok(found)
 }
@@ -75,8 +79,11 @@ impl LogReader {
             options.set_iterate_upper_bound(key(end).to_vec());
         }
         let from = key(start);
-        let found =
-            store.db().iterator_cf_opt(store.log_cf(), options, IteratorMode::From(&from, Direction::Forward));
+        let found = store.db().iterator_cf_opt(
+            store.log_cf(),
+            options,
+            IteratorMode::From(&from, Direction::Forward),
+        );
         let (mut entries, mut bytes) = (Vec::new(), 0);
         // Entries below the first were purged; from it on there is no hole.
         let mut expected = None;
@@ -89,7 +96,10 @@ impl LogReader {
             let found = entry(&key, &value)?;
             let index = found.log_id().index;
             if expected.is_some_and(|expected| expected != index) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("the log has a hole before {index}")));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("the log has a hole before {index}"),
+                ));
             }
             expected = Some(index + 1);
             entries.push(found);

@@ -7,14 +7,15 @@ use std::{io, path::Path, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
 use openraft::{
-    EntryPayload, OptionalSend, entry::RaftEntry as _,
+    EntryPayload, OptionalSend,
+    entry::RaftEntry as _,
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
 
 use super::{
     applied::Shared,
-    options::APPLY_BATCH_MAX,
     events::EventLog,
+    options::APPLY_BATCH_MAX,
     records::{self, corrupt},
     snapshot::{SnapshotFolder, SnapshotWriter},
     snapshot_file::{Content, SnapshotFile},
@@ -162,7 +163,11 @@ impl RaftStateMachine<TypeConfig> for MachineStore {
         }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
         self.install(meta, snapshot)
     }
 

@@ -24,8 +24,7 @@ use openraft::{
 use tokio::task::JoinHandle;
 
 use super::{
-    Handle, RaftService, StoreError,
-    leadership,
+    Handle, RaftService, StoreError, leadership,
     log::LogStore,
     machine::MachineStore,
     network::{Caller, Network},

@@ -41,9 +41,7 @@ mod cluster_tests;
 mod store_tests;
 
 pub use commits::{Commits, CommitsEnd};
-pub use handle::{
-    ClusterMetrics, Handle, LeaderAddress, MemberMetrics, ReadError, WriteError, Written,
-};
+pub use handle::{ClusterMetrics, Handle, LeaderAddress, MemberMetrics, ReadError, WriteError, Written};
 pub use leadership::Leadership;
 pub use member::RunningMember;
 pub(crate) use network::channel as connect;

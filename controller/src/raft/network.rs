@@ -20,12 +20,10 @@ use openraft::{
     OptionalSend, RaftNetworkFactory,
     base::{BoxFuture, BoxStream},
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
-    network::{
-        Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
-    },
+    network::{Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption},
     raft::{
-        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest, VoteRequest,
-        TransferLeaderResponse, VoteResponse,
+        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -79,8 +77,11 @@ impl CallError {
 /// # Errors
 /// [`CallError::Address`] for an address or a name that cannot be used.
 pub(crate) fn channel(identity: &Identity, member: &Member) -> Result<Channel, CallError> {
-    let unusable = |error: &dyn std::fmt::Display| CallError::Address(format!("member {} at {}: {error}", member.name, member.address));
-    let tls = identity.tonic_client(Role::Controller, Some(&member.name)).map_err(|error| unusable(&error))?;
+    let unusable = |error: &dyn std::fmt::Display| {
+        CallError::Address(format!("member {} at {}: {error}", member.name, member.address))
+    };
+    let tls =
+        identity.tonic_client(Role::Controller, Some(&member.name)).map_err(|error| unusable(&error))?;
     let endpoint = Endpoint::from_shared(format!("https://{}", member.address))
         .map_err(|error| unusable(&error))?
         .tls_config(tls)
@@ -136,7 +137,8 @@ impl Caller {
 
     /// Whether that member has a log already; used before a membership is made.
     pub(super) async fn has_log(&mut self, request: VoteRequest<TypeConfig>) -> Result<bool, CallError> {
-        let answer: VoteResponse<TypeConfig> = self.call(Call::PreVote, &request, options::CONNECT_TIMEOUT).await?;
+        let answer: VoteResponse<TypeConfig> =
+            self.call(Call::PreVote, &request, options::CONNECT_TIMEOUT).await?;
         Ok(answer.last_log_id.is_some())
     }
 
@@ -156,7 +158,8 @@ impl Caller {
                 Call::TransferLeader => client.transfer_leader(request).await,
             }
         };
-        let frame = tokio::time::timeout(limit, answer).await.map_err(|_| CallError::Silent(limit))??.into_inner();
+        let frame =
+            tokio::time::timeout(limit, answer).await.map_err(|_| CallError::Silent(limit))??.into_inner();
         Ok(unpack(&frame)?)
     }
 }
@@ -177,7 +180,11 @@ impl NetBackoff<TypeConfig> for Caller {
 }
 
 impl NetVote<TypeConfig> for Caller {
-    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, Rpc> {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, Rpc> {
         self.call(Call::Vote, &rpc, option.soft_ttl()).await.map_err(|error| error.rpc())
     }
 
@@ -257,11 +264,15 @@ impl NetSnapshot<TypeConfig> for Caller {
             let mut client = self.client()?;
             let meta = pack_bytes(&(vote, &snapshot.meta))?;
             let first = SnapshotFrame { format: FORMAT, meta, chunk: Vec::new() };
-            let chunks = tokio_stream::StreamExt::map_while(ReceiverStream::new(chunks(snapshot.snapshot)), |chunk| {
-                chunk.inspect_err(|error| tracing::error!(%error, "a snapshot cannot be sent")).ok()
-            });
-            let frames = stream::once(async { first })
-                .chain(chunks.map(|chunk| SnapshotFrame { format: FORMAT, meta: Vec::new(), chunk }));
+            let chunks =
+                tokio_stream::StreamExt::map_while(ReceiverStream::new(chunks(snapshot.snapshot)), |chunk| {
+                    chunk.inspect_err(|error| tracing::error!(%error, "a snapshot cannot be sent")).ok()
+                });
+            let frames = stream::once(async { first }).chain(chunks.map(|chunk| SnapshotFrame {
+                format: FORMAT,
+                meta: Vec::new(),
+                chunk,
+            }));
             let limit = option.hard_ttl();
             let frame: Frame = tokio::time::timeout(limit, client.install_snapshot(frames))
                 .await

@@ -39,7 +39,10 @@ fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 fn place(change: &Change) -> io::Result<Place> {
-    let kind = change.change.as_ref().ok_or_else(|| io::Error::other("a change of a kind that this version does not know"))?;
+    let kind = change
+        .change
+        .as_ref()
+        .ok_or_else(|| io::Error::other("a change of a kind that this version does not know"))?;
     let name = |kind: u8, name: &str| key(kind, &[name.as_bytes()]);
     Ok(match kind {
         Kind::Cluster(_) => Place::Set(key(CLUSTER, &[])),
@@ -47,9 +50,7 @@ fn place(change: &Change) -> io::Result<Place> {
         Kind::Volume(volume) => Place::Set(key(VOLUME, &[&volume.id])),
         Kind::Reservation(reservation) => Place::Set(key(RESERVATION, &[&reservation.volume_id])),
         Kind::Host(host) => Place::Set(name(HOST, &host.name)),
-        Kind::Mapping(mapping) => {
-            Place::Set(key(MAPPING, &[mapping.host.as_bytes(), &mapping.volume_id]))
-        }
+        Kind::Mapping(mapping) => Place::Set(key(MAPPING, &[mapping.host.as_bytes(), &mapping.volume_id])),
         // A ring: a newer record takes the place of the one that it displaces.
         Kind::Request(request) => {
             Place::Set(key(REQUEST, &[&(request.sequence % limits::REQUESTS_KEPT).to_be_bytes()]))
@@ -84,7 +85,8 @@ pub(super) fn load(store: &Store) -> io::Result<StateMachine> {
     let mut changes = Vec::new();
     for found in store.db().iterator_cf(store.state_cf(), IteratorMode::Start) {
         let (key, value) = found.map_err(rocks)?;
-        let change = Change::decode(value.as_ref()).map_err(|error| corrupt(format!("record {key:02x?}: {error}")))?;
+        let change =
+            Change::decode(value.as_ref()).map_err(|error| corrupt(format!("record {key:02x?}: {error}")))?;
         if !matches!(place(&change)?, Place::Set(own) if own == *key) {
             return Err(corrupt(format!("record {key:02x?} is another record")));
         }

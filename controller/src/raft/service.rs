@@ -53,16 +53,19 @@ fn answer(message: &impl Serialize) -> Result<Response<Frame>, Status> {
 impl raft_server::Raft for RaftService {
     type AppendStream = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
 
-    async fn append(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::AppendStream>, Status> {
+    async fn append(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
         let broken = Arc::new(Mutex::new(None));
         let reason = Arc::clone(&broken);
-        let read = move |frame: Result<Frame, Status>| {
-            match frame.and_then(|frame| unpack(&frame).map_err(unreadable)) {
-                Ok(request) => Some(request),
-                Err(status) => {
-                    *reason.lock() = Some(status);
-                    None
-                }
+        let read = move |frame: Result<Frame, Status>| match frame
+            .and_then(|frame| unpack(&frame).map_err(unreadable))
+        {
+            Ok(request) => Some(request),
+            Err(status) => {
+                *reason.lock() = Some(status);
+                None
             }
         };
         let requests = tokio_stream::StreamExt::map_while(request.into_inner(), read);
@@ -71,7 +74,8 @@ impl raft_server::Raft for RaftService {
             Err(fatal) => Err(stopped(fatal)),
         });
         // After the answers to what could be read, say why there are no more.
-        let end = futures::stream::once(async move { broken.lock().take() }).filter_map(|status| async move { status.map(Err) });
+        let end = futures::stream::once(async move { broken.lock().take() })
+            .filter_map(|status| async move { status.map(Err) });
         Ok(Response::new(Box::pin(answers.chain(end))))
     }
 
@@ -88,10 +92,14 @@ impl raft_server::Raft for RaftService {
         request: Request<Streaming<SnapshotFrame>>,
     ) -> Result<Response<Frame>, Status> {
         let mut frames = request.into_inner();
-        let first =
-            frames.message().await?.ok_or_else(|| Status::invalid_argument("a snapshot without a first frame"))?;
-        let (vote, meta): (Vote, SnapshotMeta) = unpack_bytes(first.format, &first.meta).map_err(unreadable)?;
-        let failed = |error: std::io::Error| Status::internal(format!("a snapshot cannot be stored: {error}"));
+        let first = frames
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("a snapshot without a first frame"))?;
+        let (vote, meta): (Vote, SnapshotMeta) =
+            unpack_bytes(first.format, &first.meta).map_err(unreadable)?;
+        let failed =
+            |error: std::io::Error| Status::internal(format!("a snapshot cannot be stored: {error}"));
         let mut file = self.folder.create().map_err(failed)?;
         let mut chunk = Some(first.chunk);
         let mut bytes = 0;

@@ -135,8 +135,7 @@ fn message<M: prost::Message + Default>(payload: &[u8]) -> io::Result<M> {
 }
 
 fn end_of(content: &Content) -> Vec<u8> {
-    let numbers =
-        [content.changes.len() as u64, content.events.events.len() as u64, content.events.dropped];
+    let numbers = [content.changes.len() as u64, content.events.events.len() as u64, content.events.dropped];
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
@@ -186,7 +185,10 @@ fn read_meta(from: &mut impl Read) -> io::Result<SnapshotMeta> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_proto::{state::{Host, change}, v1::Event};
+    use holdfast_proto::{
+        state::{Host, change},
+        v1::Event,
+    };
 
     use super::*;
 

@@ -16,8 +16,8 @@ use std::{
 };
 
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, LogLevel, Options, WriteBatch,
-    WriteOptions,
+    ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, LogLevel, Options,
+    WriteBatch, WriteOptions,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -53,7 +53,9 @@ pub enum StoreError {
     #[error("{0} is in use by another process; end that one, or give --dir another directory")]
     InUse(PathBuf),
     /// It was made by another cluster.
-    #[error("{path} belongs to cluster {found}, and the certificate is of cluster {expected}; give --dir or --tls the right directory")]
+    #[error(
+        "{path} belongs to cluster {found}, and the certificate is of cluster {expected}; give --dir or --tls the right directory"
+    )]
     OtherCluster {
         /// The store.
         path: PathBuf,
@@ -63,7 +65,9 @@ pub enum StoreError {
         expected: String,
     },
     /// It was made by another member.
-    #[error("{path} belongs to member {found}, and this is member {expected}; give --dir or --id the right value")]
+    #[error(
+        "{path} belongs to member {found}, and this is member {expected}; give --dir or --id the right value"
+    )]
     OtherMember {
         /// The store.
         path: PathBuf,
@@ -112,15 +116,16 @@ impl Store {
             options.set_compression_type(DBCompressionType::Lz4);
             ColumnFamilyDescriptor::new(name, options)
         };
-        let db =
-            DB::open_cf_descriptors(&options, &path, [LOG, META, STATE, EVENTS].map(family)).map_err(|error| {
+        let db = DB::open_cf_descriptors(&options, &path, [LOG, META, STATE, EVENTS].map(family)).map_err(
+            |error| {
                 // RocksDB has no kind of its own for a lock that is held.
                 if error.as_ref().contains("lock") && error.as_ref().contains("LOCK") {
                     StoreError::InUse(path.clone())
                 } else {
                     failed(rocks(error))
                 }
-            })?;
+            },
+        )?;
         let store = Self { db, path: path.clone(), failed: AtomicBool::new(false) };
         store.claim(identity)?;
         Ok(Arc::new(store))
@@ -140,11 +145,9 @@ impl Store {
                 found: hex(&cluster),
                 expected: hex(&own.cluster),
             }),
-            Some((_, member)) if member != own.member => Err(StoreError::OtherMember {
-                path: self.path.clone(),
-                found: member,
-                expected: own.member,
-            }),
+            Some((_, member)) if member != own.member => {
+                Err(StoreError::OtherMember { path: self.path.clone(), found: member, expected: own.member })
+            }
             Some(_) => Ok(()),
         }
     }
@@ -288,7 +291,9 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
             Ok(_) => Err(corrupt("bytes after the end of a record".to_owned())),
             Err(error) => Err(corrupt(format!("not the record that it should be: {error}"))),
         },
-        Some((format, _)) => Err(corrupt(format!("written in format {format}, which this version does not know"))),
+        Some((format, _)) => {
+            Err(corrupt(format!("written in format {format}, which this version does not know")))
+        }
         None => Err(corrupt("an empty record".to_owned())),
     }
 }

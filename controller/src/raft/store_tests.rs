@@ -141,7 +141,9 @@ async fn look(directory: &Path) -> Seen {
         machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
     }
     let (applied, _) = machine.applied_state().await.unwrap();
-    shared.read(|machine, _| assert!(*machine == expected(applied), "records and applied index differ at {applied:?}"));
+    shared.read(|machine, _| {
+        assert!(*machine == expected(applied), "records and applied index differ at {applied:?}")
+    });
     let (events, _) = shared.events_after(0, usize::MAX).unwrap();
     assert_eq!(events.len() as u64, applied.map_or(0, |log_id| log_id.index), "one event for each command");
     Seen {
@@ -194,7 +196,10 @@ async fn a_kill_between_any_two_writes_loses_nothing() {
 
     log.purge(log_id(1, 5)).await.unwrap();
     let seen = after_kill(directory.path()).await;
-    assert_eq!((seen.purged, seen.log[0], seen.last), (Some(log_id(1, 5)), log_id(1, 6), Some(log_id(2, 11))));
+    assert_eq!(
+        (seen.purged, seen.log[0], seen.last),
+        (Some(log_id(1, 5)), log_id(1, 6), Some(log_id(2, 11)))
+    );
 
     log.purge(log_id(2, 11)).await.unwrap();
     let seen = after_kill(directory.path()).await;
@@ -207,7 +212,8 @@ async fn a_kill_between_any_two_writes_loses_nothing() {
 /// The newest write-ahead log of a folder, with its length.
 fn newest_wal(directory: &Path) -> (PathBuf, u64) {
     let logs = fs::read_dir(directory.join("raft")).unwrap().map(|entry| entry.unwrap().path());
-    let newest = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap();
+    let newest =
+        logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap();
     let length = fs::metadata(&newest).unwrap().len();
     (newest, length)
 }

@@ -7,9 +7,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use openraft::{
-    type_config::alias::{
-        EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf,
-    },
+    type_config::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf},
     vote::leader_id_std,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -68,7 +68,9 @@ impl Rule {
         match self {
             Self::Members => role == Role::Controller,
             Self::Nodes => role == Role::Node,
-            Self::ManagementRead => matches!(role, Role::Admin | Role::Operator | Role::Viewer | Role::Controller),
+            Self::ManagementRead => {
+                matches!(role, Role::Admin | Role::Operator | Role::Viewer | Role::Controller)
+            }
             Self::ManagementWrite => matches!(role, Role::Admin | Role::Operator),
             Self::Anyone => true,
         }
@@ -100,7 +102,12 @@ pub(super) struct Admitted {
 }
 
 /// Lets the call of `peer` in, or says why not.
-fn admit(cluster: ClusterId, peer: &PeerIdentity, path: &str, headers: &HeaderMap) -> Result<Admitted, Status> {
+fn admit(
+    cluster: ClusterId,
+    peer: &PeerIdentity,
+    path: &str,
+    headers: &HeaderMap,
+) -> Result<Admitted, Status> {
     if peer.cluster != cluster {
         return Err(Status::permission_denied("the certificate is of another cluster"));
     }
@@ -108,7 +115,8 @@ fn admit(cluster: ClusterId, peer: &PeerIdentity, path: &str, headers: &HeaderMa
         return Err(Status::unimplemented(format!("there is no method {path}")));
     };
     let own = || Caller { role: peer.role, name: peer.name.clone() };
-    let passed_on = if peer.role == Role::Controller && rule.is_management() { passed_on(headers)? } else { None };
+    let passed_on =
+        if peer.role == Role::Controller && rule.is_management() { passed_on(headers)? } else { None };
     let forwarded = passed_on.is_some();
     let caller = passed_on.unwrap_or_else(own);
     if !rule.admits(caller.role) {
@@ -119,7 +127,12 @@ fn admit(cluster: ClusterId, peer: &PeerIdentity, path: &str, headers: &HeaderMa
             caller.name
         )));
     }
-    Ok(Admitted { caller, forwarded, management: rule.is_management(), writes: rule == Rule::ManagementWrite })
+    Ok(Admitted {
+        caller,
+        forwarded,
+        management: rule.is_management(),
+        writes: rule == Rule::ManagementWrite,
+    })
 }
 
 /// The first caller as a controller tells it.
@@ -190,9 +203,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let admitted = peer(&request).and_then(|peer| {
-            admit(self.layer.cluster, &peer, request.uri().path(), request.headers())
-        });
+        let admitted = peer(&request)
+            .and_then(|peer| admit(self.layer.cluster, &peer, request.uri().path(), request.headers()));
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(status) => {
@@ -251,7 +263,8 @@ mod tests {
 
     #[test]
     fn a_path_without_a_rule_is_refused() {
-        for path in ["", "/", "/x", "/holdfast.v2.VolumeService/GetVolume", "/holdfast.raft.v1.Raft2/Append"] {
+        for path in ["", "/", "/x", "/holdfast.v2.VolumeService/GetVolume", "/holdfast.raft.v1.Raft2/Append"]
+        {
             assert!(!may(Role::Admin, path), "{path}");
             assert!(!may(Role::Controller, path), "{path}");
         }
@@ -289,7 +302,10 @@ mod tests {
         let seen = admit(CLUSTER, &peer(Role::Viewer), LIST, &headers).unwrap();
         assert_eq!((seen.caller.role, seen.forwarded), (Role::Viewer, false));
         let seen = admit(CLUSTER, &peer(Role::Controller), CREATE, &headers).unwrap();
-        assert_eq!((seen.caller.role, seen.caller.name.as_str(), seen.forwarded), (Role::Admin, "root", true));
+        assert_eq!(
+            (seen.caller.role, seen.caller.name.as_str(), seen.forwarded),
+            (Role::Admin, "root", true)
+        );
         // A viewer's call that is passed on is still a viewer's.
         stamp(&mut headers, &Caller { role: Role::Viewer, name: "eve".to_owned() }).unwrap();
         assert!(admit(CLUSTER, &peer(Role::Controller), CREATE, &headers).is_err());

@@ -2,19 +2,15 @@
 //!
 //! Invariants
 //! * A call is passed on once; a member that gets a passed-on call and does not lead refuses it, with nothing done.
-//! * A writing call whose connection broke is answered UNKNOWN, never UNAVAILABLE, unless it never left.
+//! * A writing call whose connection broke is answered DEADLINE_EXCEEDED (outcome not known), never UNAVAILABLE
+//!   (nothing was changed), unless it never left.
 
-use std::{
-    collections::HashMap,
-    error::Error,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, error::Error, sync::Arc, time::Duration};
 
 use holdfast_pki::Identity;
 use http::{Request, Response, Uri};
 use parking_lot::Mutex;
-use tonic::{Code, Status, body::Body, transport::Channel};
+use tonic::{Status, body::Body, transport::Channel};
 use tower::{Service as _, ServiceExt as _};
 
 use super::access::Admitted;
@@ -38,18 +34,17 @@ impl Forwarder {
     /// Where a management call goes: `None` = it is carried out here.
     pub(super) async fn destination(&self, call: &Admitted) -> Result<Option<LeaderAddress>, Status> {
         let own = self.handle.id();
-        let leader = if call.forwarded {
-            self.handle.leader()
-        } else {
-            self.handle.wait_leader(LEADER_WAIT).await
-        };
+        let leader =
+            if call.forwarded { self.handle.leader() } else { self.handle.wait_leader(LEADER_WAIT).await };
         match leader {
             Some(leader) if leader.id == own => Ok(None),
             Some(_) | None if call.forwarded => {
                 Err(Status::unavailable("leadership is changing; nothing was changed, ask again"))
             }
             Some(leader) => Ok(Some(leader)),
-            None => Err(Status::unavailable("the controllers have no leader (no quorum); nothing was changed")),
+            None => {
+                Err(Status::unavailable("the controllers have no leader (no quorum); nothing was changed"))
+            }
         }
     }
 
@@ -60,7 +55,8 @@ impl Forwarder {
             return Ok(channel.clone());
         }
         let member = Member { name: leader.name.clone(), address: leader.address.clone() };
-        let channel = connect(&self.identity, &member).map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel =
+            connect(&self.identity, &member).map_err(|error| Status::unavailable(error.to_string()))?;
         channels.insert(key, channel.clone());
         Ok(channel)
     }
@@ -101,14 +97,18 @@ fn failed(leader: &LeaderAddress, error: &(dyn Error + 'static), writes: bool) -
         return Status::unavailable(format!("{whom} cannot be reached; nothing was changed, ask again"));
     }
     if writes {
-        let text = format!("the connection to {whom} broke; the call may have been carried out: ask again with the same request_id");
-        return Status::new(Code::Unknown, text);
+        let text = format!(
+            "the connection to {whom} broke; the call may have been carried out: ask again with the same request_id"
+        );
+        return Status::deadline_exceeded(text);
     }
     Status::unavailable(format!("the connection to {whom} broke; ask again"))
 }
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
@@ -121,7 +121,7 @@ mod tests {
         let refused = Outer(Box::new(tonic::ConnectError("refused".into())));
         let broken = Outer("reset".into());
         assert_eq!(failed(&leader, &refused, true).code(), Code::Unavailable);
-        assert_eq!(failed(&leader, &broken, true).code(), Code::Unknown);
+        assert_eq!(failed(&leader, &broken, true).code(), Code::DeadlineExceeded);
         assert_eq!(failed(&leader, &broken, false).code(), Code::Unavailable);
     }
 }
