@@ -1,7 +1,7 @@
 //! The login phase of one connection (RFC 7143 section 6.3): leading request, security stage, operational stage.
 //!
 //! Invariants: stages only go forward; nothing is negotiated before the shell admitted the initiator; the operational
-//! stage is entered only if [`security::Security::passed`]; text and PDUs are bounded; a refusal ends it.
+//! stage is entered only if `security::Security::passed`; text and PDUs are bounded; a refusal ends it.
 
 mod identity;
 mod security;
