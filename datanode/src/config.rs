@@ -54,6 +54,9 @@ pub struct Arguments {
     /// Threads of the data plane [default: one for each core]
     #[arg(long, value_parser = parse_threads)]
     threads: Option<usize>,
+    /// Stop when the process that started this one ends, however it ends (for supervisors such as `holdfast dev up`)
+    #[arg(long)]
+    die_with_parent: bool,
 }
 
 /// A pool as it was given.
@@ -157,6 +160,17 @@ pub struct StateDirectory {
 }
 
 impl Arguments {
+    /// Ties the life of this process to its parent's, when that was asked for.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn follow_parent(&self) -> std::io::Result<()> {
+        if self.die_with_parent {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+        }
+        Ok(())
+    }
+
     /// Checks the arguments against each other and against the machine; takes the state directory.
     ///
     /// # Errors
