@@ -95,7 +95,7 @@ async fn volumes_hosts_and_mappings_live_and_die() {
     let mapping = c.map("db1", "win1", None).await.unwrap();
     assert_eq!((mapping.volume.as_str(), mapping.lun), ("db1", 0));
     let shown = c.hosts.get_host(GetHostRequest { name: "win1".to_owned() }).await.unwrap().into_inner();
-    assert_eq!(shown.status.unwrap().mappings, [mapping.clone()]);
+    assert_eq!(shown.status.unwrap().mappings, std::slice::from_ref(&mapping));
     let filter = ListMappingsRequest { volume: "db1".to_owned(), ..Default::default() };
     let listed = c.mappings.list_mappings(filter).await.unwrap().into_inner();
     assert_eq!((listed.mappings, listed.next_page_token.as_str()), (vec![mapping], ""));

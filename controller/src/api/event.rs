@@ -26,8 +26,9 @@ impl Api {
                 }
             };
             if dropped > after {
-                let text =
-                    format!("after_index: events up to index {dropped} are not kept any more; begin from there");
+                let text = format!(
+                    "after_index: events up to index {dropped} are not kept any more; begin from there"
+                );
                 let _ = events.send(Err(Status::out_of_range(text))).await;
                 return;
             }

@@ -91,7 +91,9 @@ fn chap<'a>(spec: &'a HostSpec, secret: &'a str, target_secret: &'a str) -> Resu
 impl Api {
     fn seal(&self, context: &str, secret: &str) -> Result<Vec<u8>, Status> {
         let key = self.identity.sealing_key().ok_or_else(|| {
-            Status::failed_precondition("this controller has no cluster key (secret.key), so it cannot keep CHAP secrets")
+            Status::failed_precondition(
+                "this controller has no cluster key (secret.key), so it cannot keep CHAP secrets",
+            )
         })?;
         key.seal(context, secret.as_bytes()).map_err(|error| Status::internal(error.to_string()))
     }

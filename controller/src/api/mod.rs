@@ -24,9 +24,6 @@ mod reservation;
 pub(crate) mod status;
 mod volume;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::Arc;
 
 use holdfast_pki::Identity;

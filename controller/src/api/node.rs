@@ -54,7 +54,8 @@ impl Api {
     }
 
     async fn node_by_name(&self, name: &str) -> Result<Response<Node>, Status> {
-        let found = self.read(|state| state.node_by_name(name).map(|node| self.node_view(state, node))).await?;
+        let found =
+            self.read(|state| state.node_by_name(name).map(|node| self.node_view(state, node))).await?;
         let missing = || Refusal::NotFound { kind: Kind::Node, name: printable(name) };
         let node = found.ok_or_else(|| status::refused(&missing()))?;
         Ok(Response::new(self.with_lease(node)))

@@ -51,11 +51,7 @@ pub(super) fn choose(
     best.map(|(.., placement)| placement).ok_or_else(|| reasons.join("; "))
 }
 
-fn best_pool<'a>(
-    node: &'a records::Node,
-    size_bytes: u64,
-    wish: &str,
-) -> Result<&'a records::Pool, String> {
+fn best_pool<'a>(node: &'a records::Node, size_bytes: u64, wish: &str) -> Result<&'a records::Pool, String> {
     if node.cordoned {
         return Err(format!("node {} is cordoned", node.name));
     }

@@ -27,7 +27,8 @@ fn view(state: &StateMachine, record: &records::Volume) -> Volume {
     let id = VolumeId::from_slice(&record.id);
     let epoch = record.epoch.unwrap_or_default();
     let pool = record.in_sync.iter().find(|m| m.node == record.owner).or(record.in_sync.first());
-    let names = |members: &[records::ReplicaMember]| members.iter().map(|m| state.node_name(m.node)).collect();
+    let names =
+        |members: &[records::ReplicaMember]| members.iter().map(|m| state.node_name(m.node)).collect();
     Volume {
         name: record.name.clone(),
         spec: Some(VolumeSpec {
@@ -47,7 +48,8 @@ fn view(state: &StateMachine, record: &records::Volume) -> Volume {
             in_sync: names(&record.in_sync),
             min_in_sync: record.min_in_sync,
             state: describe(state, record),
-            mappings: id.map_or(0, |id| u32::try_from(state.mappings_of_volume(id).count()).unwrap_or(u32::MAX)),
+            mappings: id
+                .map_or(0, |id| u32::try_from(state.mappings_of_volume(id).count()).unwrap_or(u32::MAX)),
         }),
     }
 }
@@ -67,7 +69,10 @@ fn describe(state: &StateMachine, record: &records::Volume) -> String {
         None => "offline: no node owns it".to_owned(),
         Some(node) if !node.live => format!("offline: node {} holds no lease", node.name),
         Some(node) if node.incarnation != record.owner_incarnation => {
-            format!("offline: node {} has restarted and takes it over once its old lease has run out", node.name)
+            format!(
+                "offline: node {} has restarted and takes it over once its old lease has run out",
+                node.name
+            )
         }
         Some(_) => "online".to_owned(),
     }

@@ -183,12 +183,8 @@ impl Manager {
             if table.term() != Some(in_force) {
                 return Err(NotGranted::NotLeading.into());
             }
-            let renewal = Renewal {
-                node,
-                incarnation,
-                data_path_stalled_ms: renew.data_path_stalled_ms,
-                head,
-            };
+            let renewal =
+                Renewal { node, incarnation, data_path_stalled_ms: renew.data_path_stalled_ms, head };
             let first = !table.is_leased(node, incarnation, self.now());
             table.grant(renewal, self.now_rounded_up())?;
             (head, first)

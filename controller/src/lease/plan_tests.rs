@@ -11,15 +11,18 @@ fn apply(state: &mut StateMachine, body: Body) {
 }
 
 fn join(state: &mut StateMachine, process: u8) {
-    apply(state, Body::NodeJoin(records::NodeJoin {
-        name: "node-1".to_owned(),
-        boot_id: vec![1; 16],
-        process_id: vec![process; 16],
-        portals: vec!["127.0.0.1:3260".to_owned()],
-        interconnect: "127.0.0.1:3270".to_owned(),
-        pools: vec![records::Pool { name: "p".to_owned(), capacity_bytes: 1 << 30, free_bytes: 1 << 30 }],
-        version: String::new(),
-    }));
+    apply(
+        state,
+        Body::NodeJoin(records::NodeJoin {
+            name: "node-1".to_owned(),
+            boot_id: vec![1; 16],
+            process_id: vec![process; 16],
+            portals: vec!["127.0.0.1:3260".to_owned()],
+            interconnect: "127.0.0.1:3270".to_owned(),
+            pools: vec![records::Pool { name: "p".to_owned(), capacity_bytes: 1 << 30, free_bytes: 1 << 30 }],
+            version: String::new(),
+        }),
+    );
 }
 
 /// One live node that owns one volume; the leader of term 1 was elected at 0.
@@ -33,25 +36,30 @@ fn owned() -> (StateMachine, LeaseTable) {
     table.begin(1, Millis(0));
     grant(&state, &mut table, 1, 10);
     run(&mut state, &table, 10);
-    apply(&mut state, Body::CreateVolume(records::CreateVolume {
-        request: None,
-        id: vec![7; 16],
-        name: "db1".to_owned(),
-        size_bytes: 1 << 20,
-        block_size: 512,
-        physical_block_exponent: 0,
-        write_cache: true,
-        thin: true,
-        replicas: 1,
-        node: 1,
-        pool: "p".to_owned(),
-    }));
+    apply(
+        &mut state,
+        Body::CreateVolume(records::CreateVolume {
+            request: None,
+            id: vec![7; 16],
+            name: "db1".to_owned(),
+            size_bytes: 1 << 20,
+            block_size: 512,
+            physical_block_exponent: 0,
+            write_cache: true,
+            thin: true,
+            replicas: 1,
+            node: 1,
+            pool: "p".to_owned(),
+        }),
+    );
     (state, table)
 }
 
 fn grant(state: &StateMachine, table: &mut LeaseTable, incarnation: u64, now: u64) {
     table.applied(1, incarnation, state.head());
-    table.grant(Renewal { node: 1, incarnation, data_path_stalled_ms: 0, head: state.head() }, Millis(now)).unwrap();
+    table
+        .grant(Renewal { node: 1, incarnation, data_path_stalled_ms: 0, head: state.head() }, Millis(now))
+        .unwrap();
 }
 
 fn kinds(bodies: &[Body]) -> Vec<&'static str> {

@@ -10,9 +10,6 @@ mod parts;
 mod registry;
 mod stream;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::VecDeque;
 
 use holdfast_pki::Role;
@@ -84,14 +81,17 @@ impl NodeAgentService {
     }
 
     async fn pass_barrier(&self, index: u64) -> Result<(), Status> {
-        self.leases.pass_barrier(index).await.map_err(|lost| {
-            Status::deadline_exceeded(format!("{lost}; ask again with the same id"))
-        })
+        self.leases
+            .pass_barrier(index)
+            .await
+            .map_err(|lost| Status::deadline_exceeded(format!("{lost}; ask again with the same id")))
     }
 
     /// The state for a node that has joined: from where it stands, or whole.
     fn start(&self, hello: &Hello) -> (bool, VecDeque<ToNode>, Commits) {
-        if let Some(commits) = self.raft.follow_after(hello.applied_index).filter(|_| hello.applied_index != 0) {
+        if let Some(commits) =
+            self.raft.follow_after(hello.applied_index).filter(|_| hello.applied_index != 0)
+        {
             return (true, VecDeque::new(), commits);
         }
         let ((index, changes), commits) =
@@ -148,6 +148,10 @@ impl NodeAgent for NodeAgentService {
             Err(refusal) => return Err(status::refused(&refusal)),
         };
         self.leases.joined(node.number, node.incarnation);
+        if hello.applied_index <= self.raft.applied_index() {
+            // So that a barrier after an election need not wait for the first report.
+            self.leases.applied(node.number, node.incarnation, hello.applied_index);
+        }
         let superseded = self.sessions.begin(node.number);
         let (resumes, mut outbox, commits) = self.start(&hello);
         let cluster = self.raft.read(|state| state.cluster().cloned()).unwrap_or_default();

@@ -147,7 +147,8 @@ impl Session {
             Some(from_node::Message::Pools(report)) => {
                 // Only the newest counts.
                 reports.retain(|body| !matches!(body, Body::ReportPools(_)));
-                let known = self.raft.read(|state| state.node(number).is_some_and(|n| n.pools == report.pools));
+                let known =
+                    self.raft.read(|state| state.node(number).is_some_and(|n| n.pools == report.pools));
                 if !known {
                     let pools = report.pools;
                     reports.push_back(Body::ReportPools(records::ReportPools { number, incarnation, pools }));

@@ -20,11 +20,11 @@ pub(super) struct Effects {
 }
 
 /// To which nexuses a Unit Attention is addressed.
-pub(super) enum Audience {
+pub(super) enum Audience<'a> {
     /// Every nexus that the volume is mapped to.
     Everyone,
     /// One nexus.
-    Only(Nexus),
+    Only(&'a Nexus),
 }
 
 impl Effects {
@@ -44,10 +44,10 @@ impl Effects {
     }
 
     /// A Unit Attention on one volume.
-    pub(super) fn unit_attention(&mut self, volume: VolumeId, additional: AdditionalSense, to: Audience) {
+    pub(super) fn unit_attention(&mut self, volume: VolumeId, additional: AdditionalSense, to: Audience<'_>) {
         let only = match to {
             Audience::Everyone => None,
-            Audience::Only(nexus) => Some(nexus_name(&nexus)),
+            Audience::Only(nexus) => Some(nexus_name(nexus)),
         };
         self.push(records::UnitAttentionEvent {
             volume_id: volume.0.to_vec(),

@@ -117,7 +117,10 @@ impl StateMachine {
         let taken = |lun: u32| map.and_then(|m| m.get(&lun));
         let lun = match command.lun {
             Some(lun) if lun > limits::LUN_MAX => {
-                return Err(Refusal::invalid("lun", format!("{lun} is not between 0 and {}", limits::LUN_MAX)));
+                return Err(Refusal::invalid(
+                    "lun",
+                    format!("{lun} is not between 0 and {}", limits::LUN_MAX),
+                ));
             }
             Some(lun) => {
                 if let Some(mapped) = taken(lun) {
@@ -166,7 +169,8 @@ impl StateMachine {
                 name: format!("of volume {} to host {}", volume.name, host.name),
             });
         };
-        let message = format!("volume {} is no longer mapped to host {} (was LUN {lun})", volume.name, host.name);
+        let message =
+            format!("volume {} is no longer mapped to host {} (was LUN {lun})", volume.name, host.name);
         effects.event("mapping.deleted", format!("mapping/{}/{}", volume.name, host.name), message);
         effects.change(change::Change::RemovedMapping(records::MappingKey {
             host: host.name.clone(),
@@ -226,8 +230,8 @@ fn check_chap(chap: &records::Chap) -> Result<(), Refusal> {
 
 /// A CHAP name: 1..255 printable ASCII characters without spaces.
 pub fn check_chap_user(field: &'static str, user: &str) -> Result<(), Refusal> {
-    let good = (1..=limits::CHAP_USER_BYTES_MAX).contains(&user.len())
-        && user.bytes().all(|b| b.is_ascii_graphic());
+    let good =
+        (1..=limits::CHAP_USER_BYTES_MAX).contains(&user.len()) && user.bytes().all(|b| b.is_ascii_graphic());
     if good {
         Ok(())
     } else {

@@ -69,7 +69,9 @@ pub fn check_address(field: &'static str, address: &str) -> Result<(), Refusal> 
     }
     match address.parse::<std::net::SocketAddr>() {
         Err(_) => bad("is not ADDRESS:PORT (IPv6 addresses in brackets)"),
-        Ok(parsed) if parsed.ip().is_unspecified() => bad("names every address; give the one that peers reach"),
+        Ok(parsed) if parsed.ip().is_unspecified() => {
+            bad("names every address; give the one that peers reach")
+        }
         Ok(parsed) if parsed.port() == 0 => bad("has no port"),
         Ok(_) => Ok(()),
     }
@@ -101,9 +103,19 @@ mod tests {
             assert!(iscsi_name("i", good).is_ok(), "{good}");
         }
         let long = format!("iqn.2026-01.x:{}", "n".repeat(210));
-        for bad in ["", "iqn.", "iqn.2026-1.x", "iqn.2026-01.", "iqn.2026-01.x,i,0x0", "iqn.2026-01.x y", "eui.01",
-            "naa.zz004567ba64678d", "win1", &long, "iqn\u{e9}2026"]
-        {
+        for bad in [
+            "",
+            "iqn.",
+            "iqn.2026-1.x",
+            "iqn.2026-01.",
+            "iqn.2026-01.x,i,0x0",
+            "iqn.2026-01.x y",
+            "eui.01",
+            "naa.zz004567ba64678d",
+            "win1",
+            &long,
+            "iqn\u{e9}2026",
+        ] {
             assert!(iscsi_name("i", bad).is_err(), "{bad:?}");
         }
     }

@@ -38,8 +38,8 @@ impl StateMachine {
                 current: node.incarnation,
             });
         }
-        let number = NodeNumber::new(node.number)
-            .ok_or_else(|| Refusal::invalid("owner", "is not a node number"))?;
+        let number =
+            NodeNumber::new(node.number).ok_or_else(|| Refusal::invalid("owner", "is not a node number"))?;
         let owner = Owner { node: number, incarnation: Incarnation(node.incarnation) };
         let before = volume.config.owner().map(|o| o.node);
         let asked = epoch_of(command.expected.as_ref());

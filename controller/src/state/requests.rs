@@ -24,7 +24,8 @@ impl Requests {
             let reason = format!("longer than {} bytes", limits::REQUEST_ID_BYTES_MAX);
             return Err(Refusal::invalid("request_id", reason));
         }
-        let Some(record) = self.by_id.get(&request.id).and_then(|sequence| self.by_sequence.get(sequence)) else {
+        let Some(record) = self.by_id.get(&request.id).and_then(|sequence| self.by_sequence.get(sequence))
+        else {
             return Ok(None);
         };
         if record.request.as_ref() != Some(request) {

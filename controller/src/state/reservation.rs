@@ -90,8 +90,8 @@ impl StateMachine {
                 format!("{} of volume {} by {nexus}", describe(&volume.reservations), volume.name),
             );
         }
-        for (whom, additional) in applied.unit_attentions {
-            effects.unit_attention(volume.id, additional, Audience::Only(whom));
+        for (whom, additional) in &applied.unit_attentions {
+            effects.unit_attention(volume.id, *additional, Audience::Only(whom));
         }
         effects.abort(volume.id, &applied.abort_tasks_of);
         Ok(Outcome::Proposal(outcome))
@@ -111,8 +111,7 @@ impl StateMachine {
         if let Some(outcome) = self.requests.seen(Some(&request))? {
             return Ok(outcome);
         }
-        let event =
-            command.event.as_ref().ok_or_else(|| Refusal::invalid("event", "is missing"))?;
+        let event = command.event.as_ref().ok_or_else(|| Refusal::invalid("event", "is missing"))?;
         let ports = self.target_ports();
         let volume = self.volume_mut(&event.volume_id)?;
         check_owner(volume, command.epoch.as_ref(), command.proposer)?;
@@ -204,7 +203,8 @@ impl Volume {
             None
         } else {
             let kind = u8::try_from(record.r#type).ok().and_then(ReservationType::from_code);
-            let holder = usize::try_from(record.holder).ok().and_then(|at| registrants.get(at)).map(|r| r.nexus);
+            let holder =
+                usize::try_from(record.holder).ok().and_then(|at| registrants.get(at)).map(|r| r.nexus);
             let held = kind.and_then(|kind| Reservation::from_parts(kind, holder));
             Some(held.ok_or_else(|| wrong("type or holder"))?)
         };

@@ -104,7 +104,9 @@ impl StateMachine {
     pub fn check_invariants(&self) -> Result<(), CorruptState> {
         let cluster = match &self.cluster {
             Some(cluster) => cluster,
-            None if self.nodes.is_empty() && self.volumes.is_empty() && self.hosts.is_empty() => return Ok(()),
+            None if self.nodes.is_empty() && self.volumes.is_empty() && self.hosts.is_empty() => {
+                return Ok(());
+            }
             None => return Err(corrupt("records without a cluster")),
         };
         let mut names = BTreeSet::new();
@@ -116,7 +118,10 @@ impl StateMachine {
             for port in &node.ports {
                 let handed_out = (1..cluster.next_relative_port).contains(&port.relative_port);
                 if !handed_out || !ports.insert(port.relative_port) {
-                    return Err(corrupt(&format!("node {}: relative port {}", node.name, port.relative_port)));
+                    return Err(corrupt(&format!(
+                        "node {}: relative port {}",
+                        node.name, port.relative_port
+                    )));
                 }
             }
         }

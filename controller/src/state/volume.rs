@@ -326,11 +326,7 @@ impl StateMachine {
 }
 
 /// Size and blocks of a volume; fields named as in the management API.
-pub fn check_geometry(
-    size_bytes: u64,
-    block_size: u32,
-    physical_block_exponent: u32,
-) -> Result<(), Refusal> {
+pub fn check_geometry(size_bytes: u64, block_size: u32, physical_block_exponent: u32) -> Result<(), Refusal> {
     if !holdfast_scsi::limits::BLOCK_SIZES.contains(&block_size) {
         return Err(Refusal::invalid("spec.block_size", format!("{block_size} is neither 512 nor 4096")));
     }
@@ -343,7 +339,8 @@ pub fn check_geometry(
         return Err(Refusal::invalid("spec.size_bytes", reason));
     }
     if physical_block_exponent > limits::PHYSICAL_BLOCK_EXPONENT_MAX {
-        let reason = format!("{physical_block_exponent} is more than {}", limits::PHYSICAL_BLOCK_EXPONENT_MAX);
+        let reason =
+            format!("{physical_block_exponent} is more than {}", limits::PHYSICAL_BLOCK_EXPONENT_MAX);
         return Err(Refusal::invalid("spec.physical_block_exponent", reason));
     }
     Ok(())

@@ -123,7 +123,8 @@ impl Controller {
         let task = tokio::spawn(async move {
             loop {
                 node.renew().await;
-                node.applied = node.commits.drain(..).last().map_or(node.applied, |commit| commit.index);
+                node.applied = node.commits.back().map_or(node.applied, |commit| commit.index);
+                node.commits.clear();
                 tokio::time::sleep(Duration::from_millis(u64::from(node.welcome.renew_interval_ms))).await;
             }
         });

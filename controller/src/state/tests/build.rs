@@ -67,7 +67,11 @@ pub(super) fn join(number: u32, process: u8) -> Body {
         process_id: vec![process; 16],
         portals: vec![format!("127.0.0.{number}:3260")],
         interconnect: format!("127.0.0.{number}:3270"),
-        pools: vec![records::Pool { name: "default".to_owned(), capacity_bytes: 2 << 30, free_bytes: 1 << 30 }],
+        pools: vec![records::Pool {
+            name: "default".to_owned(),
+            capacity_bytes: 2 << 30,
+            free_bytes: 1 << 30,
+        }],
         version: String::new(),
     })
 }

@@ -16,15 +16,20 @@ fn name() -> impl Strategy<Value = &'static str> {
 }
 
 fn request() -> impl Strategy<Value = Option<records::ClientRequest>> {
-    let some = (0u8..20, 0u8..2)
-        .prop_map(|(id, digest)| Some(records::ClientRequest { id: format!("r{id}"), digest: vec![digest; 32] }));
+    let some = (0u8..20, 0u8..2).prop_map(|(id, digest)| {
+        Some(records::ClientRequest { id: format!("r{id}"), digest: vec![digest; 32] })
+    });
     prop_oneof![Just(None), some]
 }
 
 fn pr_out() -> impl Strategy<Value = PrOut> {
     let key = || 0u64..4;
-    (0u8..9, 0u8..10, key(), key())
-        .prop_map(|(action, kind, key, action_key)| PrOut { action, kind, key, action_key })
+    (0u8..9, 0u8..10, key(), key()).prop_map(|(action, kind, key, action_key)| PrOut {
+        action,
+        kind,
+        key,
+        action_key,
+    })
 }
 
 /// Commands that name things that may exist; versions and epochs are put right half of the time by `steer`.
@@ -34,8 +39,10 @@ fn body() -> impl Strategy<Value = Body> {
         (node(), 1u8..4).prop_map(|(n, process)| join(n, process)),
         (node(), 1u64..4).prop_map(|(n, incarnation)| live(n, incarnation)),
         (node(), 1u64..4).prop_map(|(n, incarnation)| lost(n, incarnation)),
-        (node(), any::<bool>())
-            .prop_map(|(n, cordoned)| Body::CordonNode(records::CordonNode { name: format!("node-{n}"), cordoned })),
+        (node(), any::<bool>()).prop_map(|(n, cordoned)| Body::CordonNode(records::CordonNode {
+            name: format!("node-{n}"),
+            cordoned
+        })),
         (request(), 1u8..5, name(), node(), 0u64..4).prop_map(|(request, id, name, node, mib)| {
             Body::CreateVolume(records::CreateVolume { request, ..volume_of(id, name, node, mib << 20) })
         }),
@@ -48,8 +55,12 @@ fn body() -> impl Strategy<Value = Body> {
         name().prop_map(delete_host),
         (name(), name(), proptest::option::of(0u32..3)).prop_map(|(v, h, lun)| map(v, h, lun)),
         (name(), name()).prop_map(|(v, h)| unmap(v, h)),
-        (1u8..5, 0u64..6, node(), 1u64..4)
-            .prop_map(|(id, number, node, incarnation)| change_owner(id, epoch(number), node, incarnation)),
+        (1u8..5, 0u64..6, node(), 1u64..4).prop_map(|(id, number, node, incarnation)| change_owner(
+            id,
+            epoch(number),
+            node,
+            incarnation
+        )),
         (any::<u8>(), 1u8..5, 0u64..4, 1u8..4, 1u32..4, node(), pr_out()).prop_map(
             |(id, volume, version, n, port, proposer, out)| {
                 Body::ProposeReservation(records::ProposeReservation {

@@ -14,10 +14,8 @@ fn nothing_is_done_before_the_cluster_is_initialised() {
 #[test]
 fn cluster_is_initialised_once() {
     let mut cluster = Cluster::new();
-    let again = records::ClusterInit {
-        id: vec![9; 16],
-        target_iqn: "IQN.2026-01.org.holdfast:cluster".to_owned(),
-    };
+    let again =
+        records::ClusterInit { id: vec![9; 16], target_iqn: "IQN.2026-01.org.holdfast:cluster".to_owned() };
     assert_eq!(cluster.ask(Body::ClusterInit(again.clone())), Ok(Outcome::Done));
     let other = records::ClusterInit { id: vec![8; 16], ..again };
     assert!(matches!(cluster.refused(Body::ClusterInit(other)), Refusal::Precondition(_)));
@@ -68,7 +66,10 @@ fn portal_of_another_node_is_refused() {
     let Body::NodeJoin(mut body) = join(3, 1) else { panic!() };
     body.portals = vec!["127.0.0.1:3260".to_owned()];
     let refusal = cluster.refused(Body::NodeJoin(body)).to_string();
-    assert_eq!(refusal, "portal 127.0.0.1:3260 belongs to node node-1; give each portal its own address and port");
+    assert_eq!(
+        refusal,
+        "portal 127.0.0.1:3260 belongs to node node-1; give each portal its own address and port"
+    );
 }
 
 #[test]
@@ -89,11 +90,10 @@ fn new_volume_is_owned_by_its_node_in_an_epoch_of_its_own() {
     let mut cluster = Cluster::new();
     let Ok(Outcome::Volume(volume)) = cluster.ask(create_volume(1, "db1")) else { panic!() };
     assert_eq!((volume.owner, volume.owner_incarnation, volume.epoch), (1, 1, Some(epoch(2))));
-    assert_eq!(volume.in_sync, [records::ReplicaMember {
-        node: 1,
-        boot_id: vec![1; 16],
-        pool: "default".to_owned()
-    }]);
+    assert_eq!(
+        volume.in_sync,
+        [records::ReplicaMember { node: 1, boot_id: vec![1; 16], pool: "default".to_owned() }]
+    );
     assert!(matches!(cluster.refused(create_volume(2, "db1")), Refusal::AlreadyExists { .. }));
     assert!(matches!(cluster.refused(create_volume(1, "db2")), Refusal::Invalid { field: "id", .. }));
 }
@@ -149,7 +149,10 @@ fn volume_grows_and_tells_everyone() {
     cluster.done(create_volume(1, "db1"));
     let applied = cluster.done(resize("db1", 2 << 20));
     let [told] = &applied.commit.unit_attentions[..] else { panic!() };
-    assert_eq!((told.additional, &told.volume_id[..], told.index), (0x2a09, &[1; 16][..], applied.commit.index));
+    assert_eq!(
+        (told.additional, &told.volume_id[..], told.index),
+        (0x2a09, &[1; 16][..], applied.commit.index)
+    );
     assert_eq!((&told.only, &told.except), (&None, &None));
     assert!(cluster.done(resize("db1", 2 << 20)).commit.unit_attentions.is_empty());
     assert!(matches!(cluster.refused(resize("db1", 1 << 20)), Refusal::Precondition(_)));
@@ -274,7 +277,12 @@ fn answers_are_kept_in_a_bounded_ring() {
     for n in 0..kept + 5 {
         let request = Some(records::ClientRequest { id: format!("r-{n}"), digest: vec![] });
         let name = if n % 2 == 0 { "a" } else { "b" };
-        let body = records::CreateMapping { request, volume: name.to_owned(), host: "h".to_owned(), ..Default::default() };
+        let body = records::CreateMapping {
+            request,
+            volume: name.to_owned(),
+            host: "h".to_owned(),
+            ..Default::default()
+        };
         if n == 0 {
             cluster.done(create_volume(1, "a"));
             cluster.done(create_volume(2, "b"));
@@ -335,13 +343,14 @@ fn proposal_against_another_version_or_epoch_does_nothing() {
     cluster.done(create_volume(1, "db1"));
     cluster.done(Body::ProposeReservation(propose(1, 0, 1, &PrOut::register(0xa))));
     let stale = propose(2, 0, 2, &PrOut::register(0xb));
-    let Refusal::StaleVersion { current, .. } = cluster.refused(Body::ProposeReservation(stale.clone())) else {
+    let Refusal::StaleVersion { current, .. } = cluster.refused(Body::ProposeReservation(stale.clone()))
+    else {
         panic!()
     };
-    let not_the_owner = records::ProposeReservation { proposer: 2, expected_version: current, ..stale.clone() };
+    let not_the_owner =
+        records::ProposeReservation { proposer: 2, expected_version: current, ..stale.clone() };
     assert!(matches!(cluster.refused(Body::ProposeReservation(not_the_owner)), Refusal::StaleEpoch { .. }));
-    let old_epoch =
-        records::ProposeReservation { epoch: Some(epoch(1)), expected_version: current, ..stale };
+    let old_epoch = records::ProposeReservation { epoch: Some(epoch(1)), expected_version: current, ..stale };
     assert!(matches!(cluster.refused(Body::ProposeReservation(old_epoch)), Refusal::StaleEpoch { .. }));
 }
 
@@ -362,7 +371,9 @@ fn refused_proposals_answer_with_status_and_sense_and_change_nothing() {
     cluster.done(create_volume(1, "db1"));
     let before = cluster.state.clone();
     let unregistered = propose(1, 0, 1, &PrOut::reserve(0xa, 1));
-    let Ok(Outcome::Proposal(conflict)) = cluster.ask(Body::ProposeReservation(unregistered)) else { panic!() };
+    let Ok(Outcome::Proposal(conflict)) = cluster.ask(Body::ProposeReservation(unregistered)) else {
+        panic!()
+    };
     assert_eq!((conflict.status, conflict.sense.len(), conflict.version), (0x18, 0, 0));
     let nonsense = propose(2, 0, 1, &PrOut { action: 9, kind: 0, key: 0, action_key: 0 });
     let Ok(Outcome::Proposal(check)) = cluster.ask(Body::ProposeReservation(nonsense)) else { panic!() };
@@ -375,7 +386,8 @@ fn nexus_of_no_port_is_refused() {
     let mut cluster = Cluster::new();
     cluster.done(create_volume(1, "db1"));
     for bad in [nexus(1, 0), nexus(1, 3), nexus(1, 65_537), records::NexusName::default()] {
-        let proposal = records::ProposeReservation { nexus: Some(bad), ..propose(1, 0, 1, &PrOut::register(1)) };
+        let proposal =
+            records::ProposeReservation { nexus: Some(bad), ..propose(1, 0, 1, &PrOut::register(1)) };
         assert!(matches!(
             cluster.refused(Body::ProposeReservation(proposal)),
             Refusal::Invalid { field: "nexus", .. }
@@ -397,7 +409,8 @@ fn preempt_and_abort_names_whom_it_tells_and_whose_tasks_end() {
     run(2, PrOut::register(0xb), 2);
     run(1, PrOut::reserve(0xa, 5), 3);
     let applied = run(2, PrOut { action: 5, kind: 5, key: 0xb, action_key: 0xa }, 4);
-    let told: Vec<_> = applied.commit.unit_attentions.iter().map(|ua| (ua.additional, ua.only.clone())).collect();
+    let told: Vec<_> =
+        applied.commit.unit_attentions.iter().map(|ua| (ua.additional, ua.only.clone())).collect();
     assert_eq!(told, [(0x2a05, Some(nexus(1, 1)))]);
     let [aborts] = &applied.commit.aborts[..] else { panic!() };
     assert_eq!((&aborts.volume_id[..], &aborts.nexuses[..]), (&[1; 16][..], &[nexus(1, 1)][..]));

@@ -35,7 +35,8 @@ fn run(expected: &str) {
             let volume = cluster.volume(name);
             let owner = volume.config.owner().unwrap();
             let node = cluster.state.node_name(u32::from(owner.node.get()));
-            writeln!(got, "  {node} incarnation {} epoch {}", owner.incarnation, volume.config.epoch()).unwrap();
+            writeln!(got, "  {node} incarnation {} epoch {}", owner.incarnation, volume.config.epoch())
+                .unwrap();
             continue;
         }
         proposals += 1;
@@ -64,7 +65,9 @@ fn command(cluster: &Cluster, words: &[&str], proposal: u8) -> Body {
             let field = |name: &str| {
                 let at = rest.iter().position(|word| *word == name)?;
                 let value = rest.get(at + 1)?;
-                value.strip_prefix("0x").map_or_else(|| value.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok())
+                value
+                    .strip_prefix("0x")
+                    .map_or_else(|| value.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok())
             };
             let key = field("key").unwrap();
             let kind = field("type").unwrap_or(0) as u8;
@@ -113,7 +116,8 @@ fn describe(cluster: &Cluster, applied: &Applied, index: u64, out: &mut String) 
         };
         let whose = cluster.state.volumes().find(|v| v.id.0[..] == told.volume_id[..]);
         let on = whose.map_or(String::new(), |v| format!(" on {}", v.name));
-        writeln!(out, "  UA {:02X}/{:02X} to {whom}{on}", told.additional >> 8, told.additional & 0xff).unwrap();
+        writeln!(out, "  UA {:02X}/{:02X} to {whom}{on}", told.additional >> 8, told.additional & 0xff)
+            .unwrap();
     }
     for aborts in &applied.commit.aborts {
         let whose: Vec<String> = aborts.nexuses.iter().map(port).collect();
