@@ -18,14 +18,15 @@ pub const COMMAND_AGE_MS_MAX: u64 = 15_000;
 
 /// Longest fixed part of a frame behind its header, in bytes: the longest TransportID and CDB and some numbers.
 pub const FRAME_META_LEN_MAX: usize = 1024;
-/// Longest bulk data of a frame, in bytes: what one command may move.
-pub const FRAME_DATA_LEN_MAX: usize = holdfast_scsi::limits::TRANSFER_BYTES_MAX as usize;
+/// Longest bulk data of a frame, in bytes: the most data-out that a port takes for one command. It is more than a command
+/// may move: one that announces too much is refused by the device server, not by the way to it.
+pub const FRAME_DATA_LEN_MAX: usize = 16 * 1024 * 1024;
 /// Longest CDB that is forwarded, in bytes (RFC 7143 11.2.2.3 with the longest additional header segment).
 pub const CDB_LEN_MAX: usize = 260;
 /// Requests that one connection may have unanswered. One more command is answered TASK SET FULL by the port.
 pub const REQUESTS_MAX: usize = 4096;
 /// Data-out, in bytes, that the unanswered commands of one connection may have announced; the owner holds it in memory.
-pub const DATA_OUT_MAX: u64 = 64 * 1024 * 1024;
+pub const DATA_OUT_MAX: u64 = 128 * 1024 * 1024;
 /// Streams (I_T nexus and volume) of one connection.
 pub const STREAMS_MAX: usize = 16 * 1024;
 

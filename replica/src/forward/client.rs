@@ -12,7 +12,7 @@ use holdfast_scsi::{nexus::Nexus, status::Status};
 
 use super::{
     Command, DataOut, FunctionOutcome, Instant, Link, Outcome, Reply, TaskManagement, Violation,
-    clock::ClockTokens, message,
+    clock::ClockTokens, data_out_bytes, message,
 };
 use crate::{
     frame::{Frame, FrameReader, Header, Kind, Outgoing},
@@ -108,7 +108,7 @@ impl<B: AsRef<[u8]>> Client<B> {
 
     /// Sends a command that arrived at its port at `arrived`.
     pub fn forward(&mut self, now: Instant, token: u64, arrived: Instant, command: Command<B>) {
-        let data_out = u64::from(command.data_out_len);
+        let data_out = data_out_bytes(command.data_out_len);
         let outcome = if self.lost || self.requests.contains_key(&token) {
             Some(Outcome::NotExecuted)
         } else if now.millis_since(arrived) > COMMAND_AGE_MS_MAX {

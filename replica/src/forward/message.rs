@@ -29,7 +29,7 @@ use super::{Command, DataOut, Function, FunctionOutcome, Link, Reply, TaskManage
 use crate::{
     frame::{Frame, Header, Kind},
     ids::{ClusterId, NodeNumber, VolumeId},
-    limits::{CDB_LEN_MAX, FRAME_DATA_LEN_MAX},
+    limits::CDB_LEN_MAX,
 };
 
 const FLAG_AWAITED: u16 = 1;
@@ -108,9 +108,6 @@ pub(super) fn parse_command(frame: Frame) -> Option<(Command<Vec<u8>>, Echo)> {
     let cdb_len = usize::from(input.u16()?);
     let cdb = input.take(cdb_len).filter(|cdb| !cdb.is_empty() && cdb.len() <= CDB_LEN_MAX)?.to_vec();
     input.end()?;
-    if usize::try_from(data_out_len).ok()? > FRAME_DATA_LEN_MAX {
-        return None;
-    }
     let flag = |flag| header.flags & flag != 0;
     let data = match (flag(FLAG_DATA), flag(FLAG_AWAITED)) {
         (true, false) if data.len() <= usize::try_from(data_out_len).ok()? => DataOut::Ready(data),

@@ -30,6 +30,7 @@ use crate::{
     epoch::Epoch,
     frame::{FrameError, Kind},
     ids::{ClusterId, NodeNumber, VolumeId},
+    limits::FRAME_DATA_LEN_MAX,
 };
 
 pub use client::{Client, ClientEvent};
@@ -62,7 +63,7 @@ pub struct Command<B> {
     pub cdb: Vec<u8>,
     /// How it is to be ordered.
     pub attribute: TaskAttribute,
-    /// Bytes that the initiator will send.
+    /// Bytes that the initiator announces. Its port takes no more than [`FRAME_DATA_LEN_MAX`] of them.
     pub data_out_len: u32,
     /// Where they are.
     pub data: DataOut<B>,
@@ -184,6 +185,11 @@ pub enum Violation {
     Clock,
     /// Nothing came for [`crate::limits::SILENCE_MS_MAX`].
     Silence,
+}
+
+/// Memory that the data-out of a command may take at the owner, in bytes: what it announces, as far as a frame carries it.
+fn data_out_bytes(data_out_len: u32) -> u64 {
+    u64::from(data_out_len).min(FRAME_DATA_LEN_MAX as u64)
 }
 
 impl From<FrameError> for Violation {

@@ -10,7 +10,10 @@ use alloc::{
 
 use holdfast_scsi::nexus::Nexus;
 
-use super::{Command, DataOut, FunctionOutcome, Instant, Link, Outcome, TaskManagement, Violation, message};
+use super::{
+    Command, DataOut, FunctionOutcome, Instant, Link, Outcome, TaskManagement, Violation, data_out_bytes,
+    message,
+};
 use crate::{
     frame::{Frame, FrameReader, Header, Kind, Outgoing},
     ids::VolumeId,
@@ -150,7 +153,7 @@ impl<B: AsRef<[u8]>> Server<B> {
     pub fn answer(&mut self, now: Instant, token: u64, outcome: Outcome<B>) {
         let Some(Request::Command { data_out, .. }) = self.requests.get(&token).copied() else { return };
         self.requests.remove(&token);
-        self.data_out = self.data_out.saturating_sub(u64::from(data_out));
+        self.data_out = self.data_out.saturating_sub(data_out_bytes(data_out));
         match outcome {
             Outcome::Reply(reply) => {
                 let (header, meta) = message::reply(token, &reply);
@@ -257,7 +260,7 @@ impl<B: AsRef<[u8]>> Server<B> {
             return Err(Violation::TooMuch);
         }
         let data_out = command.data_out_len;
-        self.data_out = self.data_out.saturating_add(u64::from(data_out));
+        self.data_out = self.data_out.saturating_add(data_out_bytes(data_out));
         if self.data_out > DATA_OUT_MAX {
             return Err(Violation::TooMuch);
         }

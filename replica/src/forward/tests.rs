@@ -312,6 +312,18 @@ fn more_than_the_owner_can_hold_is_task_set_full() {
 }
 
 #[test]
+fn command_that_announces_too_much_reaches_the_one_who_refuses_it() {
+    let mut pair = Pair::new(T0);
+    let huge = Command { data_out_len: u32::MAX, ..write(1, DataOut::Awaited) };
+    pair.client.forward(T0, 1, T0, huge);
+    pair.pump(T0).unwrap();
+    assert!(matches!(pair.served()[..], [ServerEvent::Command { token: 1, .. }]));
+    pair.server.answer(T0, 1, Outcome::Aborted);
+    pair.pump(T0).unwrap();
+    assert_eq!(pair.ended().len(), 1);
+}
+
+#[test]
 fn answer_to_nothing_is_a_violation() {
     let mut pair = Pair::new(T0);
     pair.client.forward(T0, 1, T0, write(1, DataOut::None));
