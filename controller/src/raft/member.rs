@@ -19,6 +19,7 @@ use openraft::{
     async_runtime::WatchReceiver as _,
     errors::{Fatal, InitializeError, RaftError},
     raft::VoteRequest,
+    storage::RaftLogStorage as _,
     vote::{RaftLeaderId as _, RaftVote as _},
 };
 use tokio::task::JoinHandle;
@@ -29,6 +30,7 @@ use super::{
     machine::MachineStore,
     network::{Caller, Network},
     options::{self, Compaction},
+    service::Newcomer,
     store::{Store, StoreIdentity},
     types::{Member, Raft, TypeConfig, Vote},
 };
@@ -86,7 +88,8 @@ impl RunningMember {
         let cluster = config.identity.own().cluster;
         let store = Store::open(&config.directory, StoreIdentity { cluster: cluster.0, member: config.id })?;
         let state = |source: io::Error| StartError::State { path: config.directory.clone(), source };
-        let log = LogStore::new(Arc::clone(&store)).map_err(state)?;
+        let mut log = LogStore::new(Arc::clone(&store)).map_err(state)?;
+        let has_log = log.get_log_state().await.map_err(state)?.last_log_id.is_some();
         let (machine, shared) = MachineStore::open(store, &config.directory).map_err(state)?;
         let folder = machine.folder();
         let settings = options::config(cluster.to_string(), config.compaction)
@@ -97,7 +100,7 @@ impl RunningMember {
             .map_err(|error: Fatal<TypeConfig>| StartError::Raft(error.to_string()))?;
         let leadership::Followed { leadership, leader, task: follower } = leadership::follow(&raft);
         let handle = Handle { raft: raft.clone(), shared, leadership, leader };
-        let service = RaftService { raft, folder };
+        let service = RaftService { raft, folder, newcomer: Newcomer::new(has_log) };
         let founder = tokio::spawn(found(handle.clone(), config));
         Ok(Self { handle, service, tasks: vec![follower, founder] })
     }

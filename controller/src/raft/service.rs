@@ -2,10 +2,18 @@
 //!
 //! Invariant: what cannot be read ends the stream with an error; nothing after it is taken as consecutive.
 
-use std::{io::Write as _, pin::Pin, sync::Arc};
+use std::{
+    io::Write as _,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures::{Stream, StreamExt as _};
 use holdfast_proto::raft::{Frame, SnapshotFrame, raft_server};
+use openraft::{async_runtime::WatchReceiver as _, raft::AppendEntriesRequest};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::{Request, Response, Status, Streaming};
@@ -22,6 +30,42 @@ use super::{
 pub struct RaftService {
     pub(super) raft: Raft,
     pub(super) folder: Arc<SnapshotFolder>,
+    pub(super) newcomer: Arc<Newcomer>,
+}
+
+/// Keeps a member that started without a log apart from a leader that knows a log of it.
+///
+/// Such a member lost its disk. The leader would take the missing log for a breach of the protocol and stop. Heartbeats carry
+/// what the leader knows to match (nothing, for a member that is really new), so nothing else is accepted before one of those.
+pub(super) struct Newcomer {
+    settled: AtomicBool,
+    told: AtomicBool,
+}
+
+impl Newcomer {
+    /// `has_log`: it started with a log.
+    pub(super) fn new(has_log: bool) -> Arc<Self> {
+        Arc::new(Self { settled: AtomicBool::new(has_log), told: AtomicBool::new(false) })
+    }
+
+    fn check(&self, raft: &Raft, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), Status> {
+        if self.settled.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let has_log_now = raft.metrics().borrow_watched().last_log_index.is_some();
+        let Some(known) = request.prev_log_id.filter(|_| !has_log_now) else {
+            self.settled.store(true, Ordering::Release);
+            return Ok(());
+        };
+        if request.entries.is_empty() && !self.told.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "this member's store is empty, but the leader knows its log up to {}: its disk was lost. It stays out until \
+                 another member leads",
+                known.index
+            );
+        }
+        Err(Status::failed_precondition("this member has no log; waiting for a leader that knows of none"))
+    }
 }
 
 impl RaftService {
@@ -59,9 +103,12 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let broken = Arc::new(Mutex::new(None));
         let reason = Arc::clone(&broken);
-        let read = move |frame: Result<Frame, Status>| match frame
-            .and_then(|frame| unpack(&frame).map_err(unreadable))
-        {
+        let (newcomer, raft) = (Arc::clone(&self.newcomer), self.raft.clone());
+        let accept = move |frame: Frame| {
+            let request = unpack(&frame).map_err(unreadable)?;
+            newcomer.check(&raft, &request).map(|()| request)
+        };
+        let read = move |frame: Result<Frame, Status>| match frame.and_then(&accept) {
             Ok(request) => Some(request),
             Err(status) => {
                 *reason.lock() = Some(status);
