@@ -177,6 +177,7 @@ impl Manager {
         self.applied(node, incarnation, renew.applied_index);
         // Begun after the renewal arrived.
         self.inner.raft.ensure_linearizable().await?;
+        self.until_in_force().await;
         let granted = {
             let mut table = self.inner.table.lock();
             let (head, in_force) = self.inner.raft.read(|state| (state.head(), state.lease_term()));
@@ -195,6 +196,25 @@ impl Manager {
             bump(&self.inner.due);
         }
         Ok(LeaseGrant { sequence: renew.sequence, lease_ms: LEASE_MS, applied_index })
+    }
+
+    /// Waits, for a part of a lease at most, until this leader's lease term is in force: right after an election that is a
+    /// matter of milliseconds, and a renewal that comes too early would cost its node a whole interval.
+    async fn until_in_force(&self) {
+        let mut changed = self.inner.reported.subscribe();
+        let in_force = async {
+            loop {
+                changed.borrow_and_update();
+                let led = self.inner.table.lock().term();
+                if led == Some(self.inner.raft.read(|state| state.lease_term()))
+                    || changed.changed().await.is_err()
+                {
+                    return;
+                }
+            }
+        };
+        // Whether it is in force now is asked under the lock, when the lease is granted.
+        let _ = tokio::time::timeout(Duration::from_millis(u64::from(LEASE_MS) / 4), in_force).await;
     }
 
     /// A process of the node has joined.

@@ -219,19 +219,25 @@ impl Node {
         self.up.send(FromNode { message: Some(message) }).await.unwrap();
     }
 
-    /// Renews and waits for the grant; commits that come meanwhile are kept.
+    /// Renews, as often as a node does, until a grant comes; commits that come meanwhile are kept.
     pub async fn renew(&mut self) -> LeaseGrant {
-        self.renewals += 1;
-        let renew = Renew { sequence: self.renewals, applied_index: self.applied, data_path_stalled_ms: 0 };
-        self.send(from_node::Message::Renew(renew)).await;
-        loop {
-            match self.message().await.unwrap() {
-                to_node::Message::Lease(grant) if grant.sequence == self.renewals => return grant,
-                to_node::Message::Lease(_) => {}
-                to_node::Message::Commit(commit) => self.commits.push_back(commit),
-                other => panic!("{other:?}"),
+        let interval = Duration::from_millis(u64::from(self.welcome.renew_interval_ms));
+        let granted = async {
+            loop {
+                self.renewals += 1;
+                let renew =
+                    Renew { sequence: self.renewals, applied_index: self.applied, data_path_stalled_ms: 0 };
+                self.send(from_node::Message::Renew(renew)).await;
+                while let Ok(message) = tokio::time::timeout(interval, self.message()).await {
+                    match message.unwrap() {
+                        to_node::Message::Lease(grant) => return grant,
+                        to_node::Message::Commit(commit) => self.commits.push_back(commit),
+                        other => panic!("{other:?}"),
+                    }
+                }
             }
-        }
+        };
+        in_time("grant", granted).await
     }
 
     /// The next commit. They come in log order, and each holds something for nodes.
