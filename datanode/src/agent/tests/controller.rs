@@ -107,7 +107,10 @@ impl NodeAgent for Service {
     ) -> Result<Response<ProposeReservationResponse>, Status> {
         let (answer, answered) = oneshot::channel();
         self.proposals.send((request.into_inner(), answer)).unwrap();
-        answered.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("nobody answered"))).map(Response::new)
+        answered
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("nobody answered")))
+            .map(Response::new)
     }
 
     async fn establish_unit_attention(

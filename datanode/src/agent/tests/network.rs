@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::super::{
-    Agent, Established, EstablishUnitAttention, Heartbeats, Options, ProposalResult, ProposeReservation,
+    Agent, EstablishUnitAttention, Established, Heartbeats, Options, ProposalResult, ProposeReservation,
     UnitAttentionScope,
 };
 use super::controller::{Controller, Session};
@@ -59,9 +59,16 @@ impl Running {
             pools: vec![],
         };
         let installer = Arc::clone(&workers) as Arc<dyn Installer>;
-        let agent =
-            Agent::start(options, &identity, requests, Arc::clone(&shared), Heartbeats::new(1), installer, |_| ())
-                .unwrap();
+        let agent = Agent::start(
+            options,
+            &identity,
+            requests,
+            Arc::clone(&shared),
+            Heartbeats::new(1),
+            installer,
+            |_| (),
+        )
+        .unwrap();
         Running { pki, handle, shared, workers, agent: Some(agent) }
     }
 
@@ -208,7 +215,8 @@ async fn definite_refusals_are_told_as_such() {
     let (_, answer) = controller.proposals.recv().await.unwrap();
     let conflict = ProposalOutcome { status: 0x18, version: 99, ..Default::default() };
     answer.send(Ok(ProposeReservationResponse { outcome: Some(conflict) })).unwrap();
-    let expected = ProposalResult::Outcome { status: ScsiStatus::ReservationConflict, sense: None, version: 99 };
+    let expected =
+        ProposalResult::Outcome { status: ScsiStatus::ReservationConflict, sense: None, version: 99 };
     assert_eq!(result.await, Ok(expected));
 }
 
