@@ -41,7 +41,7 @@ pub fn persistent_reserve_out(
     service_action_key: u64,
 ) -> (String, String) {
     (
-        format!("5f{service_action:02x}{kind:02x}0000000000001800").chars().take(20).collect(),
+        format!("5f{service_action:02x}{kind:02x}00000000001800"),
         format!("{key:016x}{service_action_key:016x}0000000001000000"),
     )
 }

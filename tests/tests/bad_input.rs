@@ -105,7 +105,7 @@ fn a_mapping_change_reaches_a_host_that_is_logged_in() -> anyhow::Result<()> {
         b.command(0, cdb::TEST_UNIT_READY)?.check("6/3f/0e")
     })?;
     let luns = b.read(0, cdb::REPORT_LUNS, 1024)?.good()?;
-    ensure!(luns[..4] == [0, 0, 0, 16] && luns[16..18] == [0, 0] && luns[17 + 7] == 0, "{luns:x?}");
+    ensure!(luns[..4] == [0, 0, 0, 16] && luns[8..10] == [0, 0] && luns[16..18] == [0, 3], "{luns:x?}");
     b.become_ready(3)?;
     b.read_blocks(3, 0, 1)?.good()?;
     b.write_blocks(3, 0, 1, 1)?.check("7/27/00")?;

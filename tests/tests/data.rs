@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use holdfast_tests::{
     cdb,
     cluster::{Cluster, INITIATOR_A},
@@ -100,8 +100,15 @@ fn every_path_shows_one_identity() -> anyhow::Result<()> {
         states.push((groups[at] & 0x0f, u16::from_be_bytes([groups[at + 2], groups[at + 3]])));
         at += 8 + 4 * ports;
     }
-    states.sort_unstable_by_key(|state| state.1);
-    ensure!(states == [(0, 1), (1, 2)], "port groups {states:?} in {groups:x?}");
+    let number = |node: &str| -> anyhow::Result<u16> {
+        let shown = cluster.json(&["node", "show", node])?;
+        Ok(shown["status"]["number"].as_u64().context("number")?.try_into()?)
+    };
+    states.sort_unstable();
+    ensure!(
+        states == [(0, number("node-1")?), (1, number("node-2")?)],
+        "port groups {states:?} in {groups:x?}"
+    );
     cluster.stop()
 }
 

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context, bail};
 use holdfast_proto::v1::{
-    Cluster, GetClusterRequest, cluster_service_client::ClusterServiceClient,
+    Cluster, GetClusterRequest, NodeStatus, cluster_service_client::ClusterServiceClient,
     node_service_client::NodeServiceClient,
 };
 use tokio::{
