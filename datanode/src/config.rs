@@ -323,8 +323,9 @@ mod tests {
                 }
             }
             let words = values.iter().flat_map(|(name, value)| [(*name).to_owned(), value.clone()]);
-            let arguments = Arguments::try_parse_from(std::iter::once("holdfast-datanode".to_owned()).chain(words))
-                .map_err(|error| error.to_string())?;
+            let arguments =
+                Arguments::try_parse_from(std::iter::once("holdfast-datanode".to_owned()).chain(words))
+                    .map_err(|error| error.to_string())?;
             arguments.check().map_err(|error| error.to_string())
         }
     }
