@@ -6,12 +6,7 @@
 //! * A cluster without its record gets it from whoever leads, as the first command.
 //! * Starting again with the same arguments changes nothing.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use holdfast_pki::Identity;
 use holdfast_proto::state as records;
@@ -267,9 +262,4 @@ async fn make_membership(raft: &Raft, config: &MemberConfig) {
 fn nobodys_vote(own: u64) -> VoteRequest<TypeConfig> {
     let leader = <TypeConfig as openraft::RaftTypeConfig>::LeaderId::new(0, own);
     VoteRequest::new(Vote::from_leader_id(leader, false), None)
-}
-
-/// The store's folder, for messages.
-pub fn store_path(directory: &Path) -> PathBuf {
-    directory.join("raft")
 }
