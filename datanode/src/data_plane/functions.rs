@@ -22,6 +22,15 @@ use crate::lu::{Driver, RequestName, Requester};
 pub(super) struct Function {
     id: TaskManagementId,
     what: What,
+    /// One of the resets that a target reset is made of: answered together.
+    grouped: bool,
+}
+
+/// The resets that a target reset is made of.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    missing: usize,
+    rejected: bool,
 }
 
 /// What it does.
@@ -42,8 +51,9 @@ impl Worker {
             IscsiFunction::ClearTaskSet => What::ClearTaskSet,
             IscsiFunction::LogicalUnitReset => What::LogicalUnitReset,
             IscsiFunction::ClearAca => What::ClearAca,
-            IscsiFunction::TargetWarmReset | IscsiFunction::TargetColdReset => {
-                // One host must not reset the units of all others.
+            IscsiFunction::TargetWarmReset => return self.target_reset(now, connection, request.id),
+            IscsiFunction::TargetColdReset => {
+                // It would end the sessions of all other hosts.
                 return self.answer_function(
                     now,
                     connection,
@@ -70,7 +80,29 @@ impl Worker {
             return self.answer_function(now, connection, request.id, TaskManagementResponse::Complete);
         }
         let token = self.token();
-        self.begin(now, token, connection, lun, Kind::Function(Function { id: request.id, what }));
+        self.begin(
+            now,
+            token,
+            connection,
+            lun,
+            Kind::Function(Function { id: request.id, what, grouped: false }),
+        );
+    }
+
+    /// TARGET WARM RESET: resets every logical unit that the host has mapped, which it could do one by one.
+    fn target_reset(&mut self, now: Instant, connection: u64, id: TaskManagementId) {
+        let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
+        let luns: Vec<Lun> = session.port.map().filter_map(|(number, _)| Lun::from_number(number)).collect();
+        if luns.is_empty() {
+            return self.answer_function(now, connection, id, TaskManagementResponse::Complete);
+        }
+        session.target_resets.insert(id, Group { missing: luns.len(), rejected: false });
+        for lun in luns {
+            self.end_held(now, connection, lun, What::LogicalUnitReset);
+            let token = self.token();
+            let function = Function { id, what: What::LogicalUnitReset, grouped: true };
+            self.begin(now, token, connection, lun, Kind::Function(function));
+        }
     }
 
     /// Ends commands that the function covers and that no owner knows: held ones, and those that have ended there but
@@ -78,7 +110,8 @@ impl Worker {
     fn end_held(&mut self, now: Instant, connection: u64, lun: Lun, what: What) {
         let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
         for (tag, token) in session.by_tag.clone() {
-            let Some(Request { lun: of, kind: Kind::Command(pending), place, .. }) = self.requests.get(&token)
+            let Some(Request { lun: of, kind: Kind::Command(pending), place, .. }) =
+                self.requests.get(&token)
             else {
                 continue;
             };
@@ -112,7 +145,7 @@ impl Worker {
         let nexus = session.nexus();
         let Some(volume) = session.port.mapped(&lun).map(|mapped| mapped.volume) else {
             self.requests.remove(&token);
-            self.answer_function(now, connection, function.id, TaskManagementResponse::LunDoesNotExist);
+            self.answer(now, connection, function, TaskManagementResponse::LunDoesNotExist);
             return true;
         };
         let aborted = match function.what {
@@ -120,7 +153,7 @@ impl Worker {
                 Some((aborted, _, place)) => Some((aborted, place)),
                 None => {
                     self.requests.remove(&token);
-                    self.answer_function(now, connection, function.id, TaskManagementResponse::Complete);
+                    self.answer(now, connection, function, TaskManagementResponse::Complete);
                     return true;
                 }
             },
@@ -157,7 +190,7 @@ impl Worker {
             Owner::Nobody => false,
             Owner::NoVolume => {
                 self.requests.remove(&token);
-                self.answer_function(now, connection, function.id, TaskManagementResponse::LunDoesNotExist);
+                self.answer(now, connection, function, TaskManagementResponse::LunDoesNotExist);
                 true
             }
         }
@@ -179,14 +212,39 @@ impl Worker {
             LuFunctionOutcome::Rejected | LuFunctionOutcome::Unknown => TaskManagementResponse::Rejected,
         };
         self.requests.remove(&token);
-        self.answer_function(now, connection, function.id, response);
+        self.answer(now, connection, function, response);
     }
 
     /// A function was held too long.
     pub(super) fn function_not_executed(&mut self, now: Instant, token: ForwardToken) {
         if let Some(Request { connection, kind: Kind::Function(function), .. }) = self.requests.remove(&token)
         {
-            self.answer_function(now, connection, function.id, TaskManagementResponse::Rejected);
+            self.answer(now, connection, function, TaskManagementResponse::Rejected);
+        }
+    }
+
+    fn answer(
+        &mut self,
+        now: Instant,
+        connection: u64,
+        function: Function,
+        response: TaskManagementResponse,
+    ) {
+        if !function.grouped {
+            return self.answer_function(now, connection, function.id, response);
+        }
+        let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
+        let Some(group) = session.target_resets.get_mut(&function.id) else { return };
+        group.missing = group.missing.saturating_sub(1);
+        // A unit that is no longer mapped needs no reset.
+        group.rejected |=
+            !matches!(response, TaskManagementResponse::Complete | TaskManagementResponse::LunDoesNotExist);
+        if group.missing == 0 {
+            let rejected = group.rejected;
+            session.target_resets.remove(&function.id);
+            let whole =
+                if rejected { TaskManagementResponse::Rejected } else { TaskManagementResponse::Complete };
+            self.answer_function(now, connection, function.id, whole);
         }
     }
 

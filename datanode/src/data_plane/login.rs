@@ -146,6 +146,7 @@ impl Worker {
                             initiator: name,
                             by_tag: Default::default(),
                             held: Default::default(),
+                            target_resets: Default::default(),
                             local: Default::default(),
                             remote: Default::default(),
                         };

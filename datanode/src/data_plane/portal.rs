@@ -6,11 +6,12 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, IoSlice, Read as _, Write as _};
 
-use holdfast_iscsi::{Connection, Instant, SessionInfo, TaskTag};
+use holdfast_iscsi::{Connection, Instant, SessionInfo, TaskManagementId, TaskTag};
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::port::NexusPort;
 use mio::net::TcpStream;
 
+use super::functions::Group;
 use super::limits::{READS_PER_TURN_MAX, SEGMENTS_PER_WRITE_MAX, WRITES_PER_TURN_MAX};
 use super::router::{Bytes, ForwardToken};
 use crate::view::{NodeNumber, VolumeId};
@@ -65,6 +66,8 @@ pub(super) struct Session {
     pub(super) by_tag: HashMap<TaskTag, ForwardToken>,
     /// What waits until it can be executed, oldest first.
     pub(super) held: VecDeque<ForwardToken>,
+    /// Target resets under way.
+    pub(super) target_resets: HashMap<TaskManagementId, Group>,
     /// Volumes that were given commands here.
     pub(super) local: HashSet<VolumeId>,
     /// Nodes that were given commands.

@@ -8,9 +8,11 @@
 use std::sync::{Arc, MutexGuard};
 
 use holdfast_scsi::device_server::{
-    Action, Completion, DataIn, ModeOutcome, Response, TaskId, TmfResponse, UaScope,
+    Action, Completion, DataIn, IoFailure, ModeOutcome, ProposalOutcome, Response, TaskId, TmfResponse,
+    UaScope,
 };
 use holdfast_scsi::geometry::Geometry;
+use holdfast_scsi::time::Instant;
 
 use super::io::{Io, IoResult};
 use super::logical_unit::{Inner, LogicalUnit, Task};
@@ -27,7 +29,7 @@ const BARRIER_MS_MAX: u64 = 15_000;
 
 /// What is left to do outside the lock.
 enum Work {
-    Io(TaskId, Io, Geometry),
+    Io(TaskId, Io, Geometry, Instant),
     Propose(TaskId, ProposeReservation),
     Establish(u64, EstablishUnitAttention),
     Answer(Finished, MayChange),
@@ -65,7 +67,7 @@ impl LogicalUnit {
 
     fn perform(self: &Arc<Self>, driver: &mut Driver<'_>, work: Work) -> Option<(TaskId, IoResult)> {
         match work {
-            Work::Io(task, io, geometry) => return self.perform_io(driver, task, io, geometry),
+            Work::Io(task, io, geometry, by) => return self.perform_io(driver, (task, by), io, geometry),
             Work::Propose(task, proposal) => {
                 let (unit, mailboxes, worker) =
                     (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
@@ -97,16 +99,22 @@ impl LogicalUnit {
     fn perform_io(
         self: &Arc<Self>,
         driver: &mut Driver<'_>,
-        task: TaskId,
+        (task, execute_by): (TaskId, Instant),
         io: Io,
         geometry: Geometry,
     ) -> Option<(TaskId, IoResult)> {
+        if overdue(&io, execute_by) {
+            return Some((task, IoResult::Failed(IoFailure::Unknown)));
+        }
         if let Some(result) = io.try_inline(&self.volume, &geometry) {
             return Some((task, result));
         }
         let (unit, services) = (Arc::clone(self), driver.services.clone());
         let job = Box::new(move || {
-            let result = io.run(&unit.volume, &geometry);
+            let result = match overdue(&io, execute_by) {
+                true => IoResult::Failed(IoFailure::Unknown),
+                false => io.run(&unit.volume, &geometry),
+            };
             unit.io_done(&mut Driver::remote(&services), task, result);
         });
         driver.services.io.submit(self.lane(), job);
@@ -139,10 +147,12 @@ impl Inner {
             let data = |task| self.tasks.get(&task).map_or_else(Bytes::default, |t: &Task| t.data.clone());
             match Io::of(action, &geometry, data) {
                 Ok((task, io)) => {
+                    let mut execute_by = Instant(u64::MAX);
                     if let Some(entry) = self.tasks.get_mut(&task) {
                         entry.changing = io.changes();
+                        execute_by = entry.execute_by;
                     }
-                    work.push(Work::Io(task, io, geometry));
+                    work.push(Work::Io(task, io, geometry, execute_by));
                 }
                 Err(action) => work.extend(self.take_other(unit, action)),
             }
@@ -155,6 +165,10 @@ impl Inner {
         match action {
             Action::ProposeReservation { task, nexus, expected_version, cdb, parameter_list } => {
                 if let Some(entry) = self.tasks.get_mut(&task) {
+                    if clock::scsi_now() > entry.execute_by {
+                        self.server.handle_proposal(clock::scsi_now(), task, ProposalOutcome::NotProposed);
+                        return None;
+                    }
                     entry.changing = true;
                 }
                 let (volume, proposal_id) = (unit.id(), random_id());
@@ -226,6 +240,12 @@ impl Inner {
             _ => None,
         }
     }
+}
+
+/// True for what may change nothing any more. Judged when it is submitted, so that it does not land after it was sent again
+/// on another path.
+fn overdue(io: &Io, execute_by: Instant) -> bool {
+    io.changes() && clock::scsi_now() > execute_by
 }
 
 /// What may be said of an answer once the volume is no longer ours to answer for.

@@ -14,6 +14,7 @@ use holdfast_scsi::device_server::{
 };
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::status::Status;
+use holdfast_scsi::time::Instant;
 
 use super::io::IoResult;
 use super::{Answer, Driver, Finished, Requester};
@@ -57,6 +58,8 @@ pub(super) struct Barriers {
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) requester: Requester,
+    /// Changes nothing after this moment: the host may have sent it again on another path by then.
+    pub(super) execute_by: Instant,
     pub(super) data: Bytes,
     /// What the last read left.
     pub(super) read: Arc<Vec<u8>>,
@@ -107,6 +110,12 @@ impl LogicalUnit {
         let refuse = |driver: &mut Driver<'_>| {
             driver.deliver(Finished { requester: by, answer: Answer::Command(Outcome::NotExecuted) });
         };
+        if clock::scsi_now() > command.execute_by {
+            // Not executed, but not to be sent again either.
+            let answer = Answer::Command(Outcome::Unknown);
+            driver.deliver(Finished { requester: by, answer });
+            return task;
+        }
         if self.serving_epoch() != Some(command.epoch) {
             refuse(driver);
             return task;
@@ -133,6 +142,7 @@ impl LogicalUnit {
         };
         let entry = Task {
             requester: by,
+            execute_by: command.execute_by,
             data: bytes,
             read: Arc::default(),
             changed: false,
@@ -235,11 +245,6 @@ impl LogicalUnit {
             inner.server.install_config(config);
         }
         self.drive(driver, inner);
-    }
-
-    /// The configuration that is in force.
-    pub(crate) fn config(&self) -> LuConfig {
-        self.lock().config
     }
 
     /// The agent's answer to a proposal.

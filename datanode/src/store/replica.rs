@@ -193,6 +193,12 @@ impl Replica {
         }
     }
 
+    /// A replica over another store, for tests of what stores do wrong.
+    #[cfg(test)]
+    pub(crate) fn with_store(store: Box<dyn Store>, file: File, superblock: Superblock) -> Replica {
+        Replica::new(store, file, superblock)
+    }
+
     /// The highest epoch promised.
     pub fn promised(&self) -> Epoch {
         self.lock().promised

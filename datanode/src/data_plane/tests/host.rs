@@ -48,7 +48,12 @@ impl Host {
         let mut initiator = Initiator::default();
         initiator.isid = [0x80, 0, 0, 0, 0, isid];
         let mut host = Host { socket, initiator, pending: Default::default() };
-        let keys = [("InitiatorName", name), ("TargetName", TARGET), ("SessionType", "Normal"), ("InitialR2T", "Yes")];
+        let keys = [
+            ("InitiatorName", name),
+            ("TargetName", TARGET),
+            ("SessionType", "Normal"),
+            ("InitialR2T", "Yes"),
+        ];
         let request = host.initiator.login(Stage::Operational, Some(Stage::FullFeature), &keys);
         host.send(&request);
         match host.next() {
@@ -74,7 +79,13 @@ impl Host {
     }
 
     /// Runs a command to its end.
-    pub(super) fn command(&mut self, lun: u8, cdb: &[u8], data_out: Option<&[u8]>, data_in_len: u32) -> Ended {
+    pub(super) fn command(
+        &mut self,
+        lun: u8,
+        cdb: &[u8],
+        data_out: Option<&[u8]>,
+        data_in_len: u32,
+    ) -> Ended {
         let tag = self.submit(lun, cdb, data_out, data_in_len);
         self.finish(tag, data_out.unwrap_or_default()).unwrap()
     }

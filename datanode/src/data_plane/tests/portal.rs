@@ -73,14 +73,15 @@ fn what_is_written_is_read_back_by_another_host() {
 }
 
 #[test]
-fn data_and_reservation_free_state_survive_a_restart_of_the_node() {
+fn data_survives_a_restart_of_the_node() {
     let dir = tempfile::tempdir().unwrap();
     let portal = "127.0.0.1:0".parse().unwrap();
     for incarnation in 1..=3_u64 {
         let node = Standalone::start_in(portal, dir.path(), incarnation);
         let mut volume = node.volume(1, 64 << 20);
         volume.epoch.as_mut().unwrap().number = 1 + incarnation;
-        let records = vec![Record::Volume(volume), Standalone::host("a", &[A]), Standalone::mapping("a", 1, 0)];
+        let records =
+            vec![Record::Volume(volume), Standalone::host("a", &[A]), Standalone::mapping("a", 1, 0)];
         node.authority.change(records);
         let mut a = host(&node, A);
         if incarnation == 1 {
@@ -191,7 +192,10 @@ fn unit_attention_reaches_every_nexus_but_the_excepted_once() {
     let (mut a, mut b) = (host(&node, A), host(&node, B));
     let volume = crate::view::VolumeId([1; 16]);
     node.authority.unit_attention(volume, asc::CAPACITY_DATA_CHANGED, &UnitAttentionScope::All);
-    assert_eq!((a.settle(0), b.settle(0)), (vec![asc::CAPACITY_DATA_CHANGED], vec![asc::CAPACITY_DATA_CHANGED]));
+    assert_eq!(
+        (a.settle(0), b.settle(0)),
+        (vec![asc::CAPACITY_DATA_CHANGED], vec![asc::CAPACITY_DATA_CHANGED])
+    );
     let initiator = holdfast_scsi::transport_id::TransportId::iscsi(A, [0x80, 0, 0, 0, 0, 1]).unwrap();
     let nexus = holdfast_scsi::nexus::Nexus::new(initiator, holdfast_scsi::nexus::RelativePort(1));
     node.authority.unit_attention(volume, asc::CAPACITY_DATA_CHANGED, &UnitAttentionScope::Except(nexus));
@@ -203,7 +207,10 @@ fn removed_host_loses_its_session() {
     let node = node();
     let (mut a, mut b) = (host(&node, A), host(&node, B));
     node.authority.change(vec![
-        Record::RemovedMapping(holdfast_proto::state::MappingKey { host: "a".into(), volume_id: vec![1; 16] }),
+        Record::RemovedMapping(holdfast_proto::state::MappingKey {
+            host: "a".into(),
+            volume_id: vec![1; 16],
+        }),
         Record::RemovedHost("a".into()),
     ]);
     a.wait_closed();
@@ -245,6 +252,32 @@ fn logical_unit_reset_is_told_to_the_others() {
 }
 
 #[test]
+fn target_reset_resets_every_mapped_unit() {
+    let node = node();
+    let (mut a, mut b) = (host(&node, A), host(&node, B));
+    let second = node.volume(2, 1 << 20);
+    node.authority.change(vec![
+        Record::Volume(second),
+        Standalone::mapping("a", 2, 1),
+        Standalone::mapping("b", 2, 1),
+    ]);
+    for lun in [0, 1] {
+        a.settle(lun);
+        b.settle(lun);
+    }
+    assert_eq!(b.command(1, &[0x16, 0, 0, 0, 0, 0], None, 0).status, GOOD);
+    assert_eq!(a.task_management(6, 0, u32::MAX), 0);
+    assert_eq!((b.settle(0), b.settle(1)), (vec![asc::BUS_DEVICE_RESET], vec![asc::BUS_DEVICE_RESET]));
+    a.settle(1);
+    assert_eq!(
+        a.command(1, &[0x16, 0, 0, 0, 0, 0], None, 0).status,
+        GOOD,
+        "the reset has ended the reservation"
+    );
+    assert_eq!(a.task_management(7, 0, u32::MAX), 5, "a cold reset would end other hosts' sessions");
+}
+
+#[test]
 fn larger_volume_shows_its_new_size_and_keeps_its_data() {
     let node = node();
     let mut a = host(&node, A);
@@ -267,7 +300,10 @@ fn deleted_volume_loses_its_replica_and_nothing_else() {
     let mut deleting = second;
     deleting.deleting = true;
     node.authority.change(vec![
-        Record::RemovedMapping(holdfast_proto::state::MappingKey { host: "a".into(), volume_id: vec![2; 16] }),
+        Record::RemovedMapping(holdfast_proto::state::MappingKey {
+            host: "a".into(),
+            volume_id: vec![2; 16],
+        }),
         Record::Volume(deleting),
     ]);
     while node.authority.removed().is_empty() {
@@ -298,7 +334,7 @@ fn ownership_that_ends_leaves_commands_waiting_and_not_executed() {
 fn stopped_node_closes_its_sessions() {
     let node = node();
     let mut a = host(&node, A);
-    node.plane.stop();
+    node.plane().stop();
     let tag = a.submit(0, &[0; 6], None, 0);
     assert_eq!(a.finish(tag, &[]), Err(Closed));
 }

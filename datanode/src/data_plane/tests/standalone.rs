@@ -33,7 +33,7 @@ pub(super) const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
 
 /// A node without a cluster. Stopped when dropped.
 pub(super) struct Standalone {
-    pub(super) plane: Arc<DataPlane>,
+    plane: Option<Arc<DataPlane>>,
     pub(super) shared: Arc<Shared>,
     pub(super) authority: Arc<Authority>,
     agent: Option<JoinHandle<()>>,
@@ -42,7 +42,8 @@ pub(super) struct Standalone {
 
 /// What stands for the controller: it holds the view, and hands out log indexes.
 pub(super) struct Authority {
-    plane: Arc<DataPlane>,
+    /// None once the node has stopped.
+    plane: Mutex<Option<Arc<DataPlane>>>,
     view: Mutex<Arc<ClusterView>>,
     installed: Mutex<u64>,
     changed: Condvar,
@@ -76,7 +77,7 @@ impl Standalone {
         let plane = Arc::new(DataPlane::start(setup).unwrap());
         let me = NodeNumber::new(1).unwrap();
         let authority = Arc::new(Authority {
-            plane: Arc::clone(&plane),
+            plane: Mutex::new(Some(Arc::clone(&plane))),
             view: Mutex::new(Arc::new(ClusterView::empty(CLUSTER, TARGET, me, Incarnation(incarnation)))),
             installed: Mutex::new(0),
             changed: Condvar::new(),
@@ -86,7 +87,7 @@ impl Standalone {
             let authority = Arc::clone(&authority);
             std::thread::spawn(move || authority.run(requests))
         };
-        let node = Standalone { plane, shared, authority, agent: Some(agent), _dir: None };
+        let node = Standalone { plane: Some(plane), shared, authority, agent: Some(agent), _dir: None };
         let portal = node.portal().to_string();
         node.authority.change(vec![Record::Node(state::Node {
             name: "node-1".into(),
@@ -103,7 +104,11 @@ impl Standalone {
     }
 
     pub(super) fn portal(&self) -> SocketAddr {
-        self.plane.portals()[0]
+        self.plane().portals()[0]
+    }
+
+    pub(super) fn plane(&self) -> &DataPlane {
+        self.plane.as_ref().unwrap()
     }
 
     pub(super) fn open_gate(&self) {
@@ -147,9 +152,12 @@ impl Standalone {
 
 impl Drop for Standalone {
     fn drop(&mut self) {
-        // The agent's thread ends with the last handle, which the data plane holds, which the agent holds: not joined.
-        self.plane.stop();
-        drop(self.agent.take());
+        // The agent's thread ends with the last handle, and the data plane holds it.
+        self.authority.plane.lock().unwrap().take();
+        self.plane.take();
+        if let Some(agent) = self.agent.take() {
+            let _ = agent.join();
+        }
     }
 }
 
@@ -206,7 +214,10 @@ impl Authority {
         let (view, unit_attentions, aborts) = change(&held, index);
         *held = Arc::new(view);
         let install = Install { view: Arc::clone(&held), unit_attentions, aborts, events_lost: false };
-        self.plane.install(install);
+        match &*self.plane.lock().unwrap() {
+            Some(plane) => plane.install(install),
+            None => return index,
+        }
         drop(held);
         let mut installed = self.installed.lock().unwrap();
         while *installed < index {
