@@ -6,7 +6,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{ClusterId, NodeNumber};
 use holdfast_replica::superblock::Superblock;
-use holdfast_scsi::device_server::{LuConfig, TaskAttribute, TaskManagementFunction};
+use holdfast_scsi::alua::AluaState;
+use holdfast_scsi::device_server::{LuConfig, PortGroup, TaskAttribute, TaskManagementFunction, Topology};
 use holdfast_scsi::geometry::Geometry;
 use holdfast_scsi::identity::{LuIdentity, LuProperties};
 use holdfast_scsi::mode::ModeParameters;
@@ -22,7 +23,7 @@ use crate::data_plane::mailbox::Inbox;
 use crate::data_plane::router::{Bytes, CommandData, CommandFor, Reply};
 use crate::store::replica::Replica;
 use crate::store::{Durability, Run, Store, StoreError, Wait};
-use crate::view::{Shared, VolumeId};
+use crate::view::{ReservationView, Shared, VolumeId};
 use crate::volume::Volume;
 
 const EPOCH: Epoch = Epoch { generation: 0, number: 2 };
@@ -174,11 +175,21 @@ impl Bench {
             mode: ModeParameters { write_cache, software_write_protect: false, descriptor_sense: false },
             read_only: false,
         };
+        let unit = Arc::new(LogicalUnit::new(volume, config));
+        let services = Services { io: IoThreads::start(2).unwrap(), mailboxes, agent };
+        let group = PortGroup {
+            id: 1,
+            state: AluaState::ActiveOptimized,
+            preferred: true,
+            ports: vec![RelativePort(1)],
+        };
+        let topology = Topology { target_name: "iqn.2026-01.example:t".into(), groups: vec![group] };
+        unit.install(&mut Driver::remote(&services), &ReservationView::default(), topology);
         Bench {
-            unit: Arc::new(LogicalUnit::new(volume, config)),
+            unit,
             control,
             shared,
-            services: Services { io: IoThreads::start(2).unwrap(), mailboxes, agent },
+            services,
             inbox: inboxes.remove(0),
             poll,
             answers: Vec::new(),
