@@ -194,6 +194,7 @@ impl DataPlane {
                     peer_tasks: HashMap::new(),
                     peer_nexuses: HashMap::new(),
                     closed_since: None,
+                    next_tick: 0,
                     read_buffer: vec![0; limits::READ_BUFFER_LEN],
                     stopping: false,
                 };

@@ -37,7 +37,7 @@ pub(super) const WAKER: Token = Token(0);
 const LISTENERS_FROM: usize = 1;
 /// Tokens of connections begin here; a connection's number is its token, never reused.
 const CONNECTIONS_FROM: u64 = 1 << 16;
-/// A worker with sessions looks at the lease at least this often, in milliseconds.
+/// A worker with sessions looks at the lease at least this often, the first one also at barriers, in milliseconds.
 const LEASE_CHECK_MS: u64 = 500;
 
 /// A worker's own data; see the module's documentation.
@@ -80,6 +80,8 @@ pub(super) struct Worker {
     pub(super) peer_nexuses: HashMap<u64, HashSet<Nexus>>,
     /// Since when the lease gate has been closed, in boot-time milliseconds.
     pub(super) closed_since: Option<u64>,
+    /// When the first worker looks at waiting barriers again, in boot-time milliseconds.
+    pub(super) next_tick: u64,
     pub(super) read_buffer: Vec<u8>,
     pub(super) stopping: bool,
 }
@@ -173,7 +175,8 @@ impl Worker {
         }
         let timer = self.timers.first().map(|(at, _)| *at);
         let held = (!self.holding.is_empty()).then(|| now.0.saturating_add(limits::HOLD_RETRY_MS));
-        let lease = (!self.connections.is_empty()).then(|| now.0.saturating_add(LEASE_CHECK_MS));
+        let lease =
+            (self.index == 0 || !self.connections.is_empty()).then(|| now.0.saturating_add(LEASE_CHECK_MS));
         let interconnect = self.interconnect.poll_timeout().map(|at| at.0);
         let next = [timer, held, lease, interconnect].into_iter().flatten().min()?;
         Some(Duration::from_millis(next.saturating_sub(now.0)))
@@ -220,7 +223,8 @@ impl Worker {
         if self.interconnect.poll_timeout().is_some_and(|at| at <= now) {
             self.interconnect.handle_timeout(now);
         }
-        if self.index == 0 {
+        if self.index == 0 && self.next_tick <= now.0 {
+            self.next_tick = now.0.saturating_add(LEASE_CHECK_MS);
             let mut driver =
                 Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
             self.table.tick(&mut driver);

@@ -14,7 +14,7 @@ use holdfast_scsi::device_server::{
 use holdfast_scsi::geometry::Geometry;
 use holdfast_scsi::time::Instant;
 
-use super::io::{Io, IoResult};
+use super::io::{Asked, Io, IoResult};
 use super::logical_unit::{Inner, LogicalUnit, Task};
 use super::{Answer, Driver, Finished, LuAnswer};
 use crate::agent::{EstablishUnitAttention, ProposeReservation, UnitAttentionScope};
@@ -146,7 +146,7 @@ impl Inner {
             let geometry = self.config.properties.geometry;
             let data = |task| self.tasks.get(&task).map_or_else(Bytes::default, |t: &Task| t.data.clone());
             match Io::of(action, &geometry, data) {
-                Ok((task, io)) => {
+                Asked::Io(task, io) => {
                     let mut execute_by = Instant(u64::MAX);
                     if let Some(entry) = self.tasks.get_mut(&task) {
                         entry.changing = io.changes();
@@ -154,7 +154,7 @@ impl Inner {
                     }
                     work.push(Work::Io(task, io, geometry, execute_by));
                 }
-                Err(action) => work.extend(self.take_other(unit, action)),
+                Asked::Other(action) => work.extend(self.take_other(unit, *action)),
             }
         }
         work

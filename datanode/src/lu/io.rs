@@ -48,14 +48,19 @@ impl IoResult {
     }
 }
 
+/// What an action asks for.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// I/O for a task.
+    Io(TaskId, Io),
+    /// Something else.
+    Other(Box<Action>),
+}
+
 impl Io {
-    /// The I/O that an action asks for; `None` for other actions. `data` is the task's Data-Out.
-    pub(super) fn of(
-        action: Action,
-        g: &Geometry,
-        data: impl Fn(TaskId) -> Bytes,
-    ) -> Result<(TaskId, Io), Action> {
-        Ok(match action {
+    /// The I/O that an action asks for, if it asks for one. `data` is the task's Data-Out.
+    pub(super) fn of(action: Action, g: &Geometry, data: impl Fn(TaskId) -> Bytes) -> Asked {
+        let (task, io) = match action {
             Action::Read { task, extent, fua } => (task, Io::Read { extent, fua }),
             Action::Write { task, extent, data_offset, fua } => {
                 let data = data(task).slice(data_offset as usize, extent.byte_len(g) as usize);
@@ -74,8 +79,9 @@ impl Io {
             Action::Unmap { task, extents, fua } => (task, Io::Unmap { extents, fua }),
             Action::Flush { task, .. } => (task, Io::Flush),
             Action::QueryAllocation { task, extent } => (task, Io::QueryAllocation { extent }),
-            other => return Err(other),
-        })
+            other => return Asked::Other(Box::new(other)),
+        };
+        Asked::Io(task, io)
     }
 
     /// True if it may change what a later read returns.

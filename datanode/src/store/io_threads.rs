@@ -181,7 +181,7 @@ mod tests {
         let gate = Arc::new(Mutex::new(gate));
         for _ in 0..LANE_JOBS_MAX * 3 {
             let gate = Arc::clone(&gate);
-            threads.submit(1, Box::new(move || drop(gate.lock().unwrap().recv())));
+            threads.submit(1, Box::new(move || gate.lock().unwrap().recv().unwrap_or_default()));
         }
         let (tx, rx) = mpsc::channel();
         threads.submit(2, Box::new(move || tx.send(()).unwrap()));

@@ -35,7 +35,7 @@ enum Service {
     /// Under this epoch, which the replica has promised.
     Open(Epoch, Arc<Replica>),
     /// The configuration is changing within this epoch: nothing new is begun, what was done may be answered.
-    Paused(Epoch),
+    Paused,
     /// We are the owner but the replica cannot be used: commands run, their I/O fails.
     Broken(Epoch),
 }
@@ -73,8 +73,8 @@ impl Volume {
     pub fn pause(&self) {
         let mut service = self.service.write().unwrap_or_else(PoisonError::into_inner);
         match &*service {
-            Service::Open(epoch, _) | Service::Broken(epoch) => *service = Service::Paused(*epoch),
-            Service::Stopped | Service::Paused(_) => {}
+            Service::Open(..) | Service::Broken(_) => *service = Service::Paused,
+            Service::Stopped | Service::Paused => {}
         }
     }
 
@@ -89,7 +89,7 @@ impl Volume {
             return None;
         }
         match &*self.service.read().unwrap_or_else(PoisonError::into_inner) {
-            Service::Stopped | Service::Paused(_) => None,
+            Service::Stopped | Service::Paused => None,
             Service::Open(epoch, _) | Service::Broken(epoch) => Some(*epoch),
         }
     }
@@ -170,7 +170,7 @@ impl Volume {
         // Cloned, so that a long I/O holds up no change of service.
         let service = self.service.read().unwrap_or_else(PoisonError::into_inner).clone();
         match service {
-            Service::Stopped | Service::Paused(_) => Err(VolumeError::NotExecuted),
+            Service::Stopped | Service::Paused => Err(VolumeError::NotExecuted),
             Service::Broken(_) => Err(VolumeError::OutOfService),
             Service::Open(epoch, replica) => {
                 let admitted = replica.admit(epoch).ok_or(VolumeError::NotExecuted)?;
