@@ -52,8 +52,10 @@ async fn attempt(access: &Access, layout: &Layout) -> anyhow::Result<Cluster> {
     }
     let nodes = commands::node::list(&mut NodeServiceClient::new(channel)).await?;
     for wanted in &layout.datanodes {
+        // A lease that this leader granted: after a restart the record alone still says what was true before.
+        let leased = |status: &NodeStatus| status.live && status.lease_ms_left > 0;
         let live =
-            nodes.iter().any(|node| node.name == wanted.name && node.status.as_ref().is_some_and(|s| s.live));
+            nodes.iter().any(|node| node.name == wanted.name && node.status.as_ref().is_some_and(leased));
         if !live {
             bail!("{} holds no lease yet", wanted.name);
         }
