@@ -62,20 +62,44 @@ impl Cluster {
         Self::start_with(&[])
     }
 
-    /// The same with more arguments for `dev up`.
+    /// One controller and one data node whose pool is a file system of `size` ("40m") that only they see.
     ///
     /// # Errors
     /// What `holdfast dev up` said.
-    pub fn start_with(arguments: &[&str]) -> anyhow::Result<Self> {
+    pub fn start_with_small_pool(size: &str) -> anyhow::Result<Self> {
+        let mut cluster = Self::new()?;
+        let mut command = Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        // The mount ends with the last process of its namespace.
+        command.args(["--mount", "sh", "-euc"]).arg(
+            "mkdir -p \"$1/node-1/pool\"\nmount -t tmpfs -o size=\"$2\" tmpfs \"$1/node-1/pool\"\nshift 2\nexec \"$@\"",
+        );
+        command.arg("sh").arg(&cluster.folder).arg(size).arg(binaries().join("holdfast")).arg("--dir");
+        command.arg(&cluster.folder).args(["dev", "up", "--controllers", "1", "--datanodes", "1"]);
+        cluster.launch(command)?;
+        Ok(cluster)
+    }
+
+    fn new() -> anyhow::Result<Self> {
         let temporary = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
-        let mut cluster = Self {
+        Ok(Self {
             folder: temporary.path().join("cluster"),
             temporary: Some(temporary),
             supervisor: None,
             target: String::new(),
             portals: Vec::new(),
             controllers: Vec::new(),
-        };
+        })
+    }
+
+    /// The same with more arguments for `dev up`.
+    ///
+    /// # Errors
+    /// What `holdfast dev up` said.
+    pub fn start_with(arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut cluster = Self::new()?;
         cluster.up(arguments)?;
         Ok(cluster)
     }
@@ -88,6 +112,11 @@ impl Cluster {
         ensure!(self.supervisor.is_none(), "the cluster is up");
         let mut command = holdfast(&["dev", "up", "--dir"]);
         command.arg(&self.folder).args(arguments);
+        self.launch(command)
+    }
+
+    /// Runs what becomes the supervisor, and waits for its ready line.
+    fn launch(&mut self, mut command: Command) -> anyhow::Result<()> {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut stderr = child.stderr.take().context("no standard error")?;
         // It must be read to its end, or the supervisor could block on it.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use holdfast_tests::{
     cdb,
     cluster::{Cluster, INITIATOR_A, INITIATOR_B},
@@ -129,5 +129,39 @@ fn a_volume_grows_under_a_host() -> anyhow::Result<()> {
     let grown = b.read_blocks(0, 65535, 1)?.good()?;
     ensure!(grown.iter().all(|byte| *byte == 0), "new blocks show old data");
     drop(b);
+    cluster.stop()
+}
+
+#[test]
+fn a_full_disk_is_told_to_the_host_and_the_cluster_stays_up() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start_with_small_pool("40m")?;
+    // Each fits by itself; both together do not.
+    for (name, lun) in [("first", 0), ("second", 1)] {
+        cluster.volume_for_both(name, "30MiB", "node-1", lun)?;
+    }
+    let mut a = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None)?;
+    a.become_ready(0)?;
+    a.become_ready(1)?;
+    let mebibytes = |mib: u32| mib * 2048;
+    for mib in 0..30 {
+        a.write_blocks(0, mebibytes(mib), 2048, 0xa5)?.good()?;
+    }
+    let full = (0..30).find(|mib| {
+        a.write_blocks(1, mebibytes(*mib), 2048, 0x5a).is_ok_and(|answer| answer.check("7/27/07").is_ok())
+    });
+    let full = full.context("30 + 30 MiB fitted into 40 MiB")?;
+    // What was acknowledged is there, on both volumes; neither is worse off than before the refusal.
+    ensure!(
+        full > 0 && a.read_blocks(1, mebibytes(full - 1), 2048)?.good()?.iter().all(|byte| *byte == 0x5a)
+    );
+    ensure!(a.read_blocks(0, mebibytes(29), 2048)?.good()?.iter().all(|byte| *byte == 0xa5));
+    a.write_blocks(0, 0, 2048, 0xa6)?.good()?;
+    a.command(0, cdb::SYNCHRONIZE_CACHE)?.good()?;
+    cluster.cli(&["volume", "list"])?;
+    // UNMAP of the first MiB of the first volume makes room for one more of the second.
+    a.write(0, "42000000000000001800", &format!("00160010{:08x}{:016x}{:08x}{:08x}", 0, 0, 2048, 0))?
+        .good()?;
+    a.write_blocks(1, mebibytes(full), 1024, 0x5a)?.good()?;
+    drop(a);
     cluster.stop()
 }

@@ -13,11 +13,11 @@ use holdfast_tests::{
 #[test]
 fn an_image_written_through_one_node_reads_back_through_the_other() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
-    cluster.volume_for_both("disk", "64MiB", "node-1", 0)?;
+    cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
     let folder = tempfile::tempdir()?;
     let image = folder.path().join("image.raw");
     // Neither all zeroes nor all data: holes must come back as holes.
-    let mut bytes = vec![0_u8; 64 << 20];
+    let mut bytes = vec![0_u8; 16 << 20];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for (at, chunk) in bytes.chunks_mut(4096).enumerate() {
         if at % 3 == 0 {
