@@ -112,6 +112,11 @@ fn reservations_and_io_outlive_the_leader_and_the_cluster() -> anyhow::Result<()
     a.become_ready(0)?;
     let read = a.read_blocks(0, 7, 1)?.good()?;
     ensure!(read.iter().all(|byte| *byte == 7), "data lost");
+    let reservation = a.read(0, &cdb::persistent_reserve_in(1), 4096)?.good()?;
+    ensure!(
+        reservation[8..16] == KEY_A.to_be_bytes() && reservation[21] == cdb::EXCLUSIVE_ACCESS,
+        "{reservation:x?}"
+    );
     let refused = (0..4)
         .map(|_| b.read_blocks(0, 7, 1))
         .find(|answer| answer.as_ref().map_or(true, |answer| answer.sense == "0/00/00"));

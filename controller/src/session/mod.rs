@@ -15,8 +15,9 @@ use std::collections::VecDeque;
 use holdfast_pki::Role;
 use holdfast_proto::{
     node::{
-        EstablishUnitAttentionRequest, EstablishUnitAttentionResponse, FromNode, Hello,
-        ProposeReservationRequest, ProposeReservationResponse, ToNode, Welcome, from_node,
+        AwaitBarrierRequest, AwaitBarrierResponse, EstablishUnitAttentionRequest,
+        EstablishUnitAttentionResponse, FromNode, Hello, ProposeReservationRequest,
+        ProposeReservationResponse, ToNode, Welcome, from_node,
         node_agent_server::{NodeAgent, NodeAgentServer},
         to_node,
     },
@@ -205,6 +206,21 @@ impl NodeAgent for NodeAgentService {
             self.pass_barrier(outcome.version).await?;
         }
         Ok(Response::new(ProposeReservationResponse { outcome: Some(outcome) }))
+    }
+
+    async fn await_barrier(
+        &self,
+        request: Request<AwaitBarrierRequest>,
+    ) -> Result<Response<AwaitBarrierResponse>, Status> {
+        self.caller(&node_caller(&request)?)?;
+        // The commit may have been another leader's: it has to be applied here before its barrier can be judged.
+        let applied = self.raft.ensure_linearizable().await.map_err(|error| status::not_confirmed(&error))?;
+        let index = request.get_ref().index;
+        if index > applied {
+            return Err(Status::invalid_argument(format!("index: {index} is not committed")));
+        }
+        self.pass_barrier(index).await?;
+        Ok(Response::new(AwaitBarrierResponse {}))
     }
 
     async fn establish_unit_attention(

@@ -98,6 +98,7 @@ pub enum Established {
 pub(crate) enum Request {
     ProposeReservation(ProposeReservation, Reply<ProposalResult>),
     EstablishUnitAttention(EstablishUnitAttention, Reply<Established>),
+    AwaitBarrier(u64, Reply<bool>),
     Installed(u64),
     Pools(Vec<state::Pool>),
     ReplicaRemoved(VolumeId),
@@ -148,6 +149,16 @@ impl Handle {
             && let Request::EstablishUnitAttention(_, reply) = refused.into_inner()
         {
             reply(Established::NotExecuted("the agent takes no more requests".into()));
+        }
+    }
+
+    /// Asks when the barrier of the commit at `index` has passed. Told `false` when that could not be learned.
+    pub fn await_barrier(&self, index: u64, reply: Reply<bool>) {
+        let request = Request::AwaitBarrier(index, reply);
+        if let Err(refused) = self.requests.try_send(request)
+            && let Request::AwaitBarrier(_, reply) = refused.into_inner()
+        {
+            reply(false);
         }
     }
 

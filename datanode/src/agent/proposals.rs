@@ -6,7 +6,10 @@
 use std::{error::Error as _, sync::Arc, time::Duration};
 
 use holdfast_proto::{
-    node::{EstablishUnitAttentionRequest, ProposeReservationRequest, node_agent_client::NodeAgentClient},
+    node::{
+        AwaitBarrierRequest, EstablishUnitAttentionRequest, ProposeReservationRequest,
+        node_agent_client::NodeAgentClient,
+    },
     state,
 };
 use holdfast_scsi::{sense::Sense, status::Status as ScsiStatus};
@@ -232,6 +235,13 @@ pub(super) async fn establish_unit_attention(
         End::Known(_) | End::Unknown => Established::Unknown,
         End::NotExecuted(_, reason) => Established::NotExecuted(reason),
     });
+}
+
+/// Waits for the barrier of a commit. It changes nothing, so an attempt whose fate is unknown is merely repeated.
+pub(super) async fn await_barrier(mut road: Road, index: u64, reply: Reply<bool>) {
+    let end =
+        road.ask(|mut client| async move { client.await_barrier(AwaitBarrierRequest { index }).await }).await;
+    reply(matches!(end, End::Known(_)));
 }
 
 #[cfg(test)]

@@ -265,6 +265,10 @@ impl Run {
                 tokio::spawn(proposals::establish_unit_attention(self.road.clone(), wanted, reply));
                 None
             }
+            Request::AwaitBarrier(index, reply) => {
+                tokio::spawn(proposals::await_barrier(self.road.clone(), index, reply));
+                None
+            }
             Request::Installed(index) => {
                 if !self.core.installed(index) {
                     return None;

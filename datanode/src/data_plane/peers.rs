@@ -96,6 +96,7 @@ impl Worker {
             LuAnswer::Established { unit, id, result } => {
                 unit.unit_attention_done(&mut self.driver(), id, result)
             }
+            LuAnswer::BarrierPassed { unit, version } => unit.barrier_done(&mut self.driver(), version),
         }
     }
 

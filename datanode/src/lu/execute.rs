@@ -23,7 +23,7 @@ use crate::data_plane::mailbox::Message;
 use crate::data_plane::router::{Bytes, LuFunctionOutcome, Outcome, Reply};
 use crate::store::io_threads::Lane;
 
-/// By when a reservation change has passed its barrier although nobody told this node, in milliseconds after its
+/// By when a reservation change has passed its barrier although the controller could not be asked, in milliseconds after its
 /// installation: every lease that was granted without it has run out by then. Longer than any lease.
 const BARRIER_MS_MAX: u64 = 15_000;
 
@@ -32,6 +32,7 @@ enum Work {
     Io(TaskId, Io, Geometry, Instant),
     Propose(TaskId, ProposeReservation),
     Establish(u64, EstablishUnitAttention),
+    AwaitBarrier(u64),
     Answer(Finished, MayChange),
 }
 
@@ -83,6 +84,17 @@ impl LogicalUnit {
                     mailboxes.post(worker, Message::LuAnswer(LuAnswer::Established { unit, id, result }));
                 });
                 driver.services.agent.establish_unit_attention(request, reply);
+            }
+            Work::AwaitBarrier(version) => {
+                let (unit, mailboxes, worker) =
+                    (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
+                let reply = Box::new(move |passed| {
+                    // Otherwise time alone tells: see `BARRIER_MS_MAX`.
+                    if passed {
+                        mailboxes.post(worker, Message::LuAnswer(LuAnswer::BarrierPassed { unit, version }));
+                    }
+                });
+                driver.services.agent.await_barrier(version, reply);
             }
             Work::Answer(finished, may_change) => {
                 let answer = if self.volume.may_reply() {
@@ -200,12 +212,13 @@ impl Inner {
             Action::AwaitBarrier { version } => {
                 if version <= self.barriers.passed {
                     self.server.handle_barrier(clock::scsi_now(), version);
-                } else {
-                    let installed = self.barriers.installed.map_or_else(clock::now_ms, |(_, at)| at);
-                    let passes_at = installed.saturating_add(BARRIER_MS_MAX);
-                    self.barriers.awaited.push((version, passes_at));
+                    return None;
                 }
-                None
+                let installed = self.barriers.installed.map_or_else(clock::now_ms, |(_, at)| at);
+                let passes_at = installed.saturating_add(BARRIER_MS_MAX);
+                let asked = self.barriers.awaited.iter().any(|(awaited, _)| *awaited == version);
+                self.barriers.awaited.push((version, passes_at));
+                (!asked).then_some(Work::AwaitBarrier(version))
             }
             Action::ProposeModeParameters { task, .. } => {
                 // The controller keeps no mode parameters yet: a change would be lost with the owner, so none is made.

@@ -292,6 +292,13 @@ impl LogicalUnit {
         self.drive(driver, inner);
     }
 
+    /// The controller says that the barrier of this version, and so of all before it, has passed.
+    pub(crate) fn barrier_done(self: &Arc<Self>, driver: &mut Driver<'_>, version: u64) {
+        let mut inner = self.lock();
+        inner.barrier_passed(version);
+        self.drive(driver, inner);
+    }
+
     /// An I/O has ended on an I/O thread.
     pub(super) fn io_done(self: &Arc<Self>, driver: &mut Driver<'_>, task: TaskId, result: IoResult) {
         let mut inner = self.lock();

@@ -63,6 +63,7 @@ pub(crate) enum Answer {
 pub(crate) enum LuAnswer {
     Proposal { unit: Arc<LogicalUnit>, task: TaskId, result: ProposalResult },
     Established { unit: Arc<LogicalUnit>, id: u64, result: Established },
+    BarrierPassed { unit: Arc<LogicalUnit>, version: u64 },
 }
 
 /// What units need of the process. Cheap to clone.

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, pin::Pin};
 
 use holdfast_pki::Identity;
 use holdfast_proto::node::{
-    EstablishUnitAttentionRequest, EstablishUnitAttentionResponse, FromNode, ProposeReservationRequest,
-    ProposeReservationResponse, ToNode, from_node,
+    AwaitBarrierRequest, AwaitBarrierResponse, EstablishUnitAttentionRequest, EstablishUnitAttentionResponse,
+    FromNode, ProposeReservationRequest, ProposeReservationResponse, ToNode, from_node,
     node_agent_server::{NodeAgent, NodeAgentServer},
 };
 use tokio::{
@@ -111,6 +111,13 @@ impl NodeAgent for Service {
             .await
             .unwrap_or_else(|_| Err(Status::deadline_exceeded("nobody answered")))
             .map(Response::new)
+    }
+
+    async fn await_barrier(
+        &self,
+        _: Request<AwaitBarrierRequest>,
+    ) -> Result<Response<AwaitBarrierResponse>, Status> {
+        Ok(Response::new(AwaitBarrierResponse {}))
     }
 
     async fn establish_unit_attention(
