@@ -170,19 +170,18 @@ impl Supervisor {
             for name in &group {
                 self.signal(name, Signal::TERM);
             }
-            let mut waiting = group;
-            while !waiting.is_empty() {
+            // Whoever ends is taken off the running ones, also a member of the other group.
+            while group.iter().any(|name| self.running.contains_key(name)) {
                 match timeout(STOP_PATIENCE, self.ended.recv()).await {
                     Ok(Some((name, _))) => {
                         self.running.remove(&name);
-                        waiting.retain(|other| *other != name);
                     }
                     Ok(None) => break,
                     Err(_) => {
-                        for name in &waiting {
+                        for name in group.iter().filter(|name| self.running.contains_key(*name)) {
                             self.signal(name, Signal::KILL);
+                            killed.push(name.clone());
                         }
-                        killed.extend(waiting.iter().cloned());
                     }
                 }
             }

@@ -23,6 +23,9 @@ pub const MESSAGES_PER_TURN_MAX: usize = 1024;
 pub const HOLD_MS_MAX: u64 = 10_000;
 /// How often held commands are tried again where nothing else tells that they can be, in milliseconds.
 pub const HOLD_RETRY_MS: u64 = 20;
+/// How long a login waits for this node's lease before it is refused as "service unavailable", in milliseconds: a change of the
+/// controllers' leader or a restart must not cost a host its path. Below the time that initiators give a login (15 s).
+pub const LOGIN_HOLD_MS_MAX: u64 = 5_000;
 /// How long the end of an older session of the same nexus is waited for before the new login is refused, in milliseconds.
 pub const REINSTATEMENT_MS_MAX: u64 = 10_000;
 

@@ -14,7 +14,7 @@ use holdfast_scsi::port::{LunMap, MappedUnit, NexusPort};
 use holdfast_scsi::time::Instant;
 use holdfast_scsi::transport_id::TransportId;
 
-use super::limits::REINSTATEMENT_MS_MAX;
+use super::limits::{LOGIN_HOLD_MS_MAX, REINSTATEMENT_MS_MAX};
 use super::mailbox::{Message, SessionAddress};
 use super::portal::{Session, Stage, Waiting};
 use super::router::ForwardToken;
@@ -39,8 +39,40 @@ pub(super) fn lun_map(view: &ClusterView, host: &str) -> LunMap<VolumeId> {
     view.mappings_of(host).iter().map(entry).collect()
 }
 
+/// A login that waits until this node may serve.
+pub(super) struct HeldLogin {
+    connection: u64,
+    request: LoginRequest,
+    /// By when it is refused, in boot-time milliseconds.
+    by_ms: u64,
+}
+
 impl Worker {
-    pub(super) fn login(&mut self, now: Instant, connection: u64, request: &LoginRequest) {
+    pub(super) fn login(&mut self, now: Instant, connection: u64, request: LoginRequest) {
+        if self.serving_view(now).is_none() {
+            let by_ms = now.0.saturating_add(LOGIN_HOLD_MS_MAX);
+            return self.held_logins.push(HeldLogin { connection, request, by_ms });
+        }
+        self.answer_login(now, connection, &request);
+    }
+
+    /// Answers the logins that wait, once this node may serve or they have waited long enough.
+    pub(super) fn retry_logins(&mut self, now: Instant) {
+        if self.held_logins.is_empty() {
+            return;
+        }
+        let serving = self.serving_view(now).is_some();
+        for held in std::mem::take(&mut self.held_logins) {
+            if serving || held.by_ms <= now.0 {
+                self.answer_login(now, held.connection, &held.request);
+                self.pump(now, held.connection);
+            } else if self.connections.contains_key(&held.connection) {
+                self.held_logins.push(held);
+            }
+        }
+    }
+
+    fn answer_login(&mut self, now: Instant, connection: u64, request: &LoginRequest) {
         let answer = match self.admit(now, request) {
             Ok(admission) => LoginAnswer::Accept(admission),
             Err(status) => {

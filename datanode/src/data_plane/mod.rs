@@ -189,6 +189,7 @@ impl DataPlane {
                     timers: Default::default(),
                     holding: Default::default(),
                     retry: false,
+                    held_logins: Vec::new(),
                     endings: HashMap::new(),
                     ending_tokens: HashMap::new(),
                     peer_tasks: HashMap::new(),

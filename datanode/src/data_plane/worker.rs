@@ -72,6 +72,8 @@ pub(super) struct Worker {
     /// Connections with held commands.
     pub(super) holding: HashSet<u64>,
     pub(super) retry: bool,
+    /// Logins that wait for the lease.
+    pub(super) held_logins: Vec<super::login::HeldLogin>,
     /// Sessions that are ending: the nexus is still ours until every owner has heard of it.
     pub(super) endings: HashMap<Nexus, super::login::Ending>,
     pub(super) ending_tokens: HashMap<ForwardToken, Nexus>,
@@ -144,6 +146,7 @@ impl Worker {
             self.retry_held(now);
             self.settle(now);
         }
+        self.retry_logins(now);
         for connection in std::mem::take(&mut self.dirty) {
             self.write(now, connection);
         }
@@ -174,7 +177,8 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         let timer = self.timers.first().map(|(at, _)| *at);
-        let held = (!self.holding.is_empty()).then(|| now.0.saturating_add(limits::HOLD_RETRY_MS));
+        let holds = !self.holding.is_empty() || !self.held_logins.is_empty();
+        let held = holds.then(|| now.0.saturating_add(limits::HOLD_RETRY_MS));
         let lease =
             (self.index == 0 || !self.connections.is_empty()).then(|| now.0.saturating_add(LEASE_CHECK_MS));
         let interconnect = self.interconnect.poll_timeout().map(|at| at.0);
@@ -337,7 +341,7 @@ impl Worker {
 
     fn event(&mut self, now: Instant, connection: u64, event: Event) {
         match event {
-            Event::Login(request) => self.login(now, connection, &request),
+            Event::Login(request) => self.login(now, connection, request),
             Event::SessionStarting(info) => self.session_starting(now, connection, info),
             Event::SendTargets(request) => self.send_targets(connection, &request),
             Event::Command(command) => self.command(now, connection, command),

@@ -52,6 +52,18 @@ fn nobody_logs_in_without_a_lease() {
 }
 
 #[test]
+fn login_waits_for_the_lease() {
+    let node = node();
+    node.shared.gate.close();
+    std::thread::scope(|scope| {
+        // Whether the login arrives before or after the gate opens, it succeeds.
+        let host = scope.spawn(|| Host::log_in(node.portal(), A, 1).map(|mut a| a.settle(0)));
+        node.open_gate();
+        assert_eq!(host.join().unwrap().ok(), Some(vec![asc::POWER_ON_OR_RESET]));
+    });
+}
+
+#[test]
 fn new_nexus_reports_29_00_once_on_each_lun() {
     let node = node();
     let mut a = Host::log_in(node.portal(), A, 1).unwrap();
