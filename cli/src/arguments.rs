@@ -74,6 +74,9 @@ pub(crate) enum Noun {
     /// What happens in the cluster.
     #[command(subcommand)]
     Event(Event),
+    /// Who changed what, and who was refused.
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 #[derive(Subcommand)]
@@ -315,6 +318,19 @@ pub(crate) enum Event {
     },
 }
 
+#[derive(Subcommand)]
+pub(crate) enum Audit {
+    /// List the records that are kept, oldest first.
+    List {
+        /// Only those after this log index.
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+        /// Only of this resource ("volume/db1"), or of all of a kind ("volume/").
+        #[arg(long)]
+        subject: Option<String>,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,6 +352,7 @@ mod tests {
             "holdfast map create db1 h --lun 3 -o json",
             "holdfast reservation show db1",
             "holdfast event watch",
+            "holdfast audit list --after 7 --subject volume/db1",
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -46,7 +46,7 @@ impl FromStr for Size {
             let scale = 10_u128.pow(fraction.len() as u32);
             let part: u128 = fraction.parse().map_err(|_| wrong())?;
             let scaled = part * u128::from(factor);
-            if scaled % scale != 0 {
+            if !scaled.is_multiple_of(scale) {
                 return Err(format!("'{text}' is not a whole number of bytes"));
             }
             bytes += scaled / scale;
@@ -62,7 +62,7 @@ impl fmt::Display for Size {
         {
             if self.0 >= bytes {
                 // Exact sizes without a fraction: what was typed is what is shown.
-                return if self.0 % bytes == 0 {
+                return if self.0.is_multiple_of(bytes) {
                     write!(f, "{}{unit}", self.0 / bytes)
                 } else {
                     write!(f, "{:.1}{unit}", self.0 as f64 / bytes as f64)

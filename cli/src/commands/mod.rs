@@ -1,5 +1,6 @@
 //! One module per noun: each turns a verb into a call and its answer into what a person or a program reads.
 
+pub(crate) mod audit;
 pub(crate) mod cluster;
 pub(crate) mod event;
 pub(crate) mod host;

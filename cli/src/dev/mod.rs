@@ -75,7 +75,7 @@ fn prepare(directory: &Path, arguments: &DevUp) -> anyhow::Result<Layout> {
         return Ok(layout);
     }
     let controllers = arguments.controllers.unwrap_or(CONTROLLERS);
-    if controllers % 2 == 0 {
+    if controllers.is_multiple_of(2) {
         bail!(
             "--controllers {controllers}: choose 1, 3 or 5; an even number tolerates no more failures than one less"
         );
