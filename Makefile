@@ -36,6 +36,7 @@ lint: ready-test ## format, clippy, purity of the cores, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(locked) -- -D warnings
 	build/check-pure.sh
+	build/check-kernel-tier.sh
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; fi
 
 audit: ## known vulnerabilities in dependencies (needs cargo-deny 0.20 and the network)

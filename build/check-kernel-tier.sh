@@ -1,8 +1,8 @@
 #!/bin/sh
-# Shows that the kernel tier of this crate (everything without the feature `alloc`) neither allocates nor panics: compiles
+# Shows that the kernel tier of the scsi crate (everything without the feature `alloc`) neither allocates nor panics: compiles
 # it optimised and looks at what its object code refers to. Run from anywhere; takes seconds.
 set -eu
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/../scsi"
 dir=${CARGO_TARGET_DIR:-../target}/kernel-tier
 # No checks that the compiler adds for debugging: the kernel build has none either. The arithmetic is saturating or
 # checked where input can reach it.
