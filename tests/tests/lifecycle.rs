@@ -1,10 +1,15 @@
 //! `holdfast dev up`: clusters beside each other, clean ends, clear refusals.
 
-use std::net::TcpListener;
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Stdio},
+};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use holdfast_tests::cluster::{Cluster, holdfast};
-use rustix::process::{Signal, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 #[test]
 fn two_clusters_run_beside_each_other() -> anyhow::Result<()> {
@@ -84,4 +89,51 @@ fn a_killed_data_node_comes_back_with_its_volumes() -> anyhow::Result<()> {
         Ok(())
     })?;
     cluster.stop()
+}
+
+/// A `dev up` in no particular folder, up to its ready line.
+fn up_by_default(state: &Path) -> anyhow::Result<(Child, String)> {
+    let mut command = holdfast(&["dev", "up", "--controllers", "1", "--datanodes", "1"]);
+    let mut child =
+        command.env("XDG_STATE_HOME", state).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut ready = String::new();
+    BufReader::new(child.stdout.take().context("no standard output")?).read_line(&mut ready)?;
+    ensure!(ready.starts_with("ready: "), "{ready:?}");
+    Ok((child, ready))
+}
+
+fn interrupt(mut child: Child) -> anyhow::Result<()> {
+    kill_process(Pid::from_child(&child), Signal::INT)?;
+    let status = child.wait()?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+#[test]
+fn clusters_without_a_named_folder_do_not_collide() -> anyhow::Result<()> {
+    let state = tempfile::tempdir()?;
+    let say = |arguments: &[&str]| -> anyhow::Result<(bool, String)> {
+        let output = holdfast(arguments).env("XDG_STATE_HOME", state.path()).output()?;
+        Ok((output.status.success(), String::from_utf8([output.stdout, output.stderr].concat())?))
+    };
+    let (_, nothing) = say(&["node", "list"])?;
+    ensure!(nothing.contains("dev up"), "{nothing}");
+    let (first, ready) = up_by_default(state.path())?;
+    // One cluster runs: it needs no name.
+    let (found, listed) = say(&["node", "list"])?;
+    ensure!(found && listed.contains("node-1"), "{listed}");
+    let (second, also_ready) = up_by_default(state.path())?;
+    ensure!(ready != also_ready, "two clusters in one place: {ready}");
+    let (chosen, several) = say(&["node", "list"])?;
+    ensure!(!chosen && several.contains("dev-1") && several.contains("dev-2"), "{several}");
+    let (_, running) = say(&["dev", "list"])?;
+    ensure!(running.lines().count() == 2, "{running}");
+    interrupt(first)?;
+    interrupt(second)?;
+    let (_, running) = say(&["dev", "list"])?;
+    ensure!(running.is_empty(), "{running}");
+    let erased = state.path().join("holdfast/dev-1");
+    let (done, said) = say(&["--dir", &erased.display().to_string(), "dev", "erase"])?;
+    ensure!(done && !erased.exists(), "{said}");
+    Ok(())
 }
