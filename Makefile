@@ -19,11 +19,11 @@ help: ## list the targets
 build: ready-build ## the three release binaries, in target/release
 	@$(MAKE) --no-print-directory release
 
-demo: ready-demo ## a whole cluster on this machine, a host that writes, a node that dies
+demo: ready-demo ## a cluster on this machine: an image through both nodes, a reservation that outlives the leader
 	@$(MAKE) --no-print-directory release
 	HOLDFAST_BIN_DIR=$(target_dir)/release tests/demo.sh
 
-run: ready-demo ## a cluster on this machine that stays up until Ctrl-C
+run: ready-demo ## a cluster to play with, up until Ctrl-C; prints what to try
 	@$(MAKE) --no-print-directory release
 	HOLDFAST_BIN_DIR=$(target_dir)/release tests/run.sh
 
