@@ -13,6 +13,10 @@
 //! | the header of a replica on disk | [`superblock`] |
 //! | the header of a frame between data nodes | [`frame`] |
 //! | commands forwarded to the owner | [`forward`] |
+//! | runs of blocks, extents, chunks | [`span`] |
+//! | locks on runs of blocks | [`ranges`] |
+//! | the extents that a replica may differ in, on disk | [`activity_log`] |
+//! | the chunks that an absent replica lacks, on disk | [`bitmap`] |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -20,13 +24,18 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod activity_log;
+pub mod bitmap;
 pub mod config;
 pub mod epoch;
+pub mod faults;
 pub mod forward;
 pub mod frame;
 pub mod gate;
 pub mod ids;
 pub mod limits;
+pub mod ranges;
+pub mod span;
 pub mod superblock;
 
 /// CRC32C (Castagnoli) of `bytes`, continued from the checksum of what came before (0 at the start).

@@ -36,3 +36,30 @@ pub const CLOCK_INTERVAL_MS: u64 = 500;
 pub const SILENCE_MS_MAX: u64 = 4_000;
 /// Clock tokens that a port remembers: enough to cover [`COMMAND_AGE_MS_MAX`].
 pub const CLOCK_TOKENS_KEPT: usize = 64;
+
+/// Bytes of an extent of the activity log: what a new owner copies for one write that was in flight.
+pub const EXTENT_BYTES: u64 = 4 * 1024 * 1024;
+/// Extents that writes in flight and writes not yet flushed may touch at once: 1 GiB to copy after the loss of an owner.
+pub const LIVE_EXTENTS_MAX: usize = 256;
+/// Extents in a durable activity log: the union of three logs of [`LIVE_EXTENTS_MAX`], and new writes during recovery.
+pub const LOG_ENTRIES_MAX: usize = 1008;
+/// Extents that one write, zeroing or unmapping may touch; longer ones are split by the caller.
+pub const SPAN_EXTENTS_MAX: u64 = 64;
+/// Smallest chunk of a dirty bitmap, in bytes.
+pub const CHUNK_BYTES_MIN: u64 = 64 * 1024;
+/// Most bits of a dirty bitmap: 128 KiB of memory. Chunks of larger volumes are larger (16 TiB: 16 MiB).
+pub const BITMAP_BITS_MAX: u64 = 1 << 20;
+/// Bitmaps that a replica keeps: one for each copy that a volume may have or be given. What is dropped is copied whole.
+pub const BITMAPS_MAX: usize = REPLICAS_MAX + LEARNERS_MAX;
+/// Host requests that the owner of a volume keeps unanswered.
+pub const WINDOW_REQUESTS: usize = 1024;
+/// Bytes of write data that the owner of a volume keeps unanswered.
+pub const WINDOW_BYTES: u64 = 64 * 1024 * 1024;
+/// Numbered frames that a replica keeps undone: the owner's window, its copies and its own requests.
+pub const REPLICA_REQUESTS_MAX: usize = 2 * WINDOW_REQUESTS;
+/// Bytes of one copy of a re-synchronisation; its range is locked while it is under way.
+pub const COPY_BYTES: u64 = 1024 * 1024;
+/// Copies of a re-synchronisation under way at once, for each replica.
+pub const COPIES_MAX: usize = 4;
+/// A replica that leaves something unanswered for so long is removed from the in-sync set, in milliseconds.
+pub const REPLICA_SILENCE_MS_MAX: u64 = 1_000;
