@@ -8,9 +8,9 @@ pub const TRANSFER_BYTES_MAX: u32 = 8 * 1024 * 1024;
 pub const TRANSFER_BYTES_OPTIMAL: u32 = 1024 * 1024;
 /// MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks (the field has one byte).
 pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = 255;
-/// MAXIMUM WRITE SAME LENGTH, in logical blocks: 64 MiB with blocks of 512 bytes, since one command holds its range.
+/// MAXIMUM WRITE SAME LENGTH, in logical blocks: 16 MiB with blocks of 512 bytes, since one command holds its range.
 /// WSNZ=1 goes with it: a NUMBER OF LOGICAL BLOCKS of zero is refused.
-pub const WRITE_SAME_BLOCKS_MAX: u32 = 128 * 1024;
+pub const WRITE_SAME_BLOCKS_MAX: u32 = 32 * 1024;
 /// MAXIMUM UNMAP LBA COUNT: the sum over all descriptors of one UNMAP, in logical blocks.
 pub const UNMAP_BLOCKS_MAX: u32 = 1024 * 1024;
 /// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.

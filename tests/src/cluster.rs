@@ -267,6 +267,21 @@ impl Cluster {
     /// # Errors
     /// What a command said.
     pub fn volume_for_both(&self, name: &str, size: &str, node: &str, lun: u16) -> anyhow::Result<()> {
+        self.volume_for_both_with(name, size, node, lun, &[])
+    }
+
+    /// The same with more arguments for `volume create`.
+    ///
+    /// # Errors
+    /// A failed command.
+    pub fn volume_for_both_with(
+        &self,
+        name: &str,
+        size: &str,
+        node: &str,
+        lun: u16,
+        more: &[&str],
+    ) -> anyhow::Result<()> {
         let hosts = self.json(&["host", "list"])?;
         for (host, initiator) in [("a", INITIATOR_A), ("b", INITIATOR_B)] {
             let known =
@@ -275,7 +290,7 @@ impl Cluster {
                 self.cli(&["host", "create", host, "--initiator", initiator])?;
             }
         }
-        self.cli(&["volume", "create", name, "--size", size, "--node", node])?;
+        self.cli(&[&["volume", "create", name, "--size", size, "--node", node], more].concat())?;
         for host in ["a", "b"] {
             self.cli(&["map", "create", name, host, "--lun", &lun.to_string()])?;
         }

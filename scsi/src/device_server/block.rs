@@ -18,15 +18,21 @@ use crate::{
 };
 
 impl DeviceServer {
-    /// A Data-Out that cannot be what the CDB speaks of: too short for a write (nothing is written rather than half of
-    /// it), or not exactly right where the buffer has an inner structure. Judged before data is fetched.
+    /// A Data-Out that cannot be what the CDB speaks of: too short (nothing is written rather than half of a block or
+    /// what did not come), or not exactly right where the buffer has an inner structure. Judged before data is fetched.
+    ///
+    /// COMPARE AND WRITE takes locks: GOOD for another number of blocks than the buffer holds, none included, would be
+    /// taken for a lock. Its one-byte NUMBER OF LOGICAL BLOCKS is also where a longer count was cut off.
     pub(super) fn data_length_refusal(&self, task: &Task) -> Option<Completion> {
         let wanted = task.data_out_wanted(&self.config.properties.geometry);
         let sent = u64::from(task.data_out_len);
-        let structured =
-            matches!(task.command, Ok(Command::CompareAndWrite { .. } | Command::WriteSame { .. }));
-        let wrong = sent < wanted || (structured && wanted > 0 && sent != wanted);
-        wrong.then(|| Completion::check(Sense::illegal(asc::INVALID_FIELD_IN_COMMAND_IU)))
+        let (exact, sense) = match task.command {
+            Ok(Command::CompareAndWrite { .. }) => (true, Sense::illegal_field_cdb(13, None)),
+            Ok(Command::WriteSame { .. }) => (wanted > 0, Sense::illegal(asc::INVALID_FIELD_IN_COMMAND_IU)),
+            _ => (false, Sense::illegal(asc::INVALID_FIELD_IN_COMMAND_IU)),
+        };
+        let wrong = sent < wanted || (exact && sent != wanted);
+        wrong.then(|| Completion::check(sense))
     }
 
     /// Asks for the command's ranges; goes on at once where none are needed.

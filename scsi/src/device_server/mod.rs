@@ -173,7 +173,7 @@ impl DeviceServer {
                 return Ok(());
             }
             Ok(may_run) => {
-                self.tasks.insert(id, Task::new(&request, command, data));
+                self.tasks.insert(id, Task::new(&request, command, data, &self.config.properties.geometry));
                 if may_run {
                     self.work.push_back(Work::Start(id));
                 }
@@ -303,7 +303,7 @@ impl DeviceServer {
             if let Some(ua) = completion.unit_attention_reported {
                 self.reported.insert(task.nexus, ua);
             }
-            let wanted = task.data_out_wanted(&self.config.properties.geometry);
+            let wanted = task.data_out_asked;
             let descriptor_sense = self.mode.descriptor_sense;
             Response::Completed(Completion { descriptor_sense, ..completion.with_transfer_len(wanted) })
         };

@@ -20,6 +20,8 @@ pub(super) struct Task {
     pub(super) command: Result<Command, Sense>,
     /// The CDB's first bytes, for a proposal.
     pub(super) cdb: [u8; 10],
+    /// Bytes of Data-Out that the CDB asks for: what the residual is counted from.
+    pub(super) data_out_asked: u64,
     /// Bytes that the initiator sends.
     pub(super) data_out_len: u32,
     /// The Data-Out is complete.
@@ -120,6 +122,7 @@ impl Task {
         request: &CommandRequest<'_>,
         command: Result<Command, Sense>,
         data: DataOut<'_>,
+        geometry: &Geometry,
     ) -> Task {
         let mut cdb = [0; 10];
         for (to, from) in cdb.iter_mut().zip(request.cdb) {
@@ -129,6 +132,7 @@ impl Task {
             nexus: *request.nexus,
             command,
             cdb,
+            data_out_asked: 0,
             data_out_len: request.data_out_len,
             data_ready: true,
             data: Vec::new(),
@@ -143,7 +147,26 @@ impl Task {
             DataOut::Ready(bytes) => task.take_data(bytes),
             DataOut::Awaited => task.data_ready = false,
         }
+        task.data_out_asked = task.data_out_wanted(geometry);
+        task.cut_to_announced(geometry);
         task
+    }
+
+    /// An initiator may announce fewer blocks than its CDB asks for: those are written and the rest is the residual
+    /// overflow (RFC 7143 11.4.5.2). Only for whole blocks, and only by what was announced: data that was announced
+    /// and did not come, or half a block, is refused in `data_length_refusal`.
+    fn cut_to_announced(&mut self, geometry: &Geometry) {
+        let announced = self.data_out_len;
+        let (Some(blocks), Some(0)) =
+            (announced.checked_div(geometry.block_size()), announced.checked_rem(geometry.block_size()))
+        else {
+            return;
+        };
+        if let Ok(Command::Write { extent, .. } | Command::WriteAndVerify { extent, .. }) = &mut self.command
+            && blocks < extent.blocks
+        {
+            extent.blocks = blocks;
+        }
     }
 
     /// The whole Data-Out came.

@@ -175,21 +175,71 @@ fn write_same_of_zeroes_with_unmap_may_deallocate() {
 #[test]
 fn data_out_of_the_wrong_length_is_refused_before_it_is_fetched() {
     let caw = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
-    for (cdb, sent, wanted) in [
-        (&WRITE[..], 200, 512),
-        (&caw, 512, 1024),
-        (&caw, 2048, 1024),
-        (&[0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0], 1024, 512),
+    let mut caw_of_nothing = caw;
+    caw_of_nothing[13] = 0;
+    let (in_unit, in_cdb) = (asc::INVALID_FIELD_IN_COMMAND_IU, asc::INVALID_FIELD_IN_CDB);
+    for (cdb, sent, wanted, additional) in [
+        (&WRITE[..], 200, 512, in_unit),
+        (&[0x8b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0], 512, 1024, in_unit),
+        (&[0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0], 1024, 512, in_unit),
+        (&caw, 512, 1024, in_cdb),
+        (&caw, 2048, 1024, in_cdb),
+        (&caw_of_nothing, 512 * 512, 0, in_cdb),
     ] {
         let mut server = server();
         send(&mut server, 1, cdb, DataOut::Ready(&vec![0; sent]));
         let refused = completion(&mut server, 1);
-        assert_eq!(sense_of(&refused), (SenseKey::IllegalRequest, asc::INVALID_FIELD_IN_COMMAND_IU));
+        assert_eq!(sense_of(&refused), (SenseKey::IllegalRequest, additional));
         assert_eq!(refused.transfer_len, wanted);
     }
     let mut server = server();
-    send(&mut server, 1, &WRITE, DataOut::Ready(&[0; 2048]));
+    send(&mut server, 1, &caw_of_nothing, DataOut::None);
+    assert_eq!(completion(&mut server, 1).status, Status::Good);
+    send(&mut server, 2, &WRITE, DataOut::Ready(&[0; 2048]));
     assert_eq!(actions(&mut server).len(), 1, "more than a WRITE wants is a residual, no error");
+}
+
+#[test]
+fn write_of_fewer_blocks_than_the_cdb_asks_for_writes_what_was_announced() {
+    let mut three = WRITE;
+    three[8] = 3;
+    for (cdb0, sent) in [(0x2a, 0), (0x2a, 512), (0x2a, 1024), (0x2e, 1024)] {
+        three[0] = cdb0;
+        let mut server = server();
+        send(&mut server, 1, &three, DataOut::Ready(&vec![0; sent as usize]));
+        if sent > 0 {
+            let [Action::Write { extent, .. }] = actions(&mut server)[..] else { panic!() };
+            assert_eq!(extent, Extent { lba: 0, blocks: sent / 512 });
+            server.handle_io(NOW, TaskId(1), IoDone::Done);
+        }
+        if cdb0 == 0x2e {
+            let [Action::Read { extent, .. }] = actions(&mut server)[..] else { panic!() };
+            assert_eq!(extent.blocks, sent / 512, "no more is verified than was written");
+            server.handle_io(NOW, TaskId(1), IoDone::Read(&vec![0; sent as usize]));
+        }
+        let done = completion(&mut server, 1);
+        assert_eq!((done.status, done.transfer_len), (Status::Good, 3 * 512), "{sent}");
+    }
+}
+
+#[test]
+fn data_that_was_announced_and_did_not_come_writes_nothing() {
+    let mut two = WRITE;
+    two[8] = 2;
+    let mut server = server();
+    let request = CommandRequest {
+        task: TaskId(1),
+        nexus: &nexus(1),
+        cdb: &two,
+        attribute: TaskAttribute::Simple,
+        data_out_len: 1024,
+        unit_attention: None,
+        read_only: false,
+    };
+    server.handle_command(NOW, request, DataOut::Awaited).unwrap();
+    server.handle_data_out(NOW, TaskId(1), &[0; 512]);
+    let refused = completion(&mut server, 1);
+    assert_eq!(sense_of(&refused), (SenseKey::IllegalRequest, asc::INVALID_FIELD_IN_COMMAND_IU));
 }
 
 #[test]
