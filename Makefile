@@ -11,7 +11,7 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test lint audit bench clean ready-build ready-demo ready-test release
+.PHONY: help build demo run test lint audit clean ready-build ready-demo ready-test release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -41,11 +41,6 @@ lint: ready-test ## format, clippy, purity of the cores, licences
 
 audit: ## known vulnerabilities in dependencies (needs cargo-deny 0.20 and the network)
 	cargo deny check
-
-bench: ready-demo ## measurements: tests/bench.sh
-	@test -x tests/bench.sh || { echo "there is no benchmark yet: it belongs in tests/bench.sh"; exit 1; }
-	@$(MAKE) --no-print-directory release
-	HOLDFAST_BIN_DIR=$(target_dir)/release tests/bench.sh
 
 clean: ## what cargo built; the RocksDB library in its cache stays
 	cargo clean
