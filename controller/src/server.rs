@@ -4,15 +4,20 @@
 //! of a member that does not lead are passed on ([`forward`]), and the service finds the caller as [`Caller`] in the request's
 //! extensions.
 //!
+//! What is refused here goes into the audit ([`refusals`]).
+//!
 //! Invariant: a clean stop hands leadership over before anything is closed, and never waits for a caller longer than
 //! [`DRAIN_TIMEOUT`].
 
 mod access;
 mod forward;
+mod members;
+mod refusals;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use holdfast_pki::Identity;
+use holdfast_proto::raft::members_server::MembersServer;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{
     service::{Routes, RoutesBuilder},
@@ -20,8 +25,10 @@ use tonic::{
 };
 
 use access::AccessLayer;
-pub use access::Caller;
+pub use access::{Call, Caller};
 use forward::Forwarder;
+use members::MembersService;
+use refusals::Refusals;
 
 use crate::raft::{Handle, RunningMember};
 
@@ -122,9 +129,12 @@ pub async fn serve(
     let (common, reporter) = common()?;
     let mut routes = RoutesBuilder::from(common);
     routes.add_service(member.service().into_server());
+    routes.add_service(MembersServer::new(MembersService { handle: handle.clone() }));
     services(&mut routes);
+    let refusals = Refusals::default();
     let layer = AccessLayer {
         cluster: identity.own().cluster,
+        refusals: refusals.clone(),
         forwarder: Arc::new(Forwarder::new(handle.clone(), Arc::clone(&identity))),
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -142,6 +152,7 @@ pub async fn serve(
             let _ = closed.await;
         });
     let mut server: JoinHandle<Result<(), tonic::transport::Error>> = tokio::spawn(server);
+    let recorder = tokio::spawn(refusals.run(handle.clone(), identity));
     let health = tokio::spawn(report_health(handle, reporter));
     let outcome = tokio::select! {
         () = stop => Ok(()),
@@ -157,6 +168,7 @@ pub async fn serve(
         server.abort();
     }
     health.abort();
+    recorder.abort();
     member.stop().await;
     outcome
 }

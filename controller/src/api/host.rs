@@ -9,7 +9,7 @@ use holdfast_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, page::page, request::client_request, status, unexpected};
+use super::{Api, called, page::page, request::client_request, status, unexpected};
 use crate::state::{
     Body, Kind, Outcome, Refusal, StateMachine,
     host::check_chap_user,
@@ -120,7 +120,7 @@ impl Api {
 #[tonic::async_trait]
 impl HostService for Api {
     async fn create_host(&self, request: Request<CreateHostRequest>) -> Result<Response<Host>, Status> {
-        let mut request = request.into_inner();
+        let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let secret = std::mem::take(&mut request.chap_secret);
         let target_secret = std::mem::take(&mut request.chap_target_secret);
@@ -129,7 +129,10 @@ impl HostService for Api {
         check_name("name", &request.name).map_err(|refusal| status::refused(&refusal))?;
         let chap = self.seal_chap(&request.name, &chap(&spec, &secret, &target_secret)?)?;
         let host = records::Host { name: request.name, initiators: spec.initiators, chap };
-        match self.write(Body::CreateHost(records::CreateHost { request: client, host: Some(host) })).await? {
+        match self
+            .write(&call, Body::CreateHost(records::CreateHost { request: client, host: Some(host) }))
+            .await?
+        {
             Outcome::Host(host) => Ok(Response::new(self.raft.read(|state| view(state, &host)))),
             other => Err(unexpected(&other)),
         }
@@ -158,10 +161,11 @@ impl HostService for Api {
         &self,
         request: Request<DeleteHostRequest>,
     ) -> Result<Response<DeleteHostResponse>, Status> {
-        let mut request = request.into_inner();
+        let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "DeleteHost", &request);
-        self.write(Body::DeleteHost(records::DeleteHost { request: client, name: request.name })).await?;
+        self.write(&call, Body::DeleteHost(records::DeleteHost { request: client, name: request.name }))
+            .await?;
         Ok(Response::new(DeleteHostResponse {}))
     }
 }

@@ -10,7 +10,7 @@ use holdfast_proto::{
 use holdfast_replica::ids::VolumeId;
 use tonic::{Request, Response, Status};
 
-use super::{Api, page::page, request::client_request, status, unexpected};
+use super::{Api, called, page::page, request::client_request, status, unexpected};
 use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
 
 fn rows(state: &StateMachine, volume: &str, host: &str) -> Result<Vec<(String, Mapping)>, Refusal> {
@@ -40,7 +40,7 @@ impl MappingService for Api {
         &self,
         request: Request<CreateMappingRequest>,
     ) -> Result<Response<Mapping>, Status> {
-        let mut request = request.into_inner();
+        let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "CreateMapping", &request);
         let body = Body::CreateMapping(records::CreateMapping {
@@ -50,7 +50,7 @@ impl MappingService for Api {
             lun: request.lun,
             read_only: request.read_only,
         });
-        match self.write(body).await? {
+        match self.write(&call, body).await? {
             Outcome::Mapping(record) => {
                 let volume = VolumeId::from_slice(&record.volume_id)
                     .and_then(|id| self.raft.read(|state| state.volume(id).map(|v| v.name.clone())));
@@ -82,11 +82,12 @@ impl MappingService for Api {
         &self,
         request: Request<DeleteMappingRequest>,
     ) -> Result<Response<DeleteMappingResponse>, Status> {
-        let mut request = request.into_inner();
+        let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "DeleteMapping", &request);
         let (volume, host) = (request.volume, request.host);
-        self.write(Body::DeleteMapping(records::DeleteMapping { request: client, volume, host })).await?;
+        self.write(&call, Body::DeleteMapping(records::DeleteMapping { request: client, volume, host }))
+            .await?;
         Ok(Response::new(DeleteMappingResponse {}))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | Looking for | Module |
 //! |---|---|
-//! | a service | `cluster`, `node`, `volume`, `host`, `mapping`, `reservation`, `event` |
+//! | a service | `audit`, `cluster`, `node`, `volume`, `host`, `mapping`, `reservation`, `event` |
 //! | refusals as gRPC statuses | `status` |
 //! | request ids | `request` |
 //! | where a new volume goes | `placement` |
@@ -12,6 +12,7 @@
 //! machine, and checks here only make better messages of what it would refuse; a secret is sealed before it is proposed, and
 //! never returned.
 
+mod audit;
 mod cluster;
 mod event;
 mod host;
@@ -28,16 +29,17 @@ use std::sync::Arc;
 
 use holdfast_pki::Identity;
 use holdfast_proto::v1::{
-    cluster_service_server::ClusterServiceServer, event_service_server::EventServiceServer,
-    host_service_server::HostServiceServer, mapping_service_server::MappingServiceServer,
-    node_service_server::NodeServiceServer, reservation_service_server::ReservationServiceServer,
-    volume_service_server::VolumeServiceServer,
+    audit_service_server::AuditServiceServer, cluster_service_server::ClusterServiceServer,
+    event_service_server::EventServiceServer, host_service_server::HostServiceServer,
+    mapping_service_server::MappingServiceServer, node_service_server::NodeServiceServer,
+    reservation_service_server::ReservationServiceServer, volume_service_server::VolumeServiceServer,
 };
 use tonic::{Status, service::RoutesBuilder};
 
 use crate::{
     lease::{Manager, manager::unix_ms},
     raft::{Handle, ReadError, WriteError},
+    server::Call,
     session::NodeAgentService,
     state::{Body, Command, Outcome, StateMachine},
 };
@@ -55,6 +57,7 @@ pub fn install(routes: &mut RoutesBuilder, raft: Handle, leases: Manager, identi
     routes.add_service(NodeAgentService::new(raft.clone(), leases.clone()).into_server());
     let api = Api { raft, leases, identity };
     routes
+        .add_service(AuditServiceServer::new(api.clone()))
         .add_service(ClusterServiceServer::new(api.clone()))
         .add_service(NodeServiceServer::new(api.clone()))
         .add_service(VolumeServiceServer::new(api.clone()))
@@ -75,17 +78,24 @@ impl Api {
     }
 
     /// Proposes a command and waits until it is committed.
-    async fn write(&self, body: Body) -> Result<Outcome, Status> {
-        let command = Command::new(unix_ms(), body);
+    async fn write(&self, call: &Call, body: Body) -> Result<Outcome, Status> {
+        let command = Command::new(unix_ms(), body).by(call.caller.record());
         if !command.fits() {
             return Err(Status::invalid_argument("the request is too large"));
         }
+        call.proposed.set();
         match self.raft.write(&command).await {
             Ok(written) => written.response.map_err(|refusal| status::refused(&refusal)),
             Err(WriteError::NotLeader { .. }) => Err(leader_changed()),
             Err(error) => Err(status::not_written(&error)),
         }
     }
+}
+
+/// A writing request's call, and its content.
+fn called<T>(request: tonic::Request<T>) -> Result<(Call, T), Status> {
+    let call = Call::of(&request).ok_or_else(|| Status::internal("a call without a caller"))?;
+    Ok((call, request.into_inner()))
 }
 
 /// A call reached a member that has just ceased to lead.

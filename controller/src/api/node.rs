@@ -9,7 +9,8 @@ use holdfast_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, page::page, placement::owned, status, unexpected};
+use super::{Api, called, page::page, placement::owned, status, unexpected};
+use crate::server::Call;
 use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
 
 impl Api {
@@ -61,8 +62,13 @@ impl Api {
         Ok(Response::new(self.with_lease(node)))
     }
 
-    async fn set_cordoned(&self, name: String, cordoned: bool) -> Result<Response<Node>, Status> {
-        match self.write(Body::CordonNode(records::CordonNode { name, cordoned })).await? {
+    async fn set_cordoned(
+        &self,
+        call: &Call,
+        name: String,
+        cordoned: bool,
+    ) -> Result<Response<Node>, Status> {
+        match self.write(call, Body::CordonNode(records::CordonNode { name, cordoned })).await? {
             Outcome::Node(node) => {
                 let view = self.raft.read(|state| self.node_view(state, &node));
                 Ok(Response::new(self.with_lease(view)))
@@ -94,10 +100,12 @@ impl NodeService for Api {
     }
 
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
-        self.set_cordoned(request.into_inner().name, true).await
+        let (call, request) = called(request)?;
+        self.set_cordoned(&call, request.name, true).await
     }
 
     async fn uncordon_node(&self, request: Request<UncordonNodeRequest>) -> Result<Response<Node>, Status> {
-        self.set_cordoned(request.into_inner().name, false).await
+        let (call, request) = called(request)?;
+        self.set_cordoned(&call, request.name, false).await
     }
 }

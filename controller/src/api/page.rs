@@ -12,16 +12,26 @@ const PAGE_SIZE_MAX: usize = 1000;
 /// Longest token, in bytes.
 const TOKEN_BYTES_MAX: usize = 512;
 
+/// Rows of a page when `page_size` are asked for.
+pub(super) fn size(page_size: u32) -> usize {
+    match page_size as usize {
+        0 => PAGE_SIZE_DEFAULT,
+        asked => asked.min(PAGE_SIZE_MAX),
+    }
+}
+
+/// A token that no list gave.
+pub(super) fn no_token() -> Status {
+    Status::invalid_argument("page_token: is not a token of this list")
+}
+
 /// One page of `rows` (key and row, in any order), and the token of the next; empty = that was the last.
 pub(super) fn page<T>(
     mut rows: Vec<(String, T)>,
     page_size: u32,
     page_token: &str,
 ) -> Result<(Vec<T>, String), Status> {
-    let size = match page_size as usize {
-        0 => PAGE_SIZE_DEFAULT,
-        asked => asked.min(PAGE_SIZE_MAX),
-    };
+    let size = size(page_size);
     let after = decode(page_token)?;
     rows.sort_by(|a, b| a.0.cmp(&b.0));
     let mut rest = rows.into_iter().filter(|(key, _)| after.as_ref().is_none_or(|after| key > after));
@@ -35,15 +45,17 @@ pub(super) fn page<T>(
     Ok((shown, token))
 }
 
-fn encode(key: &str) -> String {
+/// A key as a token.
+pub(super) fn encode(key: &str) -> String {
     key.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn decode(token: &str) -> Result<Option<String>, Status> {
+/// The key of a token; `None`: the first page.
+pub(super) fn decode(token: &str) -> Result<Option<String>, Status> {
     if token.is_empty() {
         return Ok(None);
     }
-    let bad = || Status::invalid_argument("page_token: is not a token of this list");
+    let bad = no_token;
     if token.len() > TOKEN_BYTES_MAX || !token.is_ascii() || !token.len().is_multiple_of(2) {
         return Err(bad());
     }

@@ -12,7 +12,7 @@ use holdfast_replica::ids::VolumeId;
 use holdfast_scsi::identity::LuIdentity;
 use tonic::{Request, Response, Status};
 
-use super::{Api, page::page, placement, request::client_request, status, unexpected};
+use super::{Api, called, page::page, placement, request::client_request, status, unexpected};
 use crate::state::{
     Body, Kind, Outcome, Refusal, StateMachine,
     names::{check_name, printable},
@@ -90,7 +90,7 @@ impl Api {
 #[tonic::async_trait]
 impl VolumeService for Api {
     async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Result<Response<Volume>, Status> {
-        let mut request = request.into_inner();
+        let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "CreateVolume", &request);
         let refused = |refusal: Refusal| status::refused(&refusal);
@@ -127,7 +127,7 @@ impl VolumeService for Api {
             node: placement.node,
             pool: placement.pool,
         });
-        self.write(body).await.and_then(|outcome| self.volume_answer(outcome))
+        self.write(&call, body).await.and_then(|outcome| self.volume_answer(outcome))
     }
 
     async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Result<Response<Volume>, Status> {
@@ -152,22 +152,23 @@ impl VolumeService for Api {
     }
 
     async fn resize_volume(&self, request: Request<ResizeVolumeRequest>) -> Result<Response<Volume>, Status> {
-        let mut request = request.into_inner();
+        let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "ResizeVolume", &request);
         let (name, size_bytes) = (request.name, request.size_bytes);
         let body = Body::ResizeVolume(records::ResizeVolume { request: client, name, size_bytes });
-        self.write(body).await.and_then(|outcome| self.volume_answer(outcome))
+        self.write(&call, body).await.and_then(|outcome| self.volume_answer(outcome))
     }
 
     async fn delete_volume(
         &self,
         request: Request<DeleteVolumeRequest>,
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
-        let mut request = request.into_inner();
+        let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "DeleteVolume", &request);
-        self.write(Body::DeleteVolume(records::DeleteVolume { request: client, name: request.name })).await?;
+        self.write(&call, Body::DeleteVolume(records::DeleteVolume { request: client, name: request.name }))
+            .await?;
         Ok(Response::new(DeleteVolumeResponse {}))
     }
 }

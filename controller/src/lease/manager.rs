@@ -121,7 +121,9 @@ impl Manager {
         let begin = Body::BeginLeaseTerm(records::BeginLeaseTerm { term });
         // Refused until the cluster is initialised; lost when leadership is, which cancels this.
         while raft.read(|state| state.lease_term()) != term {
-            if let Err(error) = raft.write(&Command::new(unix_ms(), begin.clone())).await {
+            if let Err(error) =
+                raft.write(&Command::new(unix_ms(), begin.clone()).by(raft.own_caller())).await
+            {
                 tracing::debug!(%error, term, "lease term not in force yet");
             }
             if raft.read(|state| state.lease_term()) != term {
@@ -142,7 +144,8 @@ impl Manager {
             let refused = &AtomicBool::new(false);
             stream::iter(due)
                 .for_each_concurrent(PROPOSALS_IN_FLIGHT, |body| async move {
-                    match raft.write(&Command::new(unix_ms(), body.clone())).await {
+                    let command = Command::new(unix_ms(), body.clone()).by(raft.own_caller());
+                    match raft.write(&command).await {
                         Ok(written) => {
                             if let Err(refusal) = written.response {
                                 refused.store(true, Ordering::Relaxed);

@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{
+    audit_log,
     commits::{CommitRing, Commits},
     events,
     store::Store,
@@ -66,6 +67,15 @@ impl Shared {
     pub(super) fn events_after(&self, after: u64, limit: usize) -> io::Result<(Vec<v1::Event>, u64)> {
         let kept = events::after(&self.store, after, limit)?;
         Ok((kept.events, kept.dropped))
+    }
+
+    pub(super) fn audit_after(
+        &self,
+        after: (u64, u32),
+        limit: usize,
+        wanted: impl Fn(&v1::AuditRecord) -> bool,
+    ) -> io::Result<(Vec<v1::AuditRecord>, u64)> {
+        audit_log::after(&self.store, after, limit, wanted)
     }
 
     /// Changes the state; `change` returns the index that it stands for afterwards.

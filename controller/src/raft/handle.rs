@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_proto::v1;
+use holdfast_proto::{state::Caller, v1};
 use openraft::{
     ReadPolicy,
     async_runtime::WatchReceiver as _,
@@ -123,6 +123,7 @@ pub struct Handle {
     pub(super) shared: Arc<Shared>,
     pub(super) leadership: watch::Receiver<Leadership>,
     pub(super) leader: watch::Receiver<Option<LeaderAddress>>,
+    pub(super) name: Arc<str>,
 }
 
 impl Handle {
@@ -235,6 +236,25 @@ impl Handle {
     /// What the storage says when it cannot be read.
     pub fn events_after(&self, after: u64, limit: usize) -> std::io::Result<(Vec<v1::Event>, u64)> {
         self.shared.events_after(after, limit)
+    }
+
+    /// At most `limit` audit records above (index, ordinal) `after` that `wanted` lets through, in the order of the log; and the
+    /// highest index of which records were dropped for size. Reads the disk.
+    ///
+    /// # Errors
+    /// What the storage says when it cannot be read.
+    pub fn audit_after(
+        &self,
+        after: (u64, u32),
+        limit: usize,
+        wanted: impl Fn(&v1::AuditRecord) -> bool,
+    ) -> std::io::Result<(Vec<v1::AuditRecord>, u64)> {
+        self.shared.audit_after(after, limit, wanted)
+    }
+
+    /// This member as the one who asks for a change.
+    pub fn own_caller(&self) -> Caller {
+        Caller { role: holdfast_pki::Role::Controller.as_str().to_owned(), name: self.name.to_string() }
     }
 
     /// Whether this member leads, since when, in which term.

@@ -14,6 +14,7 @@ use openraft::{
 
 use super::{
     applied::Shared,
+    audit_log::AuditLog,
     events::EventLog,
     options::APPLY_BATCH_MAX,
     records::{self, corrupt},
@@ -30,6 +31,7 @@ pub(super) struct MachineStore {
     folder: Arc<SnapshotFolder>,
     shared: Arc<Shared>,
     events: EventLog,
+    audit: AuditLog,
     applied: Option<LogId>,
     membership: StoredMembership,
 }
@@ -43,8 +45,9 @@ impl MachineStore {
         let folder = SnapshotFolder::open(directory, applied)?;
         let machine = records::load(&store)?;
         let events = EventLog::open(&store)?;
+        let audit = AuditLog::open(&store)?;
         let shared = Arc::new(Shared::new(machine, index(applied), Arc::clone(&store)));
-        Ok((Self { store, folder, events, shared: Arc::clone(&shared), applied, membership }, shared))
+        Ok((Self { store, folder, events, audit, shared: Arc::clone(&shared), applied, membership }, shared))
     }
 
     /// Where received snapshots are put.
@@ -72,10 +75,11 @@ impl MachineStore {
             });
         }
         let index = index(applied);
-        let (answers, commits, events) = self.shared.update(|machine| {
+        let (answers, commits, events, audit) = self.shared.update(|machine| {
             let mut answers = Vec::with_capacity(waiting.len());
             let mut commits = Vec::new();
             let mut events = Vec::new();
+            let mut audit = Vec::new();
             for ((entry, _), command) in waiting.iter().zip(&commands) {
                 let answer = command.as_ref().map(|command| {
                     let done = machine.apply(entry.log_id().index, command);
@@ -83,11 +87,14 @@ impl MachineStore {
                     if !done.events.is_empty() {
                         events.push((entry.log_id().index, done.events));
                     }
+                    if !done.audit.is_empty() {
+                        audit.push((entry.log_id().index, done.audit));
+                    }
                     done.response
                 });
                 answers.push(Answer(answer));
             }
-            Ok(((answers, commits, events), index))
+            Ok(((answers, commits, events, audit), index))
         })?;
         let mut batch = self.store.batch();
         for change in commits.iter().flat_map(|commit| &commit.changes) {
@@ -95,6 +102,9 @@ impl MachineStore {
         }
         for (index, events) in &events {
             self.events.put(&self.store, &mut batch, *index, events)?;
+        }
+        for (index, records) in &audit {
+            self.audit.put(&self.store, &mut batch, *index, records)?;
         }
         let membership = membership.unwrap_or_else(|| self.membership.clone());
         self.store.put_applied(&mut batch, &applied, &membership)?;
@@ -110,7 +120,7 @@ impl MachineStore {
     }
 
     fn install(&mut self, meta: &SnapshotMeta, mut file: SnapshotFile) -> io::Result<()> {
-        let Content { meta: written_for, changes, events } = file.read()?;
+        let Content { meta: written_for, changes, events, audit } = file.read()?;
         if written_for != *meta {
             return Err(corrupt(format!("snapshot: it stands for {written_for}, not for {meta}")));
         }
@@ -120,6 +130,7 @@ impl MachineStore {
             records::put(&self.store, &mut batch, change)?;
         }
         self.events.replace(&self.store, &mut batch, &events)?;
+        self.audit.replace(&self.store, &mut batch, &audit)?;
         let machine = StateMachine::from_changes(changes).map_err(|error| corrupt(error.to_string()))?;
         self.store.put_applied(&mut batch, &meta.last_log_id, &meta.last_membership)?;
         // First the file: a crash between the two installs it again at the next start.

@@ -94,7 +94,8 @@ impl RunningMember {
             .await
             .map_err(|error: Fatal<TypeConfig>| StartError::Raft(error.to_string()))?;
         let leadership::Followed { leadership, leader, task: follower } = leadership::follow(&raft);
-        let handle = Handle { raft: raft.clone(), shared, leadership, leader };
+        let name = Arc::from(config.identity.own().name.as_str());
+        let handle = Handle { raft: raft.clone(), shared, leadership, leader, name };
         let service = RaftService { raft, folder, newcomer: Newcomer::new(has_log) };
         let founder = tokio::spawn(found(handle.clone(), config));
         Ok(Self { handle, service, tasks: vec![follower, founder] })
@@ -185,7 +186,7 @@ async fn found(handle: Handle, config: MemberConfig) {
                 id: config.identity.own().cluster.0.to_vec(),
                 target_iqn: config.target_iqn.clone(),
             });
-            match handle.write(&Command::new(unix_ms(), body)).await {
+            match handle.write(&Command::new(unix_ms(), body).by(handle.own_caller())).await {
                 Ok(written) => match written.response {
                     Ok(_) => tracing::info!(target_iqn = config.target_iqn, "the cluster is founded"),
                     Err(refusal) => tracing::warn!(%refusal, "the cluster's record is there already"),

@@ -6,7 +6,7 @@
 //! | start, bootstrap, stop | [`member`] |
 //! | times and bounds | [`options`] |
 //! | log, vote, identity on disk | `store`, `log` |
-//! | state machine on disk and in memory | `machine`, `records`, `events`, `applied`, `commits` |
+//! | state machine on disk and in memory | `machine`, `records`, `events`, `audit_log`, `applied`, `commits` |
 //! | snapshots | `snapshot`, `snapshot_file` |
 //! | members' wire | `network` (calling), `service` (answering), `frame` |
 //!
@@ -17,6 +17,7 @@
 //! * A folder belongs to one member of one cluster, and to one process at a time.
 
 mod applied;
+mod audit_log;
 mod commits;
 mod events;
 mod flusher;

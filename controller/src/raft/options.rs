@@ -55,6 +55,9 @@ pub const COMMITS_KEPT_BYTES: usize = 64 << 20;
 /// Management events kept on disk, about.
 pub const EVENTS_KEPT: u64 = 10_000;
 
+/// Bytes of the audit kept on disk, about, by part: management, cluster, refused.
+pub const AUDIT_BYTES_KEPT: [u64; 3] = [16 << 20, 8 << 20, 4 << 20];
+
 /// How often the log is compacted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compaction {

@@ -18,7 +18,7 @@ use openraft::RaftSnapshotBuilder;
 use parking_lot::Mutex;
 
 use super::{
-    events,
+    audit_log, events,
     snapshot_file::{Content, SnapshotFile, verify},
     store::Store,
     types::{LogId, Snapshot, SnapshotMeta, TypeConfig},
@@ -129,7 +129,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotWriter {
             let mut events = events::after(&store, 0, usize::MAX)?;
             // Entries went on being applied since the state was taken.
             events.events.retain(|event| event.index <= index);
-            file.write(&Content { meta: meta.clone(), changes, events })?;
+            let audit = audit_log::all(&store, index)?;
+            file.write(&Content { meta: meta.clone(), changes, events, audit })?;
             folder.make_current(&meta, file)?;
             folder.current()
         });

@@ -1,6 +1,7 @@
 //! A snapshot as a file: `HFSNAP01`, then records of length (u32), CRC-32C (u32) and payload, little-endian. The payload's
-//! first byte is its kind: meta (first), change (one record of the state), event, end (last; numbers of changes and events, highest
-//! index of dropped events).
+//! first byte is its kind: meta (first), change (one record of the state), event, audit record, end (last; numbers of changes and
+//! events, highest index of dropped events; then, unless there is no audit, the number of its records and its highest dropped
+//! indexes by part).
 //!
 //! Invariant: a file without its end, with a wrong checksum or with anything after its end is refused as a whole.
 
@@ -14,6 +15,7 @@ use holdfast_proto::state::Change;
 use prost::Message as _;
 
 use super::{
+    audit_log::KeptAudit,
     events::KeptEvents,
     options::SNAPSHOT_RECORD_BYTES_MAX,
     records::corrupt,
@@ -26,6 +28,7 @@ const META: u8 = 1;
 const CHANGE: u8 = 2;
 const END: u8 = 3;
 const EVENT: u8 = 4;
+const AUDIT: u8 = 5;
 
 /// All that a snapshot holds.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,6 +36,7 @@ pub(super) struct Content {
     pub(super) meta: SnapshotMeta,
     pub(super) changes: Vec<Change>,
     pub(super) events: KeptEvents,
+    pub(super) audit: KeptAudit,
 }
 
 /// An open snapshot file.
@@ -78,6 +82,9 @@ impl SnapshotFile {
         for event in &content.events.events {
             write_record(&mut out, EVENT, &event.encode_to_vec())?;
         }
+        for record in &content.audit.records {
+            write_record(&mut out, AUDIT, &record.encode_to_vec())?;
+        }
         write_record(&mut out, END, &end_of(content))?;
         out.flush()
     }
@@ -92,9 +99,13 @@ impl SnapshotFile {
             match kind {
                 CHANGE => content.changes.push(message(&payload)?),
                 EVENT => content.events.events.push(message(&payload)?),
+                AUDIT => content.audit.records.push(message(&payload)?),
                 END => {
-                    let dropped = payload.last_chunk::<8>().copied().unwrap_or_default();
-                    content.events.dropped = u64::from_le_bytes(dropped);
+                    let mut numbers =
+                        payload.as_chunks::<8>().0.iter().map(|number| u64::from_le_bytes(*number));
+                    content.events.dropped = numbers.nth(2).unwrap_or_default();
+                    let dropped = content.audit.dropped.iter_mut().zip(numbers.skip(1));
+                    dropped.for_each(|(place, number)| *place = number);
                     if payload == end_of(&content) {
                         break;
                     }
@@ -135,7 +146,12 @@ fn message<M: prost::Message + Default>(payload: &[u8]) -> io::Result<M> {
 }
 
 fn end_of(content: &Content) -> Vec<u8> {
-    let numbers = [content.changes.len() as u64, content.events.events.len() as u64, content.events.dropped];
+    let mut numbers =
+        vec![content.changes.len() as u64, content.events.events.len() as u64, content.events.dropped];
+    if content.audit != KeptAudit::default() {
+        numbers.push(content.audit.records.len() as u64);
+        numbers.extend(content.audit.dropped);
+    }
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
@@ -187,7 +203,7 @@ fn read_meta(from: &mut impl Read) -> io::Result<SnapshotMeta> {
 mod tests {
     use holdfast_proto::{
         state::{Host, change},
-        v1::Event,
+        v1::{AuditRecord, Event},
     };
 
     use super::*;
@@ -203,6 +219,10 @@ mod tests {
             meta: SnapshotMeta::default(),
             changes: vec![host("alpha"), host("beta")],
             events: KeptEvents { events: vec![event], dropped: 2 },
+            audit: KeptAudit {
+                records: vec![AuditRecord { index: 3, ..Default::default() }],
+                dropped: [1, 0, 2],
+            },
         };
         let mut file = SnapshotFile::create(directory.path().join("tmp")).unwrap();
         file.write(&content).unwrap();
@@ -214,6 +234,15 @@ mod tests {
     fn a_snapshot_reads_back() {
         let (_directory, path, content) = sample();
         let mut file = SnapshotFile::open(path).unwrap();
+        assert_eq!(file.read().unwrap(), content);
+    }
+
+    #[test]
+    fn one_without_an_audit_reads_back_too() {
+        let (directory, _, mut content) = sample();
+        content.audit = KeptAudit::default();
+        let mut file = SnapshotFile::create(directory.path().join("tmp")).unwrap();
+        file.write(&content).unwrap();
         assert_eq!(file.read().unwrap(), content);
     }
 

@@ -1,4 +1,5 @@
-//! One RocksDB of a member: log, facts about Raft (`meta`), records of the state machine (`state`), management events.
+//! One RocksDB of a member: log, facts about Raft (`meta`), records of the state machine (`state`), management events,
+//! audit.
 //!
 //! Invariants
 //! * One write-ahead log serves all column families, and after a crash exactly a prefix of it is there. So a record is
@@ -27,12 +28,14 @@ const LOG: &str = "log";
 const META: &str = "meta";
 const STATE: &str = "state";
 const EVENTS: &str = "events";
+const AUDIT: &str = "audit";
 
 const IDENTITY: &[u8] = b"identity";
 const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 const APPLIED: &[u8] = b"applied";
 const EVENTS_DROPPED: &[u8] = b"events dropped";
+const AUDIT_DROPPED: &[u8] = b"audit dropped";
 
 /// First byte of every value that is openraft's type in postcard.
 const FORMAT: u8 = 1;
@@ -116,16 +119,15 @@ impl Store {
             options.set_compression_type(DBCompressionType::Lz4);
             ColumnFamilyDescriptor::new(name, options)
         };
-        let db = DB::open_cf_descriptors(&options, &path, [LOG, META, STATE, EVENTS].map(family)).map_err(
-            |error| {
+        let db = DB::open_cf_descriptors(&options, &path, [LOG, META, STATE, EVENTS, AUDIT].map(family))
+            .map_err(|error| {
                 // RocksDB has no kind of its own for a lock that is held.
                 if error.as_ref().contains("lock") && error.as_ref().contains("LOCK") {
                     StoreError::InUse(path.clone())
                 } else {
                     failed(rocks(error))
                 }
-            },
-        )?;
+            })?;
         let store = Self { db, path: path.clone(), failed: AtomicBool::new(false) };
         store.claim(identity)?;
         Ok(Arc::new(store))
@@ -172,6 +174,10 @@ impl Store {
 
     pub(super) fn events_cf(&self) -> &ColumnFamily {
         self.cf(EVENTS)
+    }
+
+    pub(super) fn audit_cf(&self) -> &ColumnFamily {
+        self.cf(AUDIT)
     }
 
     pub(super) fn db(&self) -> &DB {
@@ -249,6 +255,16 @@ impl Store {
 
     pub(super) fn put_events_dropped(&self, batch: &mut WriteBatch, index: u64) -> io::Result<()> {
         batch.put_cf(self.meta_cf(), EVENTS_DROPPED, encode(&index)?);
+        Ok(())
+    }
+
+    /// Highest log index whose audit records were dropped for size, by part; 0 = none.
+    pub(super) fn audit_dropped(&self) -> io::Result<[u64; 3]> {
+        Ok(self.meta(AUDIT_DROPPED)?.unwrap_or_default())
+    }
+
+    pub(super) fn put_audit_dropped(&self, batch: &mut WriteBatch, dropped: &[u64; 3]) -> io::Result<()> {
+        batch.put_cf(self.meta_cf(), AUDIT_DROPPED, encode(dropped)?);
         Ok(())
     }
 

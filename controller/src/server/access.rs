@@ -12,6 +12,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use holdfast_pki::{ClusterId, PeerIdentity, Role};
+use holdfast_proto::state as records;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::{
     Status,
@@ -20,7 +21,10 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
-use super::forward::Forwarder;
+use super::{
+    forward::Forwarder,
+    refusals::{Proposed, Refusals},
+};
 
 /// Set by a member that passes a call on: the role of the first caller.
 pub(super) const CALLER_ROLE: &str = "holdfast-caller-role";
@@ -34,6 +38,31 @@ pub struct Caller {
     pub role: Role,
     /// Its name within the role; a data node's is its node name.
     pub name: String,
+}
+
+impl Caller {
+    /// For the log.
+    pub fn record(&self) -> records::Caller {
+        records::Caller { role: self.role.as_str().to_owned(), name: self.name.clone() }
+    }
+}
+
+/// One admitted call, as a service that changes something needs it.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Who calls.
+    pub caller: Caller,
+    /// To be set when the call's command is proposed.
+    pub(crate) proposed: Proposed,
+}
+
+impl Call {
+    /// The call that a request is; `None` for one that did not come through the access check.
+    pub fn of<T>(request: &tonic::Request<T>) -> Option<Call> {
+        let caller = request.extensions().get::<Caller>()?.clone();
+        let proposed = request.extensions().get::<Proposed>()?.clone();
+        Some(Call { caller, proposed })
+    }
 }
 
 /// What a path asks of its caller.
@@ -50,7 +79,7 @@ impl Rule {
     fn of(path: &str) -> Option<Self> {
         let (service, method) = path.strip_prefix('/')?.split_once('/')?;
         match service {
-            "holdfast.raft.v1.Raft" => Some(Self::Members),
+            "holdfast.raft.v1.Raft" | "holdfast.raft.v1.Members" => Some(Self::Members),
             "holdfast.node.v1.NodeAgent" => Some(Self::Nodes),
             "grpc.health.v1.Health" => Some(Self::Anyone),
             "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection" => {
@@ -99,6 +128,8 @@ pub(super) struct Admitted {
     pub(super) forwarded: bool,
     pub(super) management: bool,
     pub(super) writes: bool,
+    /// A refusal by the service itself belongs into the audit too.
+    audited: bool,
 }
 
 /// Lets the call of `peer` in, or says why not.
@@ -132,6 +163,7 @@ fn admit(
         forwarded,
         management: rule.is_management(),
         writes: rule == Rule::ManagementWrite,
+        audited: matches!(rule, Rule::ManagementWrite | Rule::Nodes),
     })
 }
 
@@ -172,6 +204,7 @@ fn peer<B>(request: &Request<B>) -> Result<PeerIdentity, Status> {
 pub(super) struct AccessLayer {
     pub(super) cluster: ClusterId,
     pub(super) forwarder: Arc<Forwarder>,
+    pub(super) refusals: Refusals,
 }
 
 impl<S> Layer<S> for AccessLayer {
@@ -203,16 +236,29 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let admitted = peer(&request)
-            .and_then(|peer| admit(self.layer.cluster, &peer, request.uri().path(), request.headers()));
+        let path = request.uri().path();
+        let known = peer(&request);
+        let admitted = known
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|peer| admit(self.layer.cluster, peer, path, request.headers()));
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(status) => {
-                tracing::debug!(%status, path = request.uri().path(), "a call was refused");
+                tracing::debug!(%status, path, "a call was refused");
+                match &known {
+                    // Whom a member speaks for is part of the reason.
+                    Ok(peer) => {
+                        let caller = Caller { role: peer.role, name: peer.name.clone() };
+                        self.layer.refusals.refused(&caller, path, status.message());
+                    }
+                    Err(_) => self.layer.refusals.refused_stranger(path, status.message()),
+                }
                 return Box::pin(async move { Ok(status.into_http()) });
             }
         };
         let forwarder = Arc::clone(&self.layer.forwarder);
+        let refusals = self.layer.refusals.clone();
         // The instance that was polled ready is the one to call.
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
@@ -227,8 +273,16 @@ where
                     Err(status) => return Ok(status.into_http()),
                 }
             }
-            request.extensions_mut().insert(admitted.caller);
-            inner.call(request).await
+            let (path, proposed) = (request.uri().path().to_owned(), Proposed::default());
+            request.extensions_mut().insert(admitted.caller.clone());
+            request.extensions_mut().insert(proposed.clone());
+            let answer = inner.call(request).await;
+            if admitted.audited
+                && let Ok(answer) = &answer
+            {
+                refusals.answered(&admitted.caller, &path, &proposed, answer.headers());
+            }
+            answer
         })
     }
 }

@@ -36,7 +36,7 @@ use crate::{
     api::status,
     lease::{LEASE_MS, Manager, RENEW_INTERVAL_MS, manager::unix_ms},
     raft::{Commits, Handle, Written},
-    server::Caller,
+    server::{Call, Caller},
     state::{Body, Command, Outcome},
 };
 
@@ -64,13 +64,14 @@ impl NodeAgentService {
         NodeAgentServer::new(self)
     }
 
-    async fn write(&self, body: Body) -> Result<Written, Status> {
-        let command = Command::new(unix_ms(), body);
+    async fn write(&self, call: &Call, body: Body) -> Result<Written, Status> {
+        let command = Command::new(unix_ms(), body).by(call.caller.record());
         if !command.fits() {
             return Err(Status::invalid_argument("the request is too large"));
         }
         // Without a quorum nothing is proposed, so that the owner may say BUSY.
         self.raft.ensure_linearizable().await.map_err(|error| status::not_confirmed(&error))?;
+        call.proposed.set();
         self.raft.write(&command).await.map_err(|error| status::not_written(&error))
     }
 
@@ -111,7 +112,8 @@ impl NodeAgent for NodeAgentService {
         &self,
         request: Request<tonic::Streaming<FromNode>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let caller = node_caller(&request)?;
+        let call = node_call(&request)?;
+        let caller = &call.caller;
         let mut inbound = request.into_inner();
         let first = timeout(HELLO_TIMEOUT, inbound.message())
             .await
@@ -142,7 +144,7 @@ impl NodeAgent for NodeAgentService {
             pools: hello.pools.clone(),
             version: hello.version.chars().take(64).collect(),
         };
-        let written = self.write(Body::NodeJoin(join)).await?;
+        let written = self.write(&call, Body::NodeJoin(join)).await?;
         let node = match written.response {
             Ok(Outcome::Node(node)) => node,
             Ok(_) => return Err(Status::internal("a join was answered like another command")),
@@ -176,6 +178,7 @@ impl NodeAgent for NodeAgentService {
             outbound,
             superseded,
             term,
+            caller: call.caller.record(),
         };
         tokio::spawn(session.run());
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -185,7 +188,8 @@ impl NodeAgent for NodeAgentService {
         &self,
         request: Request<ProposeReservationRequest>,
     ) -> Result<Response<ProposeReservationResponse>, Status> {
-        let proposer = self.caller(&node_caller(&request)?)?;
+        let call = node_call(&request)?;
+        let proposer = self.caller(&call.caller)?;
         let request = request.into_inner();
         let body = Body::ProposeReservation(records::ProposeReservation {
             proposal_id: request.proposal_id,
@@ -197,7 +201,7 @@ impl NodeAgent for NodeAgentService {
             cdb: request.cdb,
             parameter_list: request.parameter_list,
         });
-        let outcome = match self.write(body).await?.response {
+        let outcome = match self.write(&call, body).await?.response {
             Ok(Outcome::Proposal(outcome)) => outcome,
             Ok(_) => return Err(Status::internal("a proposal was answered like another command")),
             Err(refusal) => return Err(status::refused(&refusal)),
@@ -212,7 +216,7 @@ impl NodeAgent for NodeAgentService {
         &self,
         request: Request<AwaitBarrierRequest>,
     ) -> Result<Response<AwaitBarrierResponse>, Status> {
-        self.caller(&node_caller(&request)?)?;
+        self.caller(&node_call(&request)?.caller)?;
         // The commit may have been another leader's: it has to be applied here before its barrier can be judged.
         let applied = self.raft.ensure_linearizable().await.map_err(|error| status::not_confirmed(&error))?;
         let index = request.get_ref().index;
@@ -227,7 +231,8 @@ impl NodeAgent for NodeAgentService {
         &self,
         request: Request<EstablishUnitAttentionRequest>,
     ) -> Result<Response<EstablishUnitAttentionResponse>, Status> {
-        let proposer = self.caller(&node_caller(&request)?)?;
+        let call = node_call(&request)?;
+        let proposer = self.caller(&call.caller)?;
         let request = request.into_inner();
         let body = Body::EstablishUnitAttention(records::EstablishUnitAttention {
             request_id: request.request_id,
@@ -235,7 +240,7 @@ impl NodeAgent for NodeAgentService {
             proposer,
             event: request.event,
         });
-        let index = match self.write(body).await?.response {
+        let index = match self.write(&call, body).await?.response {
             Ok(Outcome::Established(index)) => index,
             Ok(_) => return Err(Status::internal("a Unit Attention was answered like another command")),
             Err(refusal) => return Err(status::refused(&refusal)),
@@ -250,11 +255,8 @@ fn message(message: to_node::Message) -> ToNode {
 }
 
 /// The caller as its verified certificate tells it.
-fn node_caller<T>(request: &Request<T>) -> Result<Caller, Status> {
-    request
-        .extensions()
-        .get::<Caller>()
-        .filter(|caller| caller.role == Role::Node)
-        .cloned()
+fn node_call<T>(request: &Request<T>) -> Result<Call, Status> {
+    Call::of(request)
+        .filter(|call| call.caller.role == Role::Node)
         .ok_or_else(|| Status::unauthenticated("a certificate of a data node is needed"))
 }

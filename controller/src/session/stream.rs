@@ -48,6 +48,8 @@ pub(super) struct Session {
     pub(super) superseded: oneshot::Receiver<()>,
     /// Term in which the node joined.
     pub(super) term: u64,
+    /// The node, for the audit.
+    pub(super) caller: records::Caller,
 }
 
 impl Session {
@@ -82,7 +84,7 @@ impl Session {
             if reporting.is_none()
                 && let Some(body) = reports.pop_front()
             {
-                reporting = Some(report(self.raft.clone(), body));
+                reporting = Some(report(self.raft.clone(), self.caller.clone(), body));
             }
             tokio::select! {
                 biased;
@@ -206,9 +208,9 @@ fn commit_message(commit: records::Commit) -> ToNode {
 }
 
 /// Proposes what a node reports. Gives it back, after a pause, when it is not known to be decided.
-fn report(raft: Handle, body: Body) -> BoxFuture<'static, Result<(), Body>> {
+fn report(raft: Handle, caller: records::Caller, body: Body) -> BoxFuture<'static, Result<(), Body>> {
     async move {
-        match raft.write(&Command::new(unix_ms(), body.clone())).await {
+        match raft.write(&Command::new(unix_ms(), body.clone()).by(caller)).await {
             Ok(written) => {
                 if let Err(refusal) = written.response {
                     tracing::warn!(%refusal, "a node's report was refused");

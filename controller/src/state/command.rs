@@ -3,7 +3,7 @@
 //! Invariant: what [`Command::decode`] accepts has a body; whether that body may be carried out is decided inside
 //! [`StateMachine::apply`](super::StateMachine::apply) and nowhere else.
 
-use holdfast_proto::state::{LogCommand, log_command};
+use holdfast_proto::state::{Caller, LogCommand, log_command};
 use prost::Message;
 
 pub use log_command::Command as Body;
@@ -15,6 +15,8 @@ use super::limits;
 pub struct Command {
     /// Wall clock of the proposer, milliseconds since 1970 (UTC). Only shown in events; decides nothing.
     pub time_unix_ms: u64,
+    /// Who asks, from the verified certificate. For the audit and for events; decides nothing.
+    pub caller: Caller,
     /// What is asked for.
     pub body: Body,
 }
@@ -31,27 +33,39 @@ pub enum DecodeError {
 }
 
 impl Command {
-    /// A command as of `time_unix_ms`.
+    /// A command as of `time_unix_ms`, of nobody in particular.
     pub fn new(time_unix_ms: u64, body: Body) -> Command {
-        Command { time_unix_ms, body }
+        Command { time_unix_ms, caller: Caller::default(), body }
+    }
+
+    /// The same, asked for by `caller`.
+    pub fn by(self, caller: Caller) -> Command {
+        Command { caller, ..self }
+    }
+
+    fn record(&self) -> LogCommand {
+        LogCommand {
+            time_unix_ms: self.time_unix_ms,
+            caller: Some(self.caller.clone()),
+            command: Some(self.body.clone()),
+        }
     }
 
     /// The durable form.
     pub fn encode(&self) -> Vec<u8> {
-        LogCommand { time_unix_ms: self.time_unix_ms, command: Some(self.body.clone()) }.encode_to_vec()
+        self.record().encode_to_vec()
     }
 
     /// Reads the durable form.
     pub fn decode(bytes: &[u8]) -> Result<Command, DecodeError> {
         let record = LogCommand::decode(bytes).map_err(|e| DecodeError::Malformed(e.to_string()))?;
         let body = record.command.ok_or(DecodeError::Unknown)?;
-        Ok(Command { time_unix_ms: record.time_unix_ms, body })
+        Ok(Command { time_unix_ms: record.time_unix_ms, caller: record.caller.unwrap_or_default(), body })
     }
 
     /// True if the entry is small enough to be proposed.
     pub fn fits(&self) -> bool {
-        LogCommand { time_unix_ms: self.time_unix_ms, command: Some(self.body.clone()) }.encoded_len()
-            <= limits::COMMAND_BYTES_MAX
+        self.record().encoded_len() <= limits::COMMAND_BYTES_MAX
     }
 }
 
@@ -63,6 +77,7 @@ mod tests {
     #[test]
     fn a_command_reads_back() {
         let command = Command::new(7, Body::NodeLost(NodeLost { number: 1, incarnation: 2, lease_term: 3 }));
+        let command = command.by(Caller { role: "admin".to_owned(), name: "alice".to_owned() });
         assert_eq!(Command::decode(&command.encode()), Ok(command));
     }
 

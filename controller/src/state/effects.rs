@@ -7,12 +7,13 @@ use holdfast_proto::{
 use holdfast_replica::ids::VolumeId;
 use holdfast_scsi::{nexus::Nexus, sense::AdditionalSense};
 
-use super::is_node_visible;
+use super::{audit::timestamp, is_node_visible};
 
 /// Effects of one entry, in the order in which they came about.
 pub(super) struct Effects {
     pub(super) index: u64,
     time_unix_ms: u64,
+    caller: String,
     changes: Vec<records::Change>,
     unit_attentions: Vec<records::UnitAttentionEvent>,
     aborts: Vec<records::AbortTasks>,
@@ -28,10 +29,11 @@ pub(super) enum Audience<'a> {
 }
 
 impl Effects {
-    pub(super) fn new(index: u64, time_unix_ms: u64) -> Effects {
+    pub(super) fn new(index: u64, time_unix_ms: u64, caller: &records::Caller) -> Effects {
         Effects {
             index,
             time_unix_ms,
+            caller: format!("{} {}", caller.role, caller.name).trim().to_owned(),
             changes: Vec::new(),
             unit_attentions: Vec::new(),
             aborts: Vec::new(),
@@ -83,15 +85,19 @@ impl Effects {
 
     /// Something for people: `kind` "volume.created", `subject` "volume/db1".
     pub(super) fn event(&mut self, kind: &str, subject: String, message: String) {
-        let seconds = i64::try_from(self.time_unix_ms / 1000).unwrap_or(i64::MAX);
-        let nanos = i32::try_from(self.time_unix_ms % 1000 * 1_000_000).unwrap_or(0);
         self.events.push(v1::Event {
             index: self.index,
-            time: Some(prost_types::Timestamp { seconds, nanos }),
+            time: Some(timestamp(self.time_unix_ms)),
             kind: kind.to_owned(),
             subject,
             message,
+            caller: self.caller.clone(),
         });
+    }
+
+    /// True if anything came about at all.
+    pub(super) fn has_any(&self) -> bool {
+        !self.changes.is_empty() || !self.unit_attentions.is_empty() || !self.aborts.is_empty()
     }
 
     /// True if data nodes see anything of it.

@@ -31,6 +31,10 @@ pub const CHAP_USER_BYTES_MAX: usize = 255;
 pub const SEALED_SECRET_BYTES_MAX: usize = 256;
 /// A client's request id, in bytes.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Refused calls that one entry carries to the audit.
+pub const REFUSALS_PER_ENTRY_MAX: usize = 64;
+/// Longest text of an audit record, in characters.
+pub const AUDIT_TEXT_CHARS_MAX: usize = 256;
 /// Smallest volume, in bytes.
 pub const VOLUME_BYTES_MIN: u64 = 1 << 20;
 /// Largest volume, in bytes.

@@ -7,6 +7,7 @@
 //! | where PR OUT commits | [`reservation`] |
 //! | who owns a volume | `ownership` |
 //! | the whole state as records | `snapshot` |
+//! | what the audit keeps | [`audit`] |
 //! | bounds | [`limits`] |
 //!
 //! Invariants
@@ -15,6 +16,7 @@
 //! * Names are unique; LUNs are unique per host; an initiator name belongs to one host; node numbers and relative target port
 //!   identifiers are handed out once; a volume's epoch only grows, and its owner is in its in-sync set.
 
+pub mod audit;
 pub mod command;
 pub mod convert;
 mod effects;
@@ -80,6 +82,8 @@ pub struct Applied {
     pub commit: records::Commit,
     /// What people may want to hear of.
     pub events: Vec<v1::Event>,
+    /// Who asked for what, and what became of it.
+    pub audit: Vec<v1::AuditRecord>,
 }
 
 /// Records that do not hold a valid state: corruption.
@@ -111,14 +115,22 @@ pub struct StateMachine {
 impl StateMachine {
     /// Applies the entry at `index`. Indexes grow from call to call. A refused command changes nothing.
     pub fn apply(&mut self, index: u64, command: &Command) -> Applied {
-        let mut effects = Effects::new(index, command.time_unix_ms);
+        let mut effects = Effects::new(index, command.time_unix_ms, &command.caller);
+        let asked = audit::asked(self, command);
         let response = self.dispatch(&command.body, &mut effects);
+        let audit = match &command.body {
+            Body::RecordRefusals(refused) => audit::refusals(index, refused),
+            _ => asked
+                .and_then(|asked| audit::record(asked, index, command, &response, effects.has_any()))
+                .into_iter()
+                .collect(),
+        };
         if effects.are_node_visible() {
             self.head = index;
             effects.change(change::Change::Head(index));
         }
         let (commit, events) = effects.finish();
-        Applied { response, commit, events }
+        Applied { response, commit, events, audit }
     }
 
     fn dispatch(&mut self, body: &Body, effects: &mut Effects) -> Response {
@@ -130,6 +142,8 @@ impl StateMachine {
         }
         match body {
             Body::ClusterInit(_) => Ok(Outcome::Done),
+            // Only the audit hears of it.
+            Body::RecordRefusals(_) => Ok(Outcome::Done),
             Body::BeginLeaseTerm(command) => self.begin_lease_term(command, effects),
             Body::NodeJoin(command) => self.node_join(command, effects),
             Body::NodeLive(command) => self.node_live(command, effects),

@@ -3,7 +3,7 @@
 use holdfast_proto::state::{self as records, change};
 
 use super::build::*;
-use crate::state::{Body, Outcome, Refusal, StateMachine, is_node_visible};
+use crate::state::{Body, Command, Outcome, Refusal, StateMachine, is_node_visible};
 
 #[test]
 fn nothing_is_done_before_the_cluster_is_initialised() {
@@ -467,4 +467,67 @@ fn corrupt_records_are_refused() {
     assert!(without(|c| matches!(c, change::Change::Node(_))).is_err());
     let twice = good.iter().chain(&good).cloned();
     assert!(StateMachine::from_changes(twice).is_err());
+}
+
+#[test]
+fn the_audit_holds_every_change_and_refusal_of_a_person_and_no_secret() {
+    let mut cluster = Cluster::new();
+    let alice = records::Caller { role: "admin".to_owned(), name: "alice".to_owned() };
+    let mut ask = |body: Body| {
+        cluster.index += 1;
+        cluster.state.apply(cluster.index, &Command::new(1, body).by(alice.clone()))
+    };
+    let chap = records::Chap {
+        user: "u".to_owned(),
+        sealed_secret: b"sealed-secret".to_vec(),
+        target_user: "t".to_owned(),
+        sealed_target_secret: b"sealed-secret-2".to_vec(),
+    };
+    let host = records::Host {
+        name: "h".to_owned(),
+        initiators: vec!["iqn.2026-01.x:a".to_owned()],
+        chap: Some(chap),
+    };
+    let request = records::ClientRequest { id: "request-id".to_owned(), digest: vec![1] };
+    let create = Body::CreateHost(records::CreateHost { request: Some(request), host: Some(host) });
+    let applied = ask(create.clone());
+    assert_eq!(applied.events[0].caller, "admin alice");
+    let [record] = applied.audit.as_slice() else { panic!("{:?}", applied.audit) };
+    assert_eq!((record.action.as_str(), record.subject.as_str()), ("host.create", "host/h"));
+    assert_eq!((record.part.as_str(), record.outcome.as_str()), ("management", "done"));
+    let shown = format!("{record:?}");
+    for hidden in ["sealed", "115, 101", "request-id"] {
+        assert!(!shown.contains(hidden), "{shown}");
+    }
+    // Asked again it is done again, as far as the caller sees; refused is refused.
+    assert_eq!(ask(create).audit.len(), 1);
+    let refused = ask(delete_volume("nothing")).audit;
+    assert_eq!(refused[0].reason, "volume nothing does not exist");
+    let long = ask(delete_volume(&"x\n".repeat(1000))).audit;
+    assert!(long[0].subject.chars().count() <= 257 && !long[0].subject.contains('\n'));
+}
+
+#[test]
+fn the_audit_leaves_out_what_nobody_asked_for() {
+    let mut cluster = Cluster::new();
+    let node = records::Caller { role: "node".to_owned(), name: "node-1".to_owned() };
+    let controller = records::Caller { role: "controller".to_owned(), name: "ctl-1".to_owned() };
+    let mut ask = |body: Body, caller: &records::Caller| {
+        cluster.index += 1;
+        cluster.state.apply(cluster.index, &Command::new(1, body).by(caller.clone())).audit
+    };
+    let pools = vec![records::Pool { name: "default".to_owned(), capacity_bytes: 2, free_bytes: 1 }];
+    let report = Body::ReportPools(records::ReportPools { number: 1, incarnation: 1, pools });
+    assert!(ask(report, &node).is_empty(), "free space");
+    let unchanged = ask(join(2, 1), &node);
+    assert!(unchanged.is_empty(), "a session that begins again");
+    assert!(ask(lost(1, 7), &controller).is_empty(), "a proposal that came too late");
+    assert_eq!(ask(lost(1, 1), &controller)[0].action, "node.lost");
+    let late = ask(Body::ProposeReservation(propose(1, 9, 1, &PrOut::register(1))), &node);
+    assert_eq!((late[0].part.as_str(), late[0].outcome.as_str()), ("cluster", "refused"));
+    let calls = vec![records::RefusedCall { method: "X/Y".to_owned(), ..Default::default() }; 100];
+    let recorded = ask(Body::RecordRefusals(records::RecordRefusals { calls }), &controller);
+    assert_eq!(recorded.len(), crate::state::limits::REFUSALS_PER_ENTRY_MAX);
+    assert!(recorded.windows(2).all(|pair| pair[0].ordinal + 1 == pair[1].ordinal));
+    assert_eq!((recorded[0].part.as_str(), recorded[0].times), ("refused", 1));
 }

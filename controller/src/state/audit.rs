@@ -1,0 +1,243 @@
+//! What an entry means to the audit: who asked for what, and what became of it.
+//!
+//! Invariants
+//! * Pure: a function of the command, the state before it and its outcome, so every member writes the same audit.
+//! * No secret, sealed or not, and no request id appears in a field; every text is bounded ([`limits::AUDIT_TEXT_CHARS_MAX`]).
+//! * What is left out: reports of free space, which nobody asks for; entries of data nodes and controllers that changed
+//!   nothing, since they are made again and again.
+
+use holdfast_proto::{state as records, v1};
+use holdfast_replica::ids::VolumeId;
+use holdfast_scsi::status::Status;
+
+use super::{Body, Command, Outcome, Response, StateMachine, convert::nexus_of, limits};
+
+/// Which bound a record counts against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Changes by people.
+    Management,
+    /// Changes by data nodes and controllers.
+    Cluster,
+    /// Calls that did not reach the log.
+    Refused,
+}
+
+impl Part {
+    /// All parts.
+    pub const ALL: [Part; 3] = [Part::Management, Part::Cluster, Part::Refused];
+
+    /// As records name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Part::Management => "management",
+            Part::Cluster => "cluster",
+            Part::Refused => "refused",
+        }
+    }
+
+    /// The part of a record; what names none counts as the smallest.
+    pub fn of(record: &v1::AuditRecord) -> Part {
+        Part::ALL.into_iter().find(|part| part.as_str() == record.part).unwrap_or(Part::Refused)
+    }
+}
+
+/// Action, subject and fields of a command.
+pub(super) struct Asked {
+    action: &'static str,
+    subject: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Asked {
+    fn new(action: &'static str, subject: impl Into<String>) -> Asked {
+        Asked { action, subject: text(&subject.into()), fields: Vec::new() }
+    }
+
+    fn with(mut self, name: &'static str, value: impl std::fmt::Display) -> Asked {
+        self.fields.push((name, text(&value.to_string())));
+        self
+    }
+}
+
+/// What `command` asks for, by the names that the state has before it is applied. `None`: not a matter of the audit.
+pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
+    let volume = |id: &[u8]| {
+        let name = VolumeId::from_slice(id).map_or_else(|| "?".to_owned(), |id| state.volume_name(id));
+        format!("volume/{name}")
+    };
+    let node = |number: u32| format!("node/{}", state.node_name(number));
+    let host = |name: &str| format!("host/{name}");
+    let mapping = |volume: &str, host: &str| format!("mapping/{volume}/{host}");
+    Some(match &command.body {
+        Body::ReportPools(_) | Body::RecordRefusals(_) => return None,
+        Body::ClusterInit(c) => Asked::new("cluster.create", "cluster").with("target_iqn", &c.target_iqn),
+        Body::BeginLeaseTerm(c) => Asked::new("lease-term.begin", "cluster").with("term", c.term),
+        Body::NodeJoin(c) => Asked::new("node.join", format!("node/{}", c.name))
+            .with("portals", c.portals.join(","))
+            .with("interconnect", &c.interconnect)
+            .with("boot_id", hex(&c.boot_id))
+            .with("process_id", hex(&c.process_id)),
+        Body::NodeLive(c) => Asked::new("node.live", node(c.number)).with("incarnation", c.incarnation),
+        Body::NodeLost(c) => Asked::new("node.lost", node(c.number)).with("incarnation", c.incarnation),
+        Body::CordonNode(c) => {
+            Asked::new(if c.cordoned { "node.cordon" } else { "node.uncordon" }, format!("node/{}", c.name))
+        }
+        Body::CreateVolume(c) => Asked::new("volume.create", format!("volume/{}", c.name))
+            .with("size_bytes", c.size_bytes)
+            .with("block_size", c.block_size)
+            .with("replicas", c.replicas)
+            .with("write_cache", c.write_cache)
+            .with("node", state.node_name(c.node))
+            .with("pool", &c.pool),
+        Body::ResizeVolume(c) => {
+            Asked::new("volume.resize", format!("volume/{}", c.name)).with("size_bytes", c.size_bytes)
+        }
+        Body::DeleteVolume(c) => Asked::new("volume.delete", format!("volume/{}", c.name)),
+        Body::RemoveReplica(c) => {
+            Asked::new("replica.remove", volume(&c.volume_id)).with("node", state.node_name(c.number))
+        }
+        Body::CreateHost(c) => {
+            let empty = records::Host::default();
+            let asked = c.host.as_ref().unwrap_or(&empty);
+            let (user, target_user) =
+                asked.chap.as_ref().map_or(("", ""), |chap| (chap.user.as_str(), chap.target_user.as_str()));
+            Asked::new("host.create", host(&asked.name))
+                .with("initiators", asked.initiators.join(","))
+                .with("chap_user", user)
+                .with("chap_target_user", target_user)
+        }
+        Body::DeleteHost(c) => Asked::new("host.delete", host(&c.name)),
+        Body::CreateMapping(c) => Asked::new("mapping.create", mapping(&c.volume, &c.host))
+            .with("lun", c.lun.map_or_else(|| "lowest free".to_owned(), |lun| lun.to_string()))
+            .with("read_only", c.read_only),
+        Body::DeleteMapping(c) => Asked::new("mapping.delete", mapping(&c.volume, &c.host)),
+        Body::ChangeOwner(c) => Asked::new("owner.change", volume(&c.volume_id))
+            .with("owner", state.node_name(c.owner))
+            .with("owner_incarnation", c.owner_incarnation),
+        Body::ProposeReservation(c) => Asked::new("reservation.change", volume(&c.volume_id))
+            .with("service_action", service_action(&c.cdb))
+            .with("nexus", nexus(c.nexus.as_ref()))
+            .with("expected_version", c.expected_version),
+        Body::EstablishUnitAttention(c) => {
+            let empty = records::UnitAttentionEvent::default();
+            let event = c.event.as_ref().unwrap_or(&empty);
+            Asked::new("unit-attention.establish", volume(&event.volume_id)).with(
+                "additional",
+                format!("{:02x}/{:02x}", event.additional >> 8 & 0xff, event.additional & 0xff),
+            )
+        }
+    })
+}
+
+/// The record of a command that was applied.
+pub(super) fn record(
+    asked: Asked,
+    index: u64,
+    command: &Command,
+    response: &Response,
+    changed: bool,
+) -> Option<v1::AuditRecord> {
+    let caller = &command.caller;
+    let part =
+        if matches!(caller.role.as_str(), "admin" | "operator") { Part::Management } else { Part::Cluster };
+    let reason = match response {
+        Err(refusal) => Some(refusal.to_string()),
+        Ok(Outcome::Proposal(outcome)) => match u8::try_from(outcome.status) {
+            Ok(status) if status == Status::Good as u8 => None,
+            Ok(status) if status == Status::ReservationConflict as u8 => {
+                Some("RESERVATION CONFLICT".to_owned())
+            }
+            _ => Some("CHECK CONDITION".to_owned()),
+        },
+        Ok(_) => None,
+    };
+    // The leader's own proposals are compare-and-set: those that come too late say nothing of anybody.
+    let own = matches!(caller.role.as_str(), "controller" | "");
+    if part == Part::Cluster && !changed && (own || reason.is_none()) {
+        return None;
+    }
+    let fields = asked.fields.into_iter().filter(|(_, value)| !value.is_empty());
+    Some(v1::AuditRecord {
+        index,
+        time: Some(timestamp(command.time_unix_ms)),
+        part: part.as_str().to_owned(),
+        role: text(&caller.role),
+        name: text(&caller.name),
+        action: asked.action.to_owned(),
+        subject: asked.subject,
+        fields: fields.map(|(name, value)| v1::AuditField { name: name.to_owned(), value }).collect(),
+        outcome: if reason.is_none() { "done" } else { "refused" }.to_owned(),
+        reason: text(&reason.unwrap_or_default()),
+        times: 1,
+        ordinal: 0,
+    })
+}
+
+/// The records of calls that members refused; what is beyond the bound is left out.
+pub(super) fn refusals(index: u64, command: &records::RecordRefusals) -> Vec<v1::AuditRecord> {
+    let calls = command.calls.iter().take(limits::REFUSALS_PER_ENTRY_MAX);
+    calls
+        .zip(0..)
+        .map(|(call, ordinal)| {
+            let caller = call.caller.clone().unwrap_or_default();
+            v1::AuditRecord {
+                index,
+                ordinal,
+                time: Some(timestamp(call.time_unix_ms)),
+                part: Part::Refused.as_str().to_owned(),
+                role: text(&caller.role),
+                name: text(&caller.name),
+                action: text(&call.method),
+                outcome: "refused".to_owned(),
+                reason: text(&call.reason),
+                times: call.times.max(1),
+                ..Default::default()
+            }
+        })
+        .collect()
+}
+
+/// Bounded, and fit for one line.
+fn text(value: &str) -> String {
+    let mut characters = value.chars().map(|c| if c.is_control() { '?' } else { c });
+    let mut text: String = characters.by_ref().take(limits::AUDIT_TEXT_CHARS_MAX).collect();
+    if characters.next().is_some() {
+        text.push('…');
+    }
+    text
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn nexus(name: Option<&records::NexusName>) -> String {
+    name.and_then(|n| nexus_of(&n.transport_id, n.relative_port))
+        .map_or_else(|| "?".to_owned(), |nexus| nexus.to_string())
+}
+
+/// Service action of a PERSISTENT RESERVE OUT in words (SPC-5 6.16.2).
+pub fn service_action(cdb: &[u8]) -> String {
+    let name = match cdb.get(1).map(|byte| byte & 0x1f) {
+        Some(0x00) => "REGISTER",
+        Some(0x01) => "RESERVE",
+        Some(0x02) => "RELEASE",
+        Some(0x03) => "CLEAR",
+        Some(0x04) => "PREEMPT",
+        Some(0x05) => "PREEMPT AND ABORT",
+        Some(0x06) => "REGISTER AND IGNORE EXISTING KEY",
+        Some(0x07) => "REGISTER AND MOVE",
+        Some(0x08) => "REPLACE LOST RESERVATION",
+        Some(other) => return format!("{other:#04x}"),
+        None => "?",
+    };
+    name.to_owned()
+}
+
+pub(super) fn timestamp(unix_ms: u64) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(unix_ms % 1000 * 1_000_000).unwrap_or(0),
+    }
+}
