@@ -57,4 +57,5 @@ pub mod task_set;
 pub mod time;
 pub mod transport_id;
 pub mod ua;
+pub mod ua_table;
 pub mod vpd;

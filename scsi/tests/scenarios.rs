@@ -10,6 +10,7 @@
 //! controller holds | controller goes on | controller loses quorum | controller has quorum
 //! data w                                    the Data-Out of a command sent with `later`
 //! map A 0=v 2=x                             a new LUN map
+//! cluster tells 2A/09                       a Unit Attention for every nexus of the unit
 //! ```
 //!
 //! Words behind a command: `as NAME`, `lun=N`, `ordered`, `head`, `later` (its data comes later). Hosts A, B and C start
@@ -23,11 +24,11 @@ use holdfast_scsi::{
     device_server::{Response, TaskManagementFunction, TmfResponse},
     lun::Lun,
     port::MappedUnit,
-    sense::{Sense, SenseKey},
+    sense::{AdditionalSense, Sense, SenseKey},
     status::Status,
     task_set::{TaskAttribute, TaskId},
 };
-use world::{BLOCK, Ended, Pace, Quorum, World, cdbs};
+use world::{BLOCK, Ended, Pace, Quorum, VOLUME, World, cdbs};
 
 struct Script {
     world: World,
@@ -128,6 +129,14 @@ impl Script {
                 let map = entries.iter().map(entry).collect();
                 let host = host.chars().next().unwrap();
                 self.world.hosts.get_mut(&host).unwrap().port.install_map(map);
+            }
+            ["cluster", "tells", code] => {
+                let (asc, ascq) = code.split_once('/').unwrap();
+                let byte = |text| u8::from_str_radix(text, 16).unwrap();
+                let additional = AdditionalSense::new(byte(asc), byte(ascq));
+                for host in self.world.hosts.values_mut() {
+                    host.port.raise(&VOLUME, additional);
+                }
             }
             [name] => return self.outcome(self.names[*name], ""),
             _ => panic!("not understood: {text}"),

@@ -1,0 +1,134 @@
+//! Every condition that raises a Unit Attention here: who is told, and what takes it back. `docs/unit-attentions.md` shows
+//! this table, and a test compares the two and looks for the test that each row names.
+//!
+//! Invariant: what raises a Unit Attention has its row. Common to all: told once to every I_T nexus that it is for, and
+//! only to those that existed when it happened; reported in the order of events, reset class first; it ends with its
+//! nexus, whose next one begins with 29/00.
+
+use crate::sense::{AdditionalSense, asc};
+
+/// One condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// What is reported.
+    pub additional: AdditionalSense,
+    /// What happened.
+    pub when: &'static str,
+    /// Which I_T nexuses are told.
+    pub told: &'static str,
+    /// What removes it besides the end of the nexus.
+    pub cleared_by: &'static str,
+    /// Where a test shows it: a file of the repository, then what stands there.
+    pub shown_in: (&'static str, &'static str),
+}
+
+const REPORT: &str = "its report";
+
+const fn row(
+    additional: AdditionalSense,
+    when: &'static str,
+    told: &'static str,
+    shown_in: (&'static str, &'static str),
+) -> Condition {
+    Condition { additional, when, told, cleared_by: REPORT, shown_in }
+}
+
+/// The conditions, by code.
+pub const TABLE: &[Condition] = &[
+    row(
+        asc::POWER_ON_OR_RESET,
+        "a login, or a LUN that is newly mapped: the nexus is new to the unit",
+        "that nexus, for each such unit",
+        ("scsi/tests/scenarios/absent_luns.txt", "A: TUR lun=5 -> UA 29/00"),
+    ),
+    row(
+        asc::POWER_ON_OR_RESET,
+        "events may have been missed: the node fell behind the stream of the controllers",
+        "every nexus of that node, for every unit",
+        (
+            "datanode/src/agent/tests/session.rs",
+            "assert!(node.workers.installs.lock().last().unwrap().events_lost)",
+        ),
+    ),
+    row(
+        asc::POWER_ON_OR_RESET,
+        "one more condition than the queue of a nexus and unit holds: it stands for all of them",
+        "that nexus, for that unit",
+        ("scsi/src/ua.rs", "Raised::Collapsed"),
+    ),
+    row(
+        asc::POWER_ON,
+        "all in-sync copies lost their page caches: acknowledged writes may be gone (write cache on)",
+        "every nexus of the unit",
+        ("controller/src/state/tests/rules.rs", "lost_page_cache_is_told_to_every_nexus"),
+    ),
+    row(
+        asc::BUS_DEVICE_RESET,
+        "LOGICAL UNIT RESET, TARGET WARM RESET",
+        "every nexus of the unit, the sender's too",
+        ("scsi/tests/scenarios/lun_reset.txt", "UA 29/03"),
+    ),
+    row(
+        asc::MODE_PARAMETERS_CHANGED,
+        "MODE SELECT changed a value",
+        "every nexus of the unit but the sender's",
+        ("scsi/tests/scenarios/read_only_mapping.txt", "C: TUR -> UA 2A/01"),
+    ),
+    row(
+        asc::MODE_PARAMETERS_CHANGED,
+        "a mapping became read-only, or writable again",
+        "every nexus of that host, for that unit",
+        ("scsi/tests/scenarios/read_only_mapping.txt", "A: TUR -> UA 2A/01"),
+    ),
+    row(
+        asc::RESERVATIONS_PREEMPTED,
+        "PERSISTENT RESERVE OUT, CLEAR",
+        "every registrant but the sender",
+        ("scsi/tests/scenarios/pr_clear.txt", "UA 2A/03"),
+    ),
+    row(
+        asc::RESERVATIONS_RELEASED,
+        "RELEASE, or the holder of a registrants-only type unregistered",
+        "every registrant but the sender, for the registrants-only and all-registrants types",
+        ("scsi/tests/scenarios/pr_release_tells_registrants.txt", "B: TUR -> UA 2A/04"),
+    ),
+    row(
+        asc::RESERVATIONS_RELEASED,
+        "PREEMPT or PREEMPT AND ABORT changed the type of the reservation",
+        "every registrant that stays, but the sender",
+        ("scsi/tests/scenarios/pr_preempt_type_change.txt", "C: TUR -> UA 2A/04"),
+    ),
+    row(
+        asc::REGISTRATIONS_PREEMPTED,
+        "PREEMPT or PREEMPT AND ABORT removed the registration",
+        "every nexus that lost it",
+        ("scsi/tests/scenarios/pr_preempt.txt", "UA 2A/05"),
+    ),
+    row(
+        asc::ALUA_STATE_CHANGED,
+        "another node became the owner: its port group is the optimized one now",
+        "every nexus of the unit",
+        ("scsi/tests/scenarios/cluster_events.txt", "B: TUR -> UA 2A/06"),
+    ),
+    row(
+        asc::CAPACITY_DATA_CHANGED,
+        "the volume grew",
+        "every nexus of the unit",
+        ("controller/src/state/tests/rules.rs", "volume_grows_and_tells_everyone"),
+    ),
+    row(
+        asc::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR,
+        "CLEAR TASK SET",
+        "every nexus but the sender's that had a task",
+        ("scsi/tests/scenarios/clear_task_set.txt", "UA 2F/00"),
+    ),
+    Condition {
+        cleared_by: "its report, or REPORT LUNS through any LUN of the nexus: on all of them",
+        ..row(
+            asc::REPORTED_LUNS_DATA_CHANGED,
+            "the map of the host gained or lost a LUN",
+            "every nexus of that host, for every unit",
+            ("scsi/tests/scenarios/report_luns_clears.txt", "REPORT-LUNS"),
+        )
+    },
+];
