@@ -133,8 +133,10 @@ const fn refused_by_access_state(command: &Command, state: AluaState) -> Option<
     let standby = tells_about_paths
         || matches!(
             command,
-            Command::ModeSense(_)
+            Command::LogSense { .. }
+                | Command::ModeSense(_)
                 | Command::ModeSelect { .. }
+                | Command::ReceiveDiagnosticResults { .. }
                 | Command::SendDiagnostic { .. }
                 | Command::PersistentReserveIn { .. }
                 | Command::PersistentReserveOut { .. }

@@ -38,6 +38,7 @@ pub mod identity;
 pub mod inquiry;
 pub mod lba_status;
 pub mod limits;
+pub mod log_pages;
 pub mod lun;
 pub mod mode;
 pub mod nexus;

@@ -89,6 +89,11 @@ pub const TABLE: &[Row] = &[
     Row::new("START STOP UNIT", &[0x1b, 0x01, 0, 0, 0x05, 0], decode::start_stop_unit)
         .unchecked(START_STOP_REFUSED)
         .long(),
+    Row::new(
+        "RECEIVE DIAGNOSTIC RESULTS",
+        &[0x1c, 0x01, 0xff, 0xff, 0xff, 0],
+        decode::receive_diagnostic_results,
+    ),
     Row::new("SEND DIAGNOSTIC", &[0x1d, 0x04, 0, 0, 0, 0], decode::send_diagnostic)
         .unchecked(&[0, 0xf3, 0, 0xff, 0xff]),
     Row::new("PREVENT ALLOW MEDIUM REMOVAL", &[0x1e, 0, 0, 0, 0x01, 0], decode::prevent_allow_medium_removal)
@@ -122,6 +127,7 @@ pub const TABLE: &[Row] = &[
     Row::new("UNMAP", &[0x42, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::unmap)
         .unchecked(ONLY_GROUP_AT_6)
         .long(),
+    Row::new("LOG SENSE", &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0], decode::log_sense),
     Row::new("MODE SELECT(10)", &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::mode_select10),
     Row::new("RESERVE(10)", &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], decode::reserve10)
         .unchecked(&[0, 0x12, 0, 0xff, 0, 0, 0, 0xff, 0xff]),

@@ -61,6 +61,13 @@ pub enum Command {
         /// PARAMETER LIST LENGTH in bytes.
         parameter_list_length: u16,
     },
+    /// LOG SENSE of a page that exists.
+    LogSense {
+        /// Which.
+        page: LogPage,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u16,
+    },
     /// READ CAPACITY (10).
     ReadCapacity10,
     /// READ CAPACITY (16).
@@ -229,6 +236,22 @@ pub enum Command {
         /// SELFTEST.
         self_test: bool,
     },
+    /// RECEIVE DIAGNOSTIC RESULTS with PCV=1 of page 00h, the only one.
+    ReceiveDiagnosticResults {
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u16,
+    },
+}
+
+/// Log pages that exist ([`crate::log_pages`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogPage {
+    /// 00h.
+    SupportedPages,
+    /// 00h, subpage FFh.
+    SupportedSubpages,
+    /// 2Fh.
+    InformationalExceptions,
 }
 
 /// The six-byte and the ten-byte form of a mode command; they differ in the parameter header.

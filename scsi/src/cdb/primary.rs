@@ -2,7 +2,8 @@
 
 use super::fields::RawCdb;
 use super::{
-    Command, ModeForm, ModeSense, PageControl, PrInAction, PrOutAction, ReportingOptions, SelectReport,
+    Command, LogPage, ModeForm, ModeSense, PageControl, PrInAction, PrOutAction, ReportingOptions,
+    SelectReport,
 };
 use crate::geometry::Geometry;
 use crate::limits;
@@ -74,6 +75,35 @@ pub(crate) fn mode_select6(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense>
 
 pub(crate) fn mode_select10(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
     mode_select(raw, ModeForm::Ten, raw.u16::<7>())
+}
+
+pub(crate) fn log_sense(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let (control, code, subpage) = (raw.u8::<2>() >> 6, raw.u8::<2>() & 0x3f, raw.u8::<3>());
+    if !LogPage::ALL.iter().any(|page| page.code().0 == code) {
+        return Err(Sense::illegal_field_cdb(2, Some(5)));
+    }
+    let page = LogPage::ALL.into_iter().find(|page| page.code() == (code, subpage));
+    let page = page.ok_or(Sense::illegal_field_cdb(3, None))?;
+    // PAGE CONTROL does not matter for lists of pages; of a list of parameters only the current values exist.
+    if code != 0 && control != 0b01 {
+        return Err(Sense::illegal_field_cdb(2, Some(7)));
+    }
+    // PARAMETER POINTER: 0000h is the largest parameter code there is.
+    if raw.u16::<5>() != 0 {
+        return Err(Sense::illegal_field_cdb(5, None));
+    }
+    Ok(Command::LogSense { page, allocation_length: raw.u16::<7>() })
+}
+
+pub(crate) fn receive_diagnostic_results(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    // PCV=0 asks for what the last SEND DIAGNOSTIC left: no page that leaves anything is supported.
+    if !raw.bit::<1, 0>() {
+        return Err(Sense::illegal_field_cdb(1, Some(0)));
+    }
+    if raw.u8::<2>() != 0 {
+        return Err(Sense::illegal_field_cdb(2, None));
+    }
+    Ok(Command::ReceiveDiagnosticResults { allocation_length: raw.u16::<3>() })
 }
 
 pub(crate) fn report_luns(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {

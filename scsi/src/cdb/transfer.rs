@@ -31,6 +31,8 @@ impl Command {
             Command::RequestSense { .. }
             | Command::Inquiry { .. }
             | Command::ModeSense(_)
+            | Command::LogSense { .. }
+            | Command::ReceiveDiagnosticResults { .. }
             | Command::ReadCapacity10
             | Command::ReadCapacity16 { .. }
             | Command::Read { .. }
@@ -85,6 +87,8 @@ impl Command {
             Command::RequestSense { allocation_length, .. } => *allocation_length as u64,
             Command::Inquiry { allocation_length, .. }
             | Command::PersistentReserveIn { allocation_length, .. }
+            | Command::LogSense { allocation_length, .. }
+            | Command::ReceiveDiagnosticResults { allocation_length }
             | Command::ModeSense(ModeSense { allocation_length, .. }) => *allocation_length as u64,
             Command::ReadCapacity16 { allocation_length }
             | Command::GetLbaStatus { allocation_length, .. }

@@ -26,6 +26,7 @@ fn every_command() -> Vec<(u8, Result<Command, Sense>)> {
             0xa0 | 0xa3 => bytes[9] = 16,
             0x41 => bytes[8] = 1,
             0x93 => bytes[13] = 1,
+            0x1c => bytes[1] = 1,
             _ => {}
         }
         let parsed = cdb::parse(&bytes, &unit);
@@ -137,7 +138,7 @@ fn access_states_admit_what_the_standard_lists() {
     };
     assert_eq!(
         admitted(AluaState::Standby),
-        [0x03, 0x12, 0x15, 0x1a, 0x1d, 0x55, 0x5a, 0x5e, 0x5f, 0xa0, 0xa3]
+        [0x03, 0x12, 0x15, 0x1a, 0x1c, 0x1d, 0x4d, 0x55, 0x5a, 0x5e, 0x5f, 0xa0, 0xa3]
     );
     assert_eq!(admitted(AluaState::Unavailable), [0x03, 0x12, 0xa0, 0xa3]);
     assert_eq!(admitted(AluaState::Transitioning), [0x03, 0x12, 0xa0, 0xa3]);

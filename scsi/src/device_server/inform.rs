@@ -10,7 +10,7 @@ use crate::{
     checks,
     checks::WriteProtect,
     identity::PortContext,
-    inquiry, mode,
+    inquiry, log_pages, mode,
     mode::ModeState,
     reply::Reply,
     rsoc,
@@ -84,6 +84,16 @@ impl DeviceServer {
                 try_parameter_data(u32::from(request.allocation_length), |out| {
                     mode::sense(&request, &state, out)
                 })?
+            }
+            Command::LogSense { page, allocation_length } => {
+                let allocation_length = u32::from(allocation_length);
+                parameter_data(allocation_length, |out| log_pages::log_sense(page, allocation_length, out))
+            }
+            Command::ReceiveDiagnosticResults { allocation_length } => {
+                let allocation_length = u32::from(allocation_length);
+                parameter_data(allocation_length, |out| {
+                    log_pages::supported_diagnostic_pages(allocation_length, out)
+                })
             }
             Command::ReadCapacity10 => {
                 parameter_data(8, |out| capacity::read_capacity10(&unit.geometry, out))

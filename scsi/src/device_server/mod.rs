@@ -278,6 +278,8 @@ impl DeviceServer {
             | Command::RequestSense { .. }
             | Command::Inquiry { .. }
             | Command::ModeSense(_)
+            | Command::LogSense { .. }
+            | Command::ReceiveDiagnosticResults { .. }
             | Command::ReadCapacity10
             | Command::ReadCapacity16 { .. }
             | Command::PreFetch { .. }

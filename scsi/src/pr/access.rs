@@ -34,6 +34,7 @@ const fn need(command: &Command) -> Need {
         | Command::RequestSense { .. }
         | Command::Inquiry { .. }
         | Command::ReportLuns { .. }
+        | Command::LogSense { .. }
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::ReportTargetPortGroups { .. }
@@ -47,6 +48,7 @@ const fn need(command: &Command) -> Need {
         | Command::PreFetch { .. }
         | Command::GetLbaStatus { .. }
         | Command::ModeSense(_)
+        | Command::ReceiveDiagnosticResults { .. }
         | Command::ReportSupportedOperationCodes { .. }
         | Command::ReportSupportedTaskManagementFunctions { .. } => Need::Reading,
 
@@ -101,6 +103,7 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         Command::RequestSense { .. }
         | Command::Inquiry { .. }
         | Command::ReportLuns { .. }
+        | Command::LogSense { .. }
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::ReportTargetPortGroups { .. }
@@ -113,6 +116,7 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         | Command::PreFetch { .. }
         | Command::GetLbaStatus { .. }
         | Command::ModeSense(_)
+        | Command::ReceiveDiagnosticResults { .. }
         | Command::ReportSupportedOperationCodes { .. }
         | Command::ReportSupportedTaskManagementFunctions { .. }
         | Command::Write { .. }

@@ -29,6 +29,8 @@ const ROWS: &[(&str, &[u8], [bool; 3])] = &[
     ("START STOP UNIT, START=0", &[0x1b, 0, 0, 0, 0, 0], [false, false, true]),
     ("PREVENT ALLOW, PREVENT=0", &[0x1e, 0, 0, 0, 0, 0], [true, true, true]),
     ("PREVENT ALLOW, PREVENT=1", &[0x1e, 0, 0, 0, 1, 0], [false, false, true]),
+    ("LOG SENSE", &[0x4d, 0, 0, 0, 0, 0, 0, 0, 64, 0], [true, true, true]),
+    ("RECEIVE DIAGNOSTIC RESULTS", &[0x1c, 1, 0, 0, 64, 0], [true, false, true]),
     ("SEND DIAGNOSTIC", &[0x1d, 4, 0, 0, 0, 0], [false, false, true]),
 ];
 
@@ -72,6 +74,7 @@ fn spc2_reservation_admits_few_and_no_persistent_reservations_even_by_its_holder
         "READ CAPACITY",
         "REPORT LUNS",
         "REPORT TARGET PORT GROUPS",
+        "LOG SENSE",
         "START STOP UNIT, START=1",
         "PREVENT ALLOW, PREVENT=0",
     ];
