@@ -7,6 +7,7 @@
 
 use holdfast_iscsi::{Command, DataState, Payload, ScsiOutcome, TaskAttribute as IscsiAttribute, TaskTag};
 use holdfast_replica::limits::COMMAND_AGE_MS_MAX;
+use holdfast_scsi::cdb;
 use holdfast_scsi::device_server::{Completion, DataIn, TaskAttribute, TaskId};
 use holdfast_scsi::lun::Lun;
 use holdfast_scsi::port::Route;
@@ -46,6 +47,8 @@ pub(super) enum Kind {
 pub(super) struct Pending {
     pub(super) tag: TaskTag,
     pub(super) command: CommandFor,
+    /// A write for which the initiator announced data to itself.
+    pub(super) wrong_way: bool,
     /// Its data will never be whole: it is not submitted again.
     pub(super) given_up: bool,
     /// How it ended although its data is not whole: told once it is. Initiators free a command's data with its
@@ -107,6 +110,10 @@ impl Worker {
                 read_only: false,
                 execute_by: now.plus_millis(COMMAND_AGE_MS_MAX),
             },
+            wrong_way: command.read
+                && !command.write
+                && command.expected_data_len > 0
+                && command.cdb.as_bytes().first().is_some_and(|opcode| cdb::may_be_cut_short(*opcode)),
             given_up: false,
             early: None,
         };
@@ -144,7 +151,7 @@ impl Worker {
         else {
             return true;
         };
-        let (connection, lun, tag) = (*connection, *lun, pending.tag);
+        let (connection, lun, tag, wrong_way) = (*connection, *lun, pending.tag, pending.wrong_way);
         let Some(portal) = self.connections.get_mut(&connection) else { return true };
         let Some(session) = portal.session() else { return true };
         let (volume, read_only, unit_attention) = match session.port.classify(&lun, &pending.command.cdb) {
@@ -154,6 +161,11 @@ impl Worker {
             }
             Route::Forward { volume, read_only, unit_attention } => (volume, read_only, unit_attention),
         };
+        if wrong_way {
+            let refused = Completion::check(Sense::illegal(asc::INVALID_FIELD_IN_COMMAND_IU));
+            self.finish_command(now, token, connection, tag, local_outcome(refused));
+            return true;
+        }
         let owner = self.owner(volume);
         let Some(Request { kind: Kind::Command(pending), place, .. }) = self.requests.get_mut(&token) else {
             return true;

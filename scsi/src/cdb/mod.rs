@@ -390,6 +390,12 @@ pub fn cdb_len(opcode: u8) -> Option<usize> {
     }
 }
 
+/// True for WRITE and WRITE AND VERIFY: the commands that write fewer blocks than their CDB asks for if the initiator
+/// announces fewer. One that announces Data-In for them is mistaken about what it sends, and must not be told GOOD.
+pub const fn may_be_cut_short(opcode: u8) -> bool {
+    matches!(opcode, 0x0a | 0x2a | 0x2e | 0x8a | 0x8e | 0xaa | 0xae)
+}
+
 /// Decodes and checks a CDB for a logical unit of this `geometry`.
 ///
 /// Bytes beyond the length of the command are ignored (transports pad); missing ones make a CDB invalid.

@@ -476,6 +476,14 @@ fn length_of_a_cdb_is_known_by_its_operation_code() {
     assert_eq!((cdb_len(0x7f), cdb_len(0xc0)), (None, None));
 }
 
+#[test]
+fn exactly_the_writes_may_be_cut_short() {
+    for row in TABLE {
+        let write = row.name.starts_with("WRITE(") || row.name.starts_with("WRITE AND VERIFY(");
+        assert_eq!(may_be_cut_short(row.opcode), write, "{}", row.name);
+    }
+}
+
 /// Any bytes behind an operation code that exists, so that most of them get past the first check.
 fn any_cdb() -> impl Strategy<Value = Vec<u8>> {
     let row = (0..TABLE.len()).prop_map(|at| &TABLE[at]);

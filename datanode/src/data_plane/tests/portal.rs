@@ -85,6 +85,23 @@ fn what_is_written_is_read_back_by_another_host() {
 }
 
 #[test]
+fn write_of_what_was_not_announced_is_never_good() {
+    let node = node();
+    let mut a = host(&node, A);
+    assert_eq!(a.write(0, 0, &pattern(1024)).status, GOOD);
+    let two_blocks = [0x2a, 0, 0, 0, 0, 0, 0, 0, 2, 0];
+    // Data to the initiator, half a block: refused.
+    let backwards = a.command(0, &two_blocks, None, 1024);
+    assert_eq!(backwards.additional(), Some(asc::INVALID_FIELD_IN_COMMAND_IU));
+    let part = a.command(0, &two_blocks, Some(&[7; 700]), 0);
+    assert_eq!(part.additional(), Some(asc::INVALID_FIELD_IN_COMMAND_IU));
+    assert!(a.read(0, 0, 2).data == pattern(1024));
+    // One whole block: that one is written, the rest is the residual.
+    assert_eq!(a.command(0, &two_blocks, Some(&[7; 512]), 0).status, GOOD);
+    assert!(a.read(0, 0, 2).data == [&[7; 512], &pattern(1024)[512..]].concat());
+}
+
+#[test]
 fn data_survives_a_restart_of_the_node() {
     let dir = tempfile::tempdir().unwrap();
     let portal = "127.0.0.1:0".parse().unwrap();
