@@ -56,6 +56,9 @@ pub(crate) enum Noun {
     /// The cluster and its controllers.
     #[command(subcommand)]
     Cluster(Cluster),
+    /// The controllers: add, remove, choose the leader.
+    #[command(subcommand)]
+    Controller(Controller),
     /// Data nodes.
     #[command(subcommand)]
     Node(Node),
@@ -140,6 +143,33 @@ pub(crate) enum Pki {
 pub(crate) enum Cluster {
     /// Show the cluster, its controllers and their leader.
     Show,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Controller {
+    /// List the controllers.
+    List,
+    /// Add one that runs with --join and waits; it votes once it has caught up.
+    Add {
+        /// Its name, as in its certificate.
+        name: String,
+        /// The id that it was started with.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+        /// Where the other controllers reach it, "ADDRESS:PORT".
+        #[arg(long)]
+        address: String,
+    },
+    /// Remove one; it stops serving.
+    Remove {
+        /// The controller.
+        name: String,
+    },
+    /// Hand leadership to one.
+    Transfer {
+        /// The controller.
+        name: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -352,6 +382,8 @@ mod tests {
             "holdfast map create db1 h --lun 3 -o json",
             "holdfast reservation show db1",
             "holdfast event watch",
+            "holdfast controller add ctl-4 --id 4 --address 127.0.0.1:7704",
+            "holdfast controller transfer ctl-1",
             "holdfast audit list --after 7 --subject volume/db1",
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
@@ -369,6 +401,7 @@ mod tests {
             "holdfast host create h --initiator iqn.a:1 --chap-user u",
             "holdfast dev up --port-base 80",
             "holdfast node list --endpoints a:1",
+            "holdfast controller add ctl-4 --id 0 --address 127.0.0.1:1",
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -42,6 +42,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Noun::Dev(verb) => dev::run(client.dir, verb).await,
         Noun::Pki(verb) => pki::run(verb),
         Noun::Cluster(verb) => commands::cluster::run(&client, verb).await,
+        Noun::Controller(verb) => commands::controller::run(&client, verb).await,
         Noun::Node(verb) => commands::node::run(&client, verb).await,
         Noun::Volume(verb) => commands::volume::run(&client, verb).await,
         Noun::Host(verb) => commands::host::run(&client, verb).await,

@@ -33,8 +33,12 @@ pub struct Arguments {
     tls: PathBuf,
     /// All members of a new cluster: 1=ctl-1=192.0.2.1:7700,2=ctl-2=... The same for each member; of no effect once the cluster
     /// exists
-    #[arg(long, value_parser = parse_bootstrap, default_value = "")]
-    bootstrap: Bootstrap,
+    #[arg(long, value_parser = parse_bootstrap, required_unless_present = "join")]
+    bootstrap: Option<Bootstrap>,
+    /// Wait to be added to a cluster that exists ('holdfast controller add'), instead of --bootstrap; of no effect once this
+    /// controller is a member
+    #[arg(long, conflicts_with = "bootstrap")]
+    join: bool,
     /// iSCSI name of the cluster's target; of no effect once the cluster exists [default: made of the cluster's id]
     #[arg(long)]
     target_iqn: Option<String>,
@@ -110,7 +114,8 @@ impl Arguments {
                 expected: self.name,
             });
         }
-        check_own(&self.bootstrap.0, self.id, &self.name).map_err(ConfigError::Bootstrap)?;
+        let bootstrap = self.bootstrap.unwrap_or_default();
+        check_own(&bootstrap.0, self.id, &self.name).map_err(ConfigError::Bootstrap)?;
         let target_iqn = match self.target_iqn {
             Some(given) => crate::state::names::iscsi_name("--target-iqn", &given)
                 .map_err(|refusal| ConfigError::TargetIqn(refusal.to_string()))?,
@@ -120,7 +125,7 @@ impl Arguments {
             id: self.id,
             directory: self.dir,
             identity: Arc::clone(&identity),
-            bootstrap: self.bootstrap.0,
+            bootstrap: bootstrap.0,
             target_iqn,
             compaction: Compaction::default(),
         };
@@ -153,7 +158,7 @@ fn parse_bootstrap(text: &str) -> Result<Bootstrap, String> {
         {
             return Err(wrong());
         }
-        let member = Member { name: name.to_owned(), address: address.to_owned() };
+        let member = Member::new(name, address);
         if members.values().any(|other: &Member| other.name == member.name || other.address == member.address)
         {
             return Err(format!("'{item}' repeats a name or an address"));
@@ -188,8 +193,7 @@ mod tests {
     #[test]
     fn bootstrap_is_read() {
         let read = parse_bootstrap("2=b=h:2,1=a=127.0.0.1:1").unwrap();
-        let member =
-            |name: &str, address: &str| Member { name: name.to_owned(), address: address.to_owned() };
+        let member = |name: &str, address: &str| Member::new(name, address);
         assert_eq!(read.0, [(1, member("a", "127.0.0.1:1")), (2, member("b", "h:2"))]);
         assert_eq!(parse_bootstrap("").unwrap(), Bootstrap::default());
     }

@@ -25,6 +25,7 @@ use tonic::{
 };
 
 use access::AccessLayer;
+pub(crate) use access::stamp_metadata;
 pub use access::{Call, Caller};
 use forward::Forwarder;
 use members::MembersService;
@@ -34,6 +35,8 @@ use crate::raft::{Handle, RunningMember};
 
 /// How long open calls may go on after a stop was asked for.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a controller looks whether it is still a member, to say so in its health.
+const MEMBERSHIP_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
 /// Streams at a time on one connection.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// A connection whose TLS or HTTP/2 peer is silent is closed after interval + timeout.
@@ -97,14 +100,15 @@ async fn report_health(handle: Handle, reporter: tonic_health::server::HealthRep
     }
     let mut leader = handle.watch_leader();
     loop {
-        let known = leader.borrow_and_update().is_some();
+        let known = leader.borrow_and_update().is_some() && handle.is_member();
         let status = if known {
             tonic_health::ServingStatus::Serving
         } else {
             tonic_health::ServingStatus::NotServing
         };
         reporter.set_service_status("", status).await;
-        if leader.changed().await.is_err() {
+        // Membership is looked at now and then.
+        if let Ok(Err(_)) = tokio::time::timeout(MEMBERSHIP_LOOKED_AT_EVERY, leader.changed()).await {
             reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             return;
         }

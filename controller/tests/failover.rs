@@ -50,8 +50,7 @@ impl Trio {
         let members: Vec<(u64, Member)> = (1..)
             .zip(&taken)
             .map(|(id, port)| {
-                let member =
-                    Member { name: format!("ctl-{id}"), address: port.local_addr().unwrap().to_string() };
+                let member = Member::new(format!("ctl-{id}"), port.local_addr().unwrap().to_string());
                 (id, member)
             })
             .collect();

@@ -1,7 +1,10 @@
 //! What people change, and what the cluster remembers of it.
 
 use anyhow::{Context, ensure};
-use holdfast_tests::cluster::Cluster;
+use holdfast_tests::{
+    cluster::{Cluster, INITIATOR_A},
+    initiator::Initiator,
+};
 use serde_json::Value;
 
 /// Audit records of a subject.
@@ -31,5 +34,48 @@ fn the_audit_outlives_a_restart_and_tells_refusals() -> anyhow::Result<()> {
     let index = done["index"].as_str().context("index")?;
     let later = cluster.json(&["audit", "list", "--after", index, "--subject", "volume/disk"])?;
     ensure!(later["records"][0] == *refused, "{later}");
+    cluster.stop()
+}
+
+#[test]
+fn controllers_are_listed_made_leader_and_removed() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start()?;
+    cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
+    let leader = cluster.leader()?;
+    let other = cluster
+        .pids()?
+        .into_keys()
+        .find(|name| name.starts_with("ctl-") && *name != leader)
+        .context("another controller")?;
+    let made = cluster.cli(&["controller", "transfer", &other])?;
+    ensure!(made.contains("leader") && cluster.leader()? == other, "{made}");
+    let list = cluster.json(&["controller", "remove", &other])?;
+    let left = list["members"].as_array().context("members")?;
+    ensure!(left.len() == 2 && left.iter().all(|member| member["name"] != *other), "{list:#}");
+    // The data goes on, and so does management.
+    let mut a = Initiator::login(&cluster.portals[1], &cluster.target, INITIATOR_A, 1, None)?;
+    a.become_ready(0)?;
+    a.write_blocks(0, 0, 1, 7)?.good()?;
+    cluster.wait_for("a change by the two others", || {
+        cluster.cli(&["volume", "create", "second", "--size", "1MiB"]).map(|_| ())
+    })?;
+    for (arguments, expected) in [
+        (&["controller", "remove", "ctl-9"][..], "ctl-9 is not a member"),
+        (&["controller", "transfer", other.as_str()], "is not a member"),
+        (&["controller", "add", "ctl-9", "--id", "9", "--address", "127.0.0.1:1"], "does not answer"),
+        (&["controller", "add", "ctl-9", "--id", "9", "--address", "nowhere"], "ADDRESS:PORT"),
+    ] {
+        let said = cluster.cli_refused(arguments)?;
+        ensure!(said.contains(expected), "{arguments:?}: {said}");
+    }
+    // It still runs, and can be added again.
+    let address = cluster.controllers[usize::from(other.as_bytes()[4] - b'1')].clone();
+    let id = &other[4..];
+    let list = cluster.json(&["controller", "add", &other, "--id", id, "--address", &address])?;
+    ensure!(list["members"].as_array().is_some_and(|members| members.len() == 3), "{list:#}");
+    let told = audit(&cluster, &format!("controller/{other}"))?;
+    let actions: Vec<_> = told.iter().filter_map(|record| record["action"].as_str()).collect();
+    ensure!(actions == ["controller.transfer", "controller.remove", "controller.add"], "{actions:?}");
+    drop(a);
     cluster.stop()
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod cluster;
+pub(crate) mod controller;
 pub(crate) mod event;
 pub(crate) mod host;
 pub(crate) mod map;

@@ -1,6 +1,6 @@
 //! ClusterService.
 
-use holdfast_proto::v1::{Cluster, GetClusterRequest, Member, cluster_service_server::ClusterService};
+use holdfast_proto::v1::{Cluster, GetClusterRequest, cluster_service_server::ClusterService};
 use tonic::{Request, Response, Status};
 
 use super::Api;
@@ -11,17 +11,10 @@ impl ClusterService for Api {
         let record = self.read(|state| state.cluster().cloned()).await?;
         let record = record.ok_or_else(|| Status::unavailable("the cluster is not initialised yet"))?;
         let metrics = self.raft.metrics();
-        let members = metrics.members.into_iter().map(|m| Member {
-            id: m.id,
-            name: m.member.name,
-            address: m.member.address,
-            voter: m.voter,
-            matched_index: m.matched_index,
-        });
         Ok(Response::new(Cluster {
             id: record.id.iter().map(|byte| format!("{byte:02x}")).collect(),
             target_iqn: record.target_iqn,
-            members: members.collect(),
+            members: self.members(),
             leader_id: metrics.leader.map_or(0, |leader| leader.id),
             term: metrics.term,
             committed_index: metrics.committed_index,

@@ -2,7 +2,7 @@
 //!
 //! | Looking for | Module |
 //! |---|---|
-//! | a service | `audit`, `cluster`, `node`, `volume`, `host`, `mapping`, `reservation`, `event` |
+//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `mapping`, `reservation`, `event` |
 //! | refusals as gRPC statuses | `status` |
 //! | request ids | `request` |
 //! | where a new volume goes | `placement` |
@@ -14,6 +14,7 @@
 
 mod audit;
 mod cluster;
+mod controller;
 mod event;
 mod host;
 mod mapping;
@@ -30,9 +31,10 @@ use std::sync::Arc;
 use holdfast_pki::Identity;
 use holdfast_proto::v1::{
     audit_service_server::AuditServiceServer, cluster_service_server::ClusterServiceServer,
-    event_service_server::EventServiceServer, host_service_server::HostServiceServer,
-    mapping_service_server::MappingServiceServer, node_service_server::NodeServiceServer,
-    reservation_service_server::ReservationServiceServer, volume_service_server::VolumeServiceServer,
+    controller_service_server::ControllerServiceServer, event_service_server::EventServiceServer,
+    host_service_server::HostServiceServer, mapping_service_server::MappingServiceServer,
+    node_service_server::NodeServiceServer, reservation_service_server::ReservationServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use tonic::{Status, service::RoutesBuilder};
 
@@ -59,6 +61,7 @@ pub fn install(routes: &mut RoutesBuilder, raft: Handle, leases: Manager, identi
     routes
         .add_service(AuditServiceServer::new(api.clone()))
         .add_service(ClusterServiceServer::new(api.clone()))
+        .add_service(ControllerServiceServer::new(api.clone()))
         .add_service(NodeServiceServer::new(api.clone()))
         .add_service(VolumeServiceServer::new(api.clone()))
         .add_service(HostServiceServer::new(api.clone()))

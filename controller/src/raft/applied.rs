@@ -2,7 +2,13 @@
 //!
 //! Invariant: state and index change together under one lock; a commit reaches the ring only after it is readable.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use holdfast_proto::{state::Commit, v1};
 use parking_lot::RwLock;
@@ -13,6 +19,7 @@ use super::{
     commits::{CommitRing, Commits},
     events,
     store::Store,
+    types::StoreId,
 };
 use crate::state::StateMachine;
 
@@ -27,16 +34,35 @@ pub(super) struct Shared {
     ring: Arc<CommitRing>,
     applied: watch::Sender<u64>,
     store: Arc<Store>,
+    retired_at: AtomicU64,
 }
 
 impl Shared {
-    pub(super) fn new(machine: StateMachine, index: u64, store: Arc<Store>) -> Self {
-        Self {
+    pub(super) fn new(machine: StateMachine, index: u64, store: Arc<Store>) -> io::Result<Self> {
+        Ok(Self {
+            retired_at: AtomicU64::new(store.retired()?),
             current: RwLock::new(Current { machine, index }),
             ring: Arc::new(CommitRing::new(index)),
             applied: watch::Sender::new(index),
             store,
-        }
+        })
+    }
+
+    /// Id of the store.
+    pub(super) fn store_id(&self) -> StoreId {
+        self.store.id()
+    }
+
+    /// Version of the membership by which this member was removed last; 0 = never.
+    pub(super) fn retired_at(&self) -> u64 {
+        self.retired_at.load(Ordering::Acquire)
+    }
+
+    /// Remembers that this member was removed by the membership of this version.
+    pub(super) fn retire(&self, version: u64) -> io::Result<()> {
+        self.store.save_retired(version)?;
+        self.retired_at.fetch_max(version, Ordering::AcqRel);
+        Ok(())
     }
 
     pub(super) fn read<R>(&self, look: impl FnOnce(&StateMachine, u64) -> R) -> R {

@@ -5,8 +5,8 @@
 use holdfast_proto::raft::Frame;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// postcard of openraft 0.10.
-pub(super) const FORMAT: u32 = 1;
+/// postcard of openraft 0.10, members with their stores (1 was without).
+pub(super) const FORMAT: u32 = 2;
 
 /// A frame that is none of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,8 +50,8 @@ mod tests {
     fn reads_back_and_refuses_the_rest() {
         let frame = pack(&(7_u64, "x".to_owned())).unwrap();
         assert_eq!(unpack::<(u64, String)>(&frame), Ok((7, "x".to_owned())));
-        let later = Frame { format: 2, ..frame.clone() };
-        assert_eq!(unpack::<(u64, String)>(&later), Err(FrameError::Format(2)));
+        let later = Frame { format: FORMAT + 1, ..frame.clone() };
+        assert_eq!(unpack::<(u64, String)>(&later), Err(FrameError::Format(FORMAT + 1)));
         let mut longer = frame.clone();
         longer.payload.push(0);
         assert!(matches!(unpack::<(u64, String)>(&longer), Err(FrameError::Malformed(_))));

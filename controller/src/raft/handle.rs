@@ -24,6 +24,7 @@ use super::{
     applied::Shared,
     commits::Commits,
     leadership::Leadership,
+    membership::is_live,
     options,
     types::{EncodedCommand, Member, Raft, TypeConfig},
 };
@@ -97,6 +98,8 @@ pub struct MemberMetrics {
     pub voter: bool,
     /// Last log index known replicated to it; known to the leader only.
     pub matched_index: Option<u64>,
+    /// The leader has heard from it lately, or it is the leader; known to the leader only.
+    pub live: bool,
 }
 
 /// What GetCluster shows of Raft.
@@ -124,6 +127,8 @@ pub struct Handle {
     pub(super) leadership: watch::Receiver<Leadership>,
     pub(super) leader: watch::Receiver<Option<LeaderAddress>>,
     pub(super) name: Arc<str>,
+    /// Held while the membership is changed.
+    pub(super) changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Handle {
@@ -303,6 +308,14 @@ impl Handle {
                     .as_ref()
                     .and_then(|matched| matched.get(id))
                     .and_then(|matched| matched.as_ref().map(|log_id| log_id.index)),
+                live: metrics.current_leader == Some(*id)
+                    || is_live(
+                        metrics
+                            .heartbeat
+                            .as_ref()
+                            .and_then(|heard| heard.get(id))
+                            .and_then(|heard| heard.as_ref().map(|at| **at)),
+                    ),
             })
             .collect();
         let leader = metrics.current_leader.and_then(|id| {

@@ -46,7 +46,7 @@ impl MachineStore {
         let machine = records::load(&store)?;
         let events = EventLog::open(&store)?;
         let audit = AuditLog::open(&store)?;
-        let shared = Arc::new(Shared::new(machine, index(applied), Arc::clone(&store)));
+        let shared = Arc::new(Shared::new(machine, index(applied), Arc::clone(&store))?);
         Ok((Self { store, folder, events, audit, shared: Arc::clone(&shared), applied, membership }, shared))
     }
 

@@ -1,8 +1,9 @@
 //! One member: opens its store, starts Raft, makes the membership of a new cluster, stops cleanly.
 //!
 //! Invariants
-//! * Only the lowest id of the bootstrap list makes the membership, only when its own store is empty, and only after a
-//!   majority of the list said that their stores are empty too: a member that lost its disk never starts a second cluster.
+//! * Only the lowest id of the bootstrap list makes the membership, only when its own store is empty, and only after all
+//!   others of the list said that their stores are empty too, and which they are: a member that lost its disk never starts a
+//!   second cluster, and is told from the one that it was.
 //! * A cluster without its record gets it from whoever leads, as the first command.
 //! * Starting again with the same arguments changes nothing.
 
@@ -13,9 +14,7 @@ use holdfast_proto::state as records;
 use openraft::{
     async_runtime::WatchReceiver as _,
     errors::{Fatal, InitializeError, RaftError},
-    raft::VoteRequest,
     storage::RaftLogStorage as _,
-    vote::{RaftLeaderId as _, RaftVote as _},
 };
 use tokio::task::JoinHandle;
 
@@ -23,11 +22,12 @@ use super::{
     Handle, RaftService, StoreError, leadership,
     log::LogStore,
     machine::MachineStore,
-    network::{Caller, Network},
+    membership::describe,
+    network::Network,
     options::{self, Compaction},
-    service::Newcomer,
+    service::{Newcomer, StoreGuard},
     store::{Store, StoreIdentity},
-    types::{Member, Raft, TypeConfig, Vote},
+    types::{Member, Raft, StoreId, TypeConfig},
 };
 use crate::state::{Body, Command};
 
@@ -40,7 +40,7 @@ pub struct MemberConfig {
     pub directory: PathBuf,
     /// Certificate and key; the cluster id and its name come from here.
     pub identity: Arc<Identity>,
-    /// The members of a new cluster, by id; empty = this member is only ever added by others.
+    /// The members of a new cluster, by id; empty = this member waits until it is added to one.
     pub bootstrap: Vec<(u64, Member)>,
     /// iSCSI name of the cluster's one target; used once, by the first leader.
     pub target_iqn: String,
@@ -95,10 +95,14 @@ impl RunningMember {
             .map_err(|error: Fatal<TypeConfig>| StartError::Raft(error.to_string()))?;
         let leadership::Followed { leadership, leader, task: follower } = leadership::follow(&raft);
         let name = Arc::from(config.identity.own().name.as_str());
-        let handle = Handle { raft: raft.clone(), shared, leadership, leader, name };
-        let service = RaftService { raft, folder, newcomer: Newcomer::new(has_log) };
+        let store = StoreGuard::new(shared.store_id());
+        let changing = Arc::default();
+        let handle = Handle { raft: raft.clone(), shared, leadership, leader, name, changing };
+        let service = RaftService { raft, folder, newcomer: Newcomer::new(has_log), store };
+        let finisher = tokio::spawn(handle.clone().finish_changes());
+        let learner = tokio::spawn(handle.clone().learn_of_removal(Arc::clone(&config.identity)));
         let founder = tokio::spawn(found(handle.clone(), config));
-        Ok(Self { handle, service, tasks: vec![follower, founder] })
+        Ok(Self { handle, service, tasks: vec![follower, finisher, learner, founder] })
     }
 
     /// For all other parts of the controller.
@@ -173,7 +177,7 @@ impl RunningMember {
 async fn found(handle: Handle, config: MemberConfig) {
     let lowest = config.bootstrap.iter().map(|(id, _)| *id).min();
     if lowest == Some(config.id) {
-        make_membership(&handle.raft, &config).await;
+        make_membership(&handle.raft, handle.store_id(), &config).await;
     }
     let mut leadership = handle.leadership();
     loop {
@@ -209,7 +213,7 @@ fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn make_membership(raft: &Raft, config: &MemberConfig) {
+async fn make_membership(raft: &Raft, own: StoreId, config: &MemberConfig) {
     match raft.is_initialized().await {
         Ok(false) => {}
         Ok(true) => return,
@@ -218,20 +222,19 @@ async fn make_membership(raft: &Raft, config: &MemberConfig) {
             return;
         }
     }
-    let mut unasked: Vec<(u64, Caller)> = config
-        .bootstrap
-        .iter()
-        .filter(|(id, _)| *id != config.id)
-        .map(|(id, member)| (*id, Caller::new(&config.identity, member)))
-        .collect();
-    let majority = config.bootstrap.len() / 2 + 1;
-    let mut empty = 1;
-    while empty < majority {
-        let mut silent = Vec::new();
-        for (id, mut caller) in unasked {
-            match caller.has_log(nobodys_vote(config.id)).await {
-                Ok(false) => empty += 1,
-                Ok(true) => {
+    let mut members = std::collections::BTreeMap::new();
+    // All of them, so that the membership knows the store of each.
+    while members.len() < config.bootstrap.len() {
+        for (id, member) in &config.bootstrap {
+            if members.contains_key(id) {
+                continue;
+            }
+            if *id == config.id {
+                members.insert(*id, Member { store: own, ..member.clone() });
+                continue;
+            }
+            match describe(&config.identity, member).await {
+                Ok(said) if said.has_log => {
                     tracing::error!(
                         member = id,
                         "this member's store is empty, but member {id} has a log: the cluster exists. Not making a second one; \
@@ -239,28 +242,29 @@ async fn make_membership(raft: &Raft, config: &MemberConfig) {
                     );
                     return;
                 }
-                Err(error) => {
-                    tracing::debug!(member = id, %error, "not reached yet");
-                    silent.push((id, caller));
+                Ok(said) if said.id != *id => {
+                    tracing::error!(
+                        "--bootstrap calls the member at {} {id}, and it says that it is {}",
+                        member.address,
+                        said.id
+                    );
                 }
+                Ok(said) => {
+                    if let Some(store) = StoreId::from_slice(&said.store_id) {
+                        members.insert(*id, Member { store, ..member.clone() });
+                    }
+                }
+                Err(error) => tracing::debug!(member = id, %error, "not reached yet"),
             }
         }
-        unasked = silent;
-        if empty < majority {
+        if members.len() < config.bootstrap.len() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-    let members: std::collections::BTreeMap<u64, Member> = config.bootstrap.iter().cloned().collect();
     match raft.initialize(members).await {
         Ok(()) => tracing::info!(members = config.bootstrap.len(), "made the membership"),
         // Its leader was quicker: the membership is there.
         Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
         Err(error) => tracing::error!(%error, "the membership cannot be made"),
     }
-}
-
-/// A pre-vote that no member grants or remembers: only its answer is of interest.
-fn nobodys_vote(own: u64) -> VoteRequest<TypeConfig> {
-    let leader = <TypeConfig as openraft::RaftTypeConfig>::LeaderId::new(0, own);
-    VoteRequest::new(Vote::from_leader_id(leader, false), None)
 }

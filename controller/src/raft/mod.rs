@@ -4,6 +4,7 @@
 //! |---|---|
 //! | propose, read, follow | [`handle`] ([`Handle`]) |
 //! | start, bootstrap, stop | [`member`] |
+//! | members added and removed | [`membership`] |
 //! | times and bounds | [`options`] |
 //! | log, vote, identity on disk | `store`, `log` |
 //! | state machine on disk and in memory | `machine`, `records`, `events`, `audit_log`, `applied`, `commits` |
@@ -27,6 +28,7 @@ mod leadership;
 mod log;
 mod machine;
 pub mod member;
+pub mod membership;
 mod network;
 pub mod options;
 mod records;
@@ -48,4 +50,4 @@ pub use member::RunningMember;
 pub(crate) use network::channel as connect;
 pub use service::RaftService;
 pub use store::StoreError;
-pub use types::Member;
+pub use types::{Member, StoreId};

@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Request,
+    metadata::MetadataValue,
     transport::{Channel, Endpoint},
 };
 
@@ -38,7 +39,7 @@ use super::{
     frame::{FORMAT, FrameError, pack, pack_bytes, unpack},
     options,
     snapshot_file::SnapshotFile,
-    types::{Member, Snapshot, TypeConfig, Vote},
+    types::{Member, Snapshot, StoreId, TypeConfig, Vote},
 };
 
 type Rpc = RPCError<TypeConfig>;
@@ -116,7 +117,12 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 /// Calls one member.
 pub(super) struct Caller {
     client: Result<RaftClient<Channel>, CallError>,
+    /// The store that the membership knows the member by.
+    store: StoreId,
 }
+
+/// Metadata key of the store that the called member is expected to have, hex.
+pub(super) const EXPECTED_STORE: &str = "holdfast-store";
 
 impl Caller {
     pub(super) fn new(identity: &Identity, member: &Member) -> Self {
@@ -128,18 +134,20 @@ impl Caller {
         if let Err(error) = &client {
             tracing::error!(%error, "a member cannot be called");
         }
-        Self { client }
+        Self { client, store: member.store }
     }
 
     fn client(&self) -> Result<RaftClient<Channel>, CallError> {
         self.client.clone()
     }
 
-    /// Whether that member has a log already; used before a membership is made.
-    pub(super) async fn has_log(&mut self, request: VoteRequest<TypeConfig>) -> Result<bool, CallError> {
-        let answer: VoteResponse<TypeConfig> =
-            self.call(Call::PreVote, &request, options::CONNECT_TIMEOUT).await?;
-        Ok(answer.last_log_id.is_some())
+    /// A request to the member, by the store that it must have.
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Ok(store) = MetadataValue::try_from(self.store.to_string()) {
+            request.metadata_mut().insert(EXPECTED_STORE, store);
+        }
+        request
     }
 
     async fn call<A: DeserializeOwned>(
@@ -149,7 +157,7 @@ impl Caller {
         limit: Duration,
     ) -> Result<A, CallError> {
         let mut client = self.client()?;
-        let mut request = Request::new(pack(message)?);
+        let mut request = self.request(pack(message)?);
         request.set_timeout(limit);
         let answer = async {
             match call {
@@ -227,7 +235,7 @@ impl NetStreamAppend<TypeConfig> for Caller {
             let frames = tokio_stream::StreamExt::map_while(requests, |request| {
                 pack(&request).inspect_err(|error| tracing::error!(%error, "an append cannot be sent")).ok()
             });
-            let opening = tokio::time::timeout(options::CONNECT_TIMEOUT, client.append(frames));
+            let opening = tokio::time::timeout(options::CONNECT_TIMEOUT, client.append(self.request(frames)));
             let answers = match opening.await {
                 Err(_) => return Err(CallError::Silent(options::CONNECT_TIMEOUT).rpc()),
                 Ok(Err(status)) => return Err(CallError::from(status).rpc()),
@@ -274,7 +282,7 @@ impl NetSnapshot<TypeConfig> for Caller {
                 chunk,
             }));
             let limit = option.hard_ttl();
-            let frame: Frame = tokio::time::timeout(limit, client.install_snapshot(frames))
+            let frame: Frame = tokio::time::timeout(limit, client.install_snapshot(self.request(frames)))
                 .await
                 .map_err(|_| CallError::Silent(limit))??
                 .into_inner();

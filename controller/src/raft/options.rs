@@ -58,6 +58,15 @@ pub const EVENTS_KEPT: u64 = 10_000;
 /// Bytes of the audit kept on disk, about, by part: management, cluster, refused.
 pub const AUDIT_BYTES_KEPT: [u64; 3] = [16 << 20, 8 << 20, 4 << 20];
 
+/// Time for a change of the members to be committed.
+pub const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a new member to catch up, snapshot included.
+pub const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a member asks the others whether it was removed: while it has no leader, or has not been answered yet.
+pub const REMOVAL_ASKED_OFTEN: Duration = Duration::from_secs(1);
+/// The same while it has one.
+pub const REMOVAL_ASKED_SELDOM: Duration = Duration::from_secs(10);
+
 /// How often the log is compacted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compaction {

@@ -20,9 +20,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     frame::{FrameError, pack, unpack, unpack_bytes},
+    network::EXPECTED_STORE,
     options,
     snapshot::SnapshotFolder,
-    types::{Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
+    types::{Raft, Snapshot, SnapshotMeta, StoreId, TypeConfig, Vote},
 };
 
 /// The Raft service of this member.
@@ -31,6 +32,38 @@ pub struct RaftService {
     pub(super) raft: Raft,
     pub(super) folder: Arc<SnapshotFolder>,
     pub(super) newcomer: Arc<Newcomer>,
+    pub(super) store: StoreGuard,
+}
+
+/// Keeps a member whose store is not the one that the membership knows out of votes and log: what it promised with the other
+/// store is forgotten.
+#[derive(Clone)]
+pub(super) struct StoreGuard {
+    own: String,
+    told: Arc<AtomicBool>,
+}
+
+impl StoreGuard {
+    pub(super) fn new(own: StoreId) -> Self {
+        Self { own: own.to_string(), told: Arc::default() }
+    }
+
+    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let expected = request.metadata().get(EXPECTED_STORE).map(|value| value.as_bytes());
+        if expected == Some(self.own.as_bytes()) {
+            return Ok(());
+        }
+        if !self.told.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                own = self.own,
+                "the cluster knows this controller by another store: its disk was lost or replaced. It takes no part until it \
+                 is removed and added again (holdfast controller remove, holdfast controller add)"
+            );
+        }
+        Err(Status::failed_precondition(
+            "this member's store is another one than the membership says; remove the member and add it again",
+        ))
+    }
 }
 
 /// Keeps a member that started without a log apart from a leader that knows a log of it.
@@ -101,6 +134,7 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
+        self.store.check(&request)?;
         let broken = Arc::new(Mutex::new(None));
         let reason = Arc::clone(&broken);
         let (newcomer, raft) = (Arc::clone(&self.newcomer), self.raft.clone());
@@ -127,10 +161,12 @@ impl raft_server::Raft for RaftService {
     }
 
     async fn vote(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        self.store.check(&request)?;
         answer(&self.raft.vote(read(request)?).await.map_err(stopped)?)
     }
 
     async fn pre_vote(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        self.store.check(&request)?;
         answer(&self.raft.pre_vote(read(request)?).await.map_err(stopped)?)
     }
 
@@ -138,6 +174,7 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<Streaming<SnapshotFrame>>,
     ) -> Result<Response<Frame>, Status> {
+        self.store.check(&request)?;
         let mut frames = request.into_inner();
         let first = frames
             .message()
@@ -180,6 +217,7 @@ impl raft_server::Raft for RaftService {
     }
 
     async fn transfer_leader(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        self.store.check(&request)?;
         let request: openraft::raft::TransferLeaderRequest<TypeConfig> = read(request)?;
         answer(&self.raft.handle_transfer_leader(request).await.map_err(stopped)?)
     }

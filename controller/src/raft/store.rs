@@ -22,7 +22,7 @@ use rocksdb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::types::{LogId, StoredMembership, Vote};
+use super::types::{LogId, StoreId, StoredMembership, Vote};
 
 const LOG: &str = "log";
 const META: &str = "meta";
@@ -35,10 +35,12 @@ const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 const APPLIED: &[u8] = b"applied";
 const EVENTS_DROPPED: &[u8] = b"events dropped";
+const STORE_ID: &[u8] = b"store id";
+const RETIRED: &[u8] = b"retired";
 const AUDIT_DROPPED: &[u8] = b"audit dropped";
 
-/// First byte of every value that is openraft's type in postcard.
-const FORMAT: u8 = 1;
+/// First byte of every value that is openraft's type in postcard. 1 was before members had stores.
+const FORMAT: u8 = 2;
 
 /// Whose store this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +96,7 @@ pub(super) struct Store {
     db: DB,
     path: PathBuf,
     failed: AtomicBool,
+    id: StoreId,
 }
 
 impl Store {
@@ -128,8 +131,13 @@ impl Store {
                     failed(rocks(error))
                 }
             })?;
-        let store = Self { db, path: path.clone(), failed: AtomicBool::new(false) };
+        let mut store =
+            Self { db, path: path.clone(), failed: AtomicBool::new(false), id: StoreId::default() };
         store.claim(identity)?;
+        store.id = store
+            .meta::<StoreId>(STORE_ID)
+            .map_err(failed)?
+            .ok_or_else(|| failed(io::Error::new(io::ErrorKind::InvalidData, "the store has no id")))?;
         Ok(Arc::new(store))
     }
 
@@ -138,7 +146,10 @@ impl Store {
         let found: Option<([u8; 16], u64)> = self.meta(IDENTITY).map_err(failed)?;
         match found {
             None => {
+                let mut id = [0; 16];
+                getrandom::fill(&mut id).map_err(|error| failed(io::Error::other(error.to_string())))?;
                 let mut batch = self.batch();
+                batch.put_cf(self.meta_cf(), STORE_ID, encode(&StoreId(id)).map_err(failed)?);
                 batch.put_cf(self.meta_cf(), IDENTITY, encode(&(own.cluster, own.member)).map_err(failed)?);
                 self.commit_synced(batch).map_err(failed)
             }
@@ -227,6 +238,22 @@ impl Store {
 
     fn meta<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
         self.db.get_pinned_cf(self.meta_cf(), key).map_err(rocks)?.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// Drawn when this store was made.
+    pub(super) fn id(&self) -> StoreId {
+        self.id
+    }
+
+    /// Version of the membership by which this member was removed last; 0 = never.
+    pub(super) fn retired(&self) -> io::Result<u64> {
+        Ok(self.meta(RETIRED)?.unwrap_or_default())
+    }
+
+    pub(super) fn save_retired(&self, index: u64) -> io::Result<()> {
+        let mut batch = self.batch();
+        batch.put_cf(self.meta_cf(), RETIRED, encode(&index)?);
+        self.commit_synced(batch)
     }
 
     pub(super) fn vote(&self) -> io::Result<Option<Vote>> {

@@ -40,6 +40,39 @@ pub struct Member {
     pub name: String,
     /// "address:port" of its gRPC listener.
     pub address: String,
+    /// Its store; unknown in what people write, known in every membership.
+    pub store: StoreId,
+}
+
+impl Member {
+    /// A member whose store is not known yet.
+    pub fn new(name: impl Into<String>, address: impl Into<String>) -> Self {
+        Self { name: name.into(), address: address.into(), store: StoreId::default() }
+    }
+}
+
+/// Drawn when a store is made: tells a member from one of the same name that lost its disk. Zeros: not known.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreId(pub [u8; 16]);
+
+impl StoreId {
+    /// From exactly 16 bytes that are not all zero.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        let id = Self(bytes.try_into().ok()?);
+        (id != Self::default()).then_some(id)
+    }
+}
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// A command as the log holds it.

@@ -31,6 +31,10 @@ pub(super) const CALLER_ROLE: &str = "holdfast-caller-role";
 /// Set by a member that passes a call on: the name of the first caller.
 pub(super) const CALLER_NAME: &str = "holdfast-caller-name";
 
+/// What a controller says that was removed, or not added yet.
+const NOT_A_MEMBER: &str = "this controller is not a member of the cluster (it was removed, or waits to be added with 'holdfast \
+                            controller add'); nothing was changed, ask another one";
+
 /// Who a call comes from first of all; in the extensions of every request that reaches a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -128,6 +132,8 @@ pub(super) struct Admitted {
     pub(super) forwarded: bool,
     pub(super) management: bool,
     pub(super) writes: bool,
+    /// Only a member of the cluster answers.
+    member_only: bool,
     /// A refusal by the service itself belongs into the audit too.
     audited: bool,
 }
@@ -163,6 +169,7 @@ fn admit(
         forwarded,
         management: rule.is_management(),
         writes: rule == Rule::ManagementWrite,
+        member_only: rule.is_management() || rule == Rule::Nodes,
         audited: matches!(rule, Rule::ManagementWrite | Rule::Nodes),
     })
 }
@@ -188,6 +195,17 @@ pub(super) fn stamp(headers: &mut HeaderMap, caller: &Caller) -> Result<(), Stat
         .map_err(|_| Status::permission_denied("the name in the certificate is not text"))?;
     headers.insert(CALLER_ROLE, HeaderValue::from_static(caller.role.as_str()));
     headers.insert(CALLER_NAME, name);
+    Ok(())
+}
+
+/// Says in a call of this member's own for whom it is made.
+pub(crate) fn stamp_metadata(
+    metadata: &mut tonic::metadata::MetadataMap,
+    caller: &Caller,
+) -> Result<(), Status> {
+    let mut headers = std::mem::take(metadata).into_headers();
+    stamp(&mut headers, caller)?;
+    *metadata = tonic::metadata::MetadataMap::from_headers(headers);
     Ok(())
 }
 
@@ -265,6 +283,9 @@ where
         Box::pin(async move {
             if let Err(status) = stamp(request.headers_mut(), &admitted.caller) {
                 return Ok(status.into_http());
+            }
+            if admitted.member_only && !forwarder.is_member() {
+                return Ok(Status::unavailable(NOT_A_MEMBER).into_http());
             }
             if admitted.management {
                 match forwarder.destination(&admitted).await {

@@ -31,6 +31,11 @@ impl Forwarder {
         Self { handle, identity, channels: Mutex::default() }
     }
 
+    /// Whether this controller is a member of the cluster.
+    pub(super) fn is_member(&self) -> bool {
+        self.handle.is_member()
+    }
+
     /// Where a management call goes: `None` = it is carried out here.
     pub(super) async fn destination(&self, call: &Admitted) -> Result<Option<LeaderAddress>, Status> {
         let own = self.handle.id();
@@ -54,7 +59,7 @@ impl Forwarder {
         if let Some(channel) = channels.get(&key) {
             return Ok(channel.clone());
         }
-        let member = Member { name: leader.name.clone(), address: leader.address.clone() };
+        let member = Member::new(leader.name.as_str(), leader.address.as_str());
         let channel =
             connect(&self.identity, &member).map_err(|error| Status::unavailable(error.to_string()))?;
         channels.insert(key, channel.clone());

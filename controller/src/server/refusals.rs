@@ -170,7 +170,7 @@ async fn commit(handle: &Handle, identity: &Identity, batch: RecordRefusals) -> 
     if leader.id == handle.id() {
         return commit_here(handle, batch).await.map_err(anyhow::Error::from);
     }
-    let member = Member { name: leader.name, address: leader.address };
+    let member = Member::new(leader.name, leader.address);
     let mut client = MembersClient::new(connect(identity, &member)?);
     let mut request = Request::new(batch);
     request.set_timeout(HAND_OVER_TIMEOUT);

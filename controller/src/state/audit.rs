@@ -72,6 +72,16 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
     Some(match &command.body {
         Body::ReportPools(_) | Body::RecordRefusals(_) => return None,
         Body::ClusterInit(c) => Asked::new("cluster.create", "cluster").with("target_iqn", &c.target_iqn),
+        Body::RecordMembership(c) => Asked::new(
+            match c.change.as_str() {
+                "added" => "controller.add",
+                "removed" => "controller.remove",
+                _ => "controller.transfer",
+            },
+            format!("controller/{}", c.name),
+        )
+        .with("id", c.id)
+        .with("address", &c.address),
         Body::BeginLeaseTerm(c) => Asked::new("lease-term.begin", "cluster").with("term", c.term),
         Body::NodeJoin(c) => Asked::new("node.join", format!("node/{}", c.name))
             .with("portals", c.portals.join(","))

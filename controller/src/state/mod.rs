@@ -144,6 +144,16 @@ impl StateMachine {
             Body::ClusterInit(_) => Ok(Outcome::Done),
             // Only the audit hears of it.
             Body::RecordRefusals(_) => Ok(Outcome::Done),
+            Body::RecordMembership(command) => {
+                let subject = format!("controller/{}", command.name);
+                let (kind, what) = match command.change.as_str() {
+                    "added" => ("controller.added", "was added"),
+                    "removed" => ("controller.removed", "was removed"),
+                    _ => ("controller.leads", "was made the leader"),
+                };
+                effects.event(kind, subject, format!("controller {} {what}", command.name));
+                Ok(Outcome::Done)
+            }
             Body::BeginLeaseTerm(command) => self.begin_lease_term(command, effects),
             Body::NodeJoin(command) => self.node_join(command, effects),
             Body::NodeLive(command) => self.node_live(command, effects),

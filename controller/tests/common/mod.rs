@@ -57,7 +57,7 @@ impl Controller {
             id: 1,
             directory: directory.path().join("state"),
             identity: Arc::clone(&identity),
-            bootstrap: vec![(1, Member { name: "ctl-1".to_owned(), address: address.clone() })],
+            bootstrap: vec![(1, Member::new("ctl-1", address.as_str()))],
             target_iqn: "iqn.2026-11.internal.holdfast:test".to_owned(),
             compaction: Compaction::default(),
         };

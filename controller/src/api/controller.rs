@@ -1,0 +1,153 @@
+//! ControllerService: the members themselves.
+
+use holdfast_proto::{
+    state as records,
+    v1::{
+        AddControllerRequest, ListControllersRequest, ListControllersResponse, Member,
+        RemoveControllerRequest, TransferLeadershipRequest,
+        controller_service_client::ControllerServiceClient, controller_service_server::ControllerService,
+    },
+};
+use tonic::{Request, Response, Status};
+
+use super::{Api, called, leader_changed, status};
+use crate::{
+    raft::{Member as RaftMember, connect, membership::MembershipError},
+    server::{Call, stamp_metadata},
+    state::{
+        Body,
+        names::{check_address, check_name},
+    },
+};
+
+impl Api {
+    /// The members as this leader sees them.
+    pub(super) fn members(&self) -> Vec<Member> {
+        let metrics = self.raft.metrics();
+        let leader = metrics.leader.map_or(0, |leader| leader.id);
+        let members = metrics.members.into_iter().map(|m| Member {
+            id: m.id,
+            name: m.member.name,
+            address: m.member.address,
+            voter: m.voter,
+            matched_index: m.matched_index,
+            live: m.live,
+            store_id: m.member.store.to_string(),
+            leader: m.id == leader,
+        });
+        members.collect()
+    }
+
+    fn listed(&self) -> Response<ListControllersResponse> {
+        Response::new(ListControllersResponse { members: self.members() })
+    }
+
+    /// Puts a change that was made into the audit and the events. It stays made if that fails.
+    async fn record(&self, call: &Call, change: &str, name: &str, id: u64, address: &str) {
+        let body = Body::RecordMembership(records::RecordMembership {
+            change: change.to_owned(),
+            name: name.to_owned(),
+            id,
+            address: address.to_owned(),
+        });
+        if let Err(error) = self.write(call, body).await {
+            tracing::error!(%error, change, name, "a change of the controllers is not in the audit");
+        }
+    }
+}
+
+fn refused(error: &MembershipError) -> Status {
+    let text = error.to_string();
+    match error {
+        MembershipError::Unknown(_) => Status::not_found(text),
+        MembershipError::Exists(_) => Status::already_exists(text),
+        MembershipError::Refused(_) => Status::failed_precondition(text),
+        MembershipError::NotLeader => leader_changed(),
+        MembershipError::Unclear(_) => Status::deadline_exceeded(text),
+    }
+}
+
+#[tonic::async_trait]
+impl ControllerService for Api {
+    async fn list_controllers(
+        &self,
+        _: Request<ListControllersRequest>,
+    ) -> Result<Response<ListControllersResponse>, Status> {
+        self.read(|_| ()).await?;
+        Ok(self.listed())
+    }
+
+    async fn add_controller(
+        &self,
+        request: Request<AddControllerRequest>,
+    ) -> Result<Response<ListControllersResponse>, Status> {
+        let (call, request) = called(request)?;
+        check_name("name", &request.name).map_err(|refusal| status::refused(&refusal))?;
+        check_address("address", &request.address).map_err(|refusal| status::refused(&refusal))?;
+        if request.id == 0 {
+            return Err(Status::invalid_argument("id: 0 is no member's; 1 or more"));
+        }
+        self.read(|_| ()).await?;
+        self.raft
+            .add_member(&self.identity, request.id, &request.name, &request.address)
+            .await
+            .map_err(|error| refused(&error))?;
+        self.record(&call, "added", &request.name, request.id, &request.address).await;
+        Ok(self.listed())
+    }
+
+    async fn remove_controller(
+        &self,
+        request: Request<RemoveControllerRequest>,
+    ) -> Result<Response<ListControllersResponse>, Status> {
+        let (call, request) = called(request)?;
+        self.read(|_| ()).await?;
+        let own = self.raft.own_caller().name;
+        if request.name == own {
+            return self.remove_by_successor(&call, &own).await;
+        }
+        let (id, gone) =
+            self.raft.remove_member(&self.identity, &request.name).await.map_err(|error| refused(&error))?;
+        self.record(&call, "removed", &gone.name, id, &gone.address).await;
+        Ok(self.listed())
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<TransferLeadershipRequest>,
+    ) -> Result<Response<ListControllersResponse>, Status> {
+        let (call, request) = called(request)?;
+        self.read(|_| ()).await?;
+        let chosen = self.members().into_iter().find(|known| known.name == request.name);
+        if let Some(chosen) = chosen.filter(|chosen| chosen.voter && chosen.live && !chosen.leader) {
+            // Before it, since this member cannot write after it.
+            self.record(&call, "leader", &chosen.name, chosen.id, &chosen.address).await;
+        }
+        self.raft.transfer_leadership(&request.name).await.map_err(|error| refused(&error))?;
+        Ok(self.listed())
+    }
+}
+
+impl Api {
+    /// The leader cannot remove itself and tell of it: it hands leadership over, and its successor does.
+    async fn remove_by_successor(
+        &self,
+        call: &Call,
+        own: &str,
+    ) -> Result<Response<ListControllersResponse>, Status> {
+        self.raft.check_removal(own).map_err(|error| refused(&error))?;
+        let others = self.members().into_iter().filter(|known| known.voter && known.live && !known.leader);
+        let Some(successor) = others.max_by_key(|known| known.matched_index) else {
+            return Err(Status::failed_precondition("no other controller answers that could lead"));
+        };
+        self.raft.transfer_leadership(&successor.name).await.map_err(|error| refused(&error))?;
+        let member = RaftMember::new(successor.name, successor.address);
+        let channel =
+            connect(&self.identity, &member).map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut request = Request::new(RemoveControllerRequest { name: own.to_owned() });
+        stamp_metadata(request.metadata_mut(), &call.caller)?;
+        // The successor's audit tells of it.
+        call.proposed.set();
+        ControllerServiceClient::new(channel).remove_controller(request).await
+    }
+}
