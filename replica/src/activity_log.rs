@@ -15,7 +15,9 @@
 //!    16  volume id                                16 bytes
 //!    32  sequence number                          8 bytes, grows by one with each write; the higher slot counts
 //!    40  in-sync set: three node numbers          3 x 2 bytes, 0 behind the last
-//!    46  zeroes                                   18 bytes
+//!    46  0x0001: untrusted                        2 bytes; what the replica holds cannot be trusted, all of it
+//!                                                 has to be copied to it
+//!    48  zeroes                                   16 bytes
 //!    64  entries, by extent number, ascending     8 bytes each:
 //!          bit 63  active
 //!          bit 62  unflushed
@@ -151,15 +153,34 @@ impl Entry {
 pub struct ActivityLog {
     entries: BTreeMap<u64, Entry>,
     in_sync: Vec<NodeNumber>,
+    untrusted: bool,
     sequence: u64,
     settled: Settled,
+    /// Carried entries go when the writes up to this number are on all disks, and not before recovery has ended.
+    carried_through: u64,
     changed: bool,
 }
 
 impl ActivityLog {
-    /// The log of a new replica; its first image is yet to be written.
+    /// The log of one of the first replicas of a new volume, which are alike; its first image is yet to be written.
     pub fn new(in_sync: Vec<NodeNumber>) -> ActivityLog {
         ActivityLog { in_sync, changed: true, ..ActivityLog::default() }
+    }
+
+    /// The log of a replica that is to be copied as a whole: a new one of a volume that has data, or one whose log is lost.
+    pub fn untrusted() -> ActivityLog {
+        ActivityLog { untrusted: true, changed: true, ..ActivityLog::default() }
+    }
+
+    /// True until all of the replica has been copied to it.
+    pub fn is_untrusted(&self) -> bool {
+        self.untrusted
+    }
+
+    /// All of the replica has been copied to it.
+    pub fn set_trusted(&mut self) {
+        self.changed |= self.untrusted;
+        self.untrusted = false;
     }
 
     /// The newest of two slots. Everything in it is carried.
@@ -243,16 +264,18 @@ impl ActivityLog {
     pub fn settle(&mut self, settled: Settled) {
         self.settled.written = self.settled.written.max(settled.written);
         self.settled.flushed = self.settled.flushed.max(settled.flushed);
-        if settled.recovered && !self.settled.recovered {
-            self.settled.recovered = true;
+        self.settled.recovered |= settled.recovered;
+        if self.settled.recovered && self.settled.written.min(self.settled.flushed) >= self.carried_through {
             for entry in self.entries.values_mut() {
                 entry.carried = 0;
             }
         }
     }
 
-    /// The term ends: another owner's numbers start anew, and it alone can say when today's extents are equal again.
-    pub fn carry(&mut self) {
+    /// The term ends, or the replica was opened within one: only the owner can say when today's extents are equal again.
+    /// Writes up to `through` may be under way in its term: what is carried stays until those are on all disks.
+    pub fn carry(&mut self, through: u64) {
+        self.carried_through = through;
         for entry in self.entries.values_mut() {
             *entry =
                 Entry { flags: entry.flags, batch: entry.batch, carried: entry.flags, ..Entry::default() };
@@ -302,6 +325,7 @@ impl ActivityLog {
         put(&mut slot, 12, &(self.entries.len() as u32).to_be_bytes());
         put(&mut slot, 16, &volume.0);
         put(&mut slot, 32, &self.sequence.to_be_bytes());
+        put(&mut slot, 46, &u16::from(self.untrusted).to_be_bytes());
         for (at, node) in self.in_sync.iter().enumerate() {
             put(&mut slot, 40 + 2 * at, &node.get().to_be_bytes());
         }
@@ -371,7 +395,12 @@ fn decode_slot(slot: &[u8; SLOT_LEN], volume: VolumeId, crc32c: Crc32c) -> Resul
         entries.insert(entry.extent, Entry { flags, carried: flags, ..Entry::default() });
     }
     let sequence = u64::from_be_bytes(array(slot, 32));
-    Ok(Slot::Whole(ActivityLog { entries, in_sync, sequence, settled: Settled::default(), changed: false }))
+    let untrusted = match u16::from_be_bytes(array(slot, 46)) {
+        0 => false,
+        1 => true,
+        _ => return Err(LogError::Field("trust")),
+    };
+    Ok(Slot::Whole(ActivityLog { entries, in_sync, untrusted, sequence, ..ActivityLog::default() }))
 }
 
 fn put(slot: &mut [u8; SLOT_LEN], at: usize, bytes: &[u8]) {
@@ -447,11 +476,26 @@ mod tests {
     fn what_an_earlier_owner_left_goes_only_after_recovery() {
         let mut log = ActivityLog::new(vec![]);
         log.begin_write(1..2, 8, true, 1).unwrap();
-        log.carry();
+        log.carry(0);
         log.settle(Settled { written: 99, flushed: 99, recovered: false });
         log.sweep();
         assert_eq!(extents(&log), [(1, true, true)]);
         log.settle(Settled { written: 99, flushed: 99, recovered: true });
+        log.sweep();
+        assert_eq!(extents(&log), []);
+    }
+
+    #[test]
+    fn replica_opened_in_the_middle_of_a_term_keeps_what_was_under_way() {
+        let mut log = ActivityLog::new(vec![]);
+        log.begin_write(1..2, 8, true, 1).unwrap();
+        log.carry(9);
+        for settled in [(9, 8), (8, 9)] {
+            log.settle(Settled { written: settled.0.min(8), flushed: settled.1.min(8), recovered: true });
+            log.sweep();
+            assert_eq!(extents(&log), [(1, true, true)]);
+        }
+        log.settle(Settled { written: 9, flushed: 9, recovered: true });
         log.sweep();
         assert_eq!(extents(&log), []);
     }

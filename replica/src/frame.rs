@@ -94,6 +94,28 @@ kinds! {
     TaskManagementDone = 0x25,
     /// The tasks of the nexus have ended.
     NexusLossDone = 0x26,
+    /// The owner asks a replica to promise its epoch. This and the kinds below: [`crate::replication`].
+    Promise = 0x30,
+    /// Blocks to write.
+    ReplicaWrite = 0x31,
+    /// Blocks to fill with zeroes or to unmap.
+    ReplicaZeroes = 0x32,
+    /// Bring writes to disk.
+    ReplicaFlush = 0x33,
+    /// Extents to record as active.
+    Record = 0x34,
+    /// Bits to add to the bitmap of an absent replica.
+    Merge = 0x35,
+    /// How far the owner's writes are everywhere.
+    Settled = 0x36,
+    /// The epoch is promised.
+    Promised = 0x38,
+    /// The epoch is too low.
+    PromiseRefused = 0x39,
+    /// A request of the owner has been carried out.
+    ReplicaDone = 0x3a,
+    /// It has not.
+    ReplicaFailed = 0x3b,
 }
 
 /// The header of a frame, without the lengths and checksums that follow from its payload.

@@ -14,6 +14,9 @@
 //! | the header of a frame between data nodes | [`frame`] |
 //! | commands forwarded to the owner | [`forward`] |
 //! | runs of blocks, extents, chunks | [`span`] |
+//! | frames between an owner and its replicas | [`replication`] |
+//! | the owner: writes, members, recovery, re-synchronisation | [`primary`] |
+//! | one replica | [`secondary`] |
 //! | locks on runs of blocks | [`ranges`] |
 //! | the extents that a replica may differ in, on disk | [`activity_log`] |
 //! | the chunks that an absent replica lacks, on disk | [`bitmap`] |
@@ -34,7 +37,10 @@ pub mod frame;
 pub mod gate;
 pub mod ids;
 pub mod limits;
+pub mod primary;
 pub mod ranges;
+pub mod replication;
+pub mod secondary;
 pub mod span;
 pub mod superblock;
 

@@ -147,7 +147,7 @@ impl Shape {
 }
 
 fn units(span: Span, shift: u32) -> core::ops::Range<u64> {
-    span.lba >> shift..(span.end() - 1 >> shift) + 1
+    (span.lba >> shift)..((span.end() - 1) >> shift) + 1
 }
 
 #[cfg(test)]

@@ -352,13 +352,8 @@ impl<B: AsRef<[u8]>> Client<B> {
             | Kind::Stale
             | Kind::Unknown
             | Kind::NexusLossDone => return Err(Violation::Malformed(kind)),
-            Kind::Hello
-            | Kind::Alive
-            | Kind::Command
-            | Kind::DataOut
-            | Kind::Abort
-            | Kind::TaskManagement
-            | Kind::NexusLoss => return Err(Violation::Unexpected(kind)),
+            // What a port sends, or belongs to the streams between owner and replica.
+            _ => return Err(Violation::Unexpected(kind)),
         }
         Ok(())
     }

@@ -232,15 +232,8 @@ impl<B: AsRef<[u8]>> Server<B> {
                 self.events.push_back(ServerEvent::NexusLoss { token, nexus });
             }
             Kind::Alive | Kind::DataOut | Kind::Abort => return Err(Violation::Malformed(kind)),
-            Kind::Welcome
-            | Kind::Clock
-            | Kind::Reply
-            | Kind::Aborted
-            | Kind::NotExecuted
-            | Kind::Stale
-            | Kind::Unknown
-            | Kind::TaskManagementDone
-            | Kind::NexusLossDone => return Err(Violation::Unexpected(kind)),
+            // What an owner sends, or belongs to the streams between owner and replica.
+            _ => return Err(Violation::Unexpected(kind)),
         }
         Ok(())
     }

@@ -1,0 +1,280 @@
+//! Replicas come, answer, fall silent and change their place.
+//!
+//! Invariants: a replica whose boot is not the one it was last in sync under has lost what it had cached: it leaves the
+//! set and comes back as a learner (6.11); only one change of the configuration is under way at a time; what a peer that
+//! does not count has missed is never waited for.
+
+use alloc::vec::Vec;
+
+use super::{Change, Instant, Output, Peer, Phase, Primary, Stage, Stop};
+use crate::{
+    activity_log::Settled,
+    config::VolumeConfig,
+    faults::Fault,
+    ids::NodeNumber,
+    limits::REPLICA_SILENCE_MS_MAX,
+    replication::{Answer, FromReplica, Request},
+};
+
+impl<B: AsRef<[u8]> + Clone> Primary<B> {
+    /// The replicas that the shell should be connected to.
+    pub fn peers(&self) -> impl Iterator<Item = NodeNumber> + '_ {
+        self.peers.keys().copied()
+    }
+
+    /// True while a connection to `node` is known.
+    pub fn is_connected(&self, node: NodeNumber) -> bool {
+        self.peers.get(&node).is_some_and(|p| p.session.is_some())
+    }
+
+    /// A connection to a replica is up; earlier ones to it are gone. Returns the number that its frames carry.
+    pub fn connected(&mut self, now: Instant, node: NodeNumber) -> Option<u64> {
+        self.disconnected(now, node);
+        let peer = self.peers.get_mut(&node).filter(|_| !self.stopped)?;
+        self.last_session += 1;
+        peer.session = Some(self.last_session);
+        peer.failed &= peer.in_sync();
+        self.ask_promise(now, node);
+        Some(self.last_session)
+    }
+
+    /// The connection to a replica is gone.
+    pub fn disconnected(&mut self, now: Instant, node: NodeNumber) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.session.take().is_some() && peer.promised {
+            peer.asked = now;
+        }
+        peer.promised = false;
+        peer.streams = false;
+        if !peer.in_sync() && self.pending != Some(Change::Admit(node)) {
+            self.reset_learner(now, node);
+        }
+    }
+
+    /// A learner begins anew: nothing waits for it.
+    pub(super) fn reset_learner(&mut self, now: Instant, node: NodeNumber) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.streams = false;
+        let stage = core::mem::replace(&mut peer.stage, Stage::Waiting);
+        self.forget_copies(now, node);
+        if let Stage::Beginning(ticket) | Stage::Merging(ticket) = stage {
+            self.unlock(now, ticket);
+        }
+        self.wait_no_more(now, node);
+    }
+
+    fn wait_no_more(&mut self, now: Instant, node: NodeNumber) {
+        self.in_flight.retain(|_, r| r.purpose != super::Purpose::Barrier(node));
+        for request in self.in_flight.values_mut() {
+            request.waiting.remove(&node);
+        }
+        self.complete_all_done(now);
+    }
+
+    /// An answer of a replica.
+    pub fn handle(&mut self, now: Instant, node: NodeNumber, frame: FromReplica) {
+        let epoch = self.config.epoch();
+        let Some(peer) = self.peers.get_mut(&node).filter(|p| p.session == Some(frame.session)) else {
+            return;
+        };
+        if self.stopped || frame.volume != self.start.volume {
+            return;
+        }
+        match frame.answer {
+            Answer::Promised { boot, untrusted, entries } if frame.epoch == epoch => {
+                peer.untrusted = untrusted;
+                if boot != peer.boot || (untrusted && peer.in_sync()) {
+                    // What it had cached is gone. (The own one is of this boot, or the record is of another owner.)
+                    peer.failed = true;
+                    if node == self.start.me.node {
+                        self.end(Stop::ReplicaFailed);
+                    }
+                    self.tick(now);
+                    return;
+                }
+                peer.promised = true;
+                if self.phase == Phase::Collecting || !peer.counts() {
+                    peer.entries = entries;
+                }
+                if peer.counts() && !peer.streams {
+                    self.stream(node);
+                }
+                self.all_may_have_promised(now);
+                self.begin_learner(now, node);
+            }
+            Answer::Promised { .. } => {}
+            Answer::Refused if frame.epoch > epoch => self.end(Stop::Deposed),
+            Answer::Refused => {}
+            Answer::Done => self.acknowledged(now, node, frame.number),
+            Answer::Failed(_) => {
+                peer.failed = true;
+                if node == self.start.me.node {
+                    self.end(Stop::ReplicaFailed);
+                } else if !peer.counts() {
+                    self.disconnected(now, node);
+                }
+                self.tick(now);
+            }
+        }
+    }
+
+    /// Sends everything again that a replica has not answered: it may have got some of it on an earlier connection. None of that
+    /// overlaps, so doing it twice does no harm.
+    fn stream(&mut self, node: NodeNumber) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.streams = true;
+        }
+        // What it recorded before it was opened anew goes with the next flush.
+        self.flush_wanted = true;
+        let owed = self.in_flight.iter().filter(|(_, r)| r.waiting.contains(&node));
+        let owed: Vec<(u64, Request<B>)> = owed.map(|(n, r)| (*n, r.request.clone())).collect();
+        for (number, request) in owed {
+            self.send(node, number, request);
+        }
+    }
+
+    pub(super) fn all_promised(&self) -> bool {
+        self.peers.values().all(|p| p.promised || !p.in_sync())
+    }
+
+    fn all_may_have_promised(&mut self, now: Instant) {
+        if self.all_promised() {
+            if self.phase == Phase::Collecting {
+                self.begin_recovery(now);
+            }
+            self.complete_all_done(now);
+        }
+    }
+
+    /// Acts on time that passed: silent replicas, copies that were held back, notices. Call it every few tens of milliseconds.
+    pub fn tick(&mut self, now: Instant) {
+        if self.stopped || !self.lease_open(now) {
+            return;
+        }
+        self.refill(now);
+        let me = self.start.me.node;
+        let silent =
+            self.peers.iter().find(|(node, p)| **node != me && p.in_sync() && self.is_silent(now, **node));
+        if let Some(node) = silent.map(|(node, _)| *node)
+            && self.pending.is_none()
+        {
+            if self.start.faults.has(Fault::EvictWithoutCommit) {
+                self.peers.remove(&node);
+                self.wait_no_more(now, node);
+                self.all_may_have_promised(now);
+                return;
+            }
+            self.propose(Change::Evict(node));
+        }
+        let learners: Vec<NodeNumber> = self.peers.keys().copied().collect();
+        for node in learners {
+            self.begin_learner(now, node);
+        }
+        self.pump_copies(now);
+        self.flush_for_room(now);
+        self.tell_settled();
+    }
+
+    fn is_silent(&self, now: Instant, node: NodeNumber) -> bool {
+        let Some(peer) = self.peers.get(&node) else { return false };
+        let late = |since: Instant| now.millis_since(since) >= REPLICA_SILENCE_MS_MAX;
+        let owes = |r: &&super::InFlight<B>| r.waiting.contains(&node);
+        let oldest = self.in_flight.values().filter(owes).map(|r| r.issued).min();
+        peer.failed || (!peer.promised && late(peer.asked)) || oldest.is_some_and(late)
+    }
+
+    pub(super) fn propose(&mut self, change: Change) {
+        self.pending = Some(change);
+        self.outputs.push_back(Output::Propose(change, self.config.epoch()));
+    }
+
+    fn tell_settled(&mut self) {
+        let settled = self.settled;
+        let idle = |p: &Peer| {
+            let told = Settled { recovered: settled.recovered && p.in_sync(), ..settled };
+            p.streams && p.told != told
+        };
+        let to: Vec<NodeNumber> = self.peers.iter().filter(|(_, p)| idle(p)).map(|(n, _)| *n).collect();
+        for node in to {
+            self.send(node, 0, Request::Settled);
+        }
+    }
+
+    /// A committed configuration, whoever asked for it.
+    pub fn configured(&mut self, now: Instant, config: &VolumeConfig) {
+        if self.stopped || config.epoch() <= self.config.epoch() {
+            return;
+        }
+        if config.owner() != Some(self.start.me) {
+            self.end(Stop::Deposed);
+            return;
+        }
+        self.config = config.clone();
+        self.pending = None;
+        // First of all: the promise is the first frame of an epoch, and nothing completes before all have given it.
+        let connected: Vec<NodeNumber> =
+            self.peers.iter().filter(|(_, p)| p.session.is_some()).map(|(n, _)| *n).collect();
+        for node in self.peers.values_mut() {
+            node.promised = false;
+        }
+        for node in connected {
+            self.ask_promise(now, node);
+        }
+        self.adopt_members(now);
+        self.all_may_have_promised(now);
+    }
+
+    /// The change that was proposed will not happen: the controller has refused it for good.
+    pub fn refused(&mut self, now: Instant) {
+        if let Some(Change::Admit(node)) = self.pending.take() {
+            self.reset_learner(now, node);
+        }
+    }
+
+    /// Peers as the configuration has them.
+    pub(super) fn adopt_members(&mut self, now: Instant) {
+        let config = self.config.clone();
+        let gone: Vec<NodeNumber> =
+            self.peers.keys().filter(|n| config.member(**n).is_none()).copied().collect();
+        for node in gone {
+            self.reset_learner(now, node);
+            self.peers.remove(&node);
+        }
+        for member in config.in_sync().iter().chain(config.learners()) {
+            let in_sync = config.in_sync().iter().any(|m| m.node == member.node);
+            let peer = self.peers.entry(member.node).or_insert_with(|| Peer {
+                stage: Stage::Waiting,
+                boot: member.boot,
+                session: None,
+                promised: false,
+                asked: now,
+                streams: false,
+                failed: false,
+                untrusted: false,
+                entries: Vec::new(),
+                told: Settled::default(),
+            });
+            if peer.boot != member.boot {
+                peer.boot = member.boot;
+                peer.failed = false;
+            }
+            match (in_sync, peer.in_sync()) {
+                (true, false) => peer.stage = Stage::InSync,
+                (false, true) => {
+                    peer.stage = Stage::Waiting;
+                    peer.failed = false;
+                    self.reset_learner(now, member.node);
+                }
+                // Another change came before its admission.
+                (false, false) if matches!(peer.stage, Stage::Counted) => {
+                    if peer.streams {
+                        self.begin_merging(now, member.node);
+                    } else {
+                        self.reset_learner(now, member.node);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
