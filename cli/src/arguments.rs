@@ -191,6 +191,11 @@ pub(crate) enum Node {
         /// The node.
         name: String,
     },
+    /// Forget one that has stopped for good and holds no volume.
+    Remove {
+        /// The node.
+        name: String,
+    },
 }
 
 #[derive(Subcommand)]

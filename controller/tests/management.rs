@@ -10,7 +10,7 @@ use holdfast_proto::v1::{
     self, CordonNodeRequest, CreateHostRequest, CreateMappingRequest, CreateVolumeRequest, DeleteHostRequest,
     DeleteMappingRequest, DeleteVolumeRequest, GetClusterRequest, GetHostRequest, GetNodeRequest,
     GetReservationRequest, HostSpec, ListHostsRequest, ListMappingsRequest, ListNodesRequest,
-    ListVolumesRequest, ResizeVolumeRequest, VolumeSpec, WatchEventsRequest,
+    ListVolumesRequest, RemoveNodeRequest, ResizeVolumeRequest, VolumeSpec, WatchEventsRequest,
     cluster_service_client::ClusterServiceClient, event_service_client::EventServiceClient,
     host_service_client::HostServiceClient, mapping_service_client::MappingServiceClient,
     node_service_client::NodeServiceClient, reservation_service_client::ReservationServiceClient,
@@ -265,4 +265,35 @@ async fn reservation_of_a_new_volume_is_none() {
     assert_eq!((shown.r#type.as_str(), shown.version, shown.registrations.len()), ("none", 0, 0));
     let missing = GetReservationRequest { volume: "db2".to_owned() };
     assert_eq!(told(client.get_reservation(missing).await).0, Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_removed_once_it_has_stopped_and_holds_nothing() {
+    let controller = Controller::start().await;
+    let one = controller.kept_node(1).await;
+    let _two = controller.kept_node(2).await;
+    let mut c = Clients::new(&controller);
+    c.volume("", "db1", VolumeSpec { node: "node-1".to_owned(), ..mib(1) }).await.unwrap();
+    let remove = |name: &str| RemoveNodeRequest { name: name.to_owned() };
+    let refused = told(c.nodes.remove_node(remove("node-1")).await);
+    assert_eq!(refused.0, Code::FailedPrecondition);
+    assert!(refused.1.contains("may still hold a lease, for "), "{}", refused.1);
+    // The refusal took nothing from it: it goes on being live.
+    drop(one);
+    controller.until("node-1 lost", |state| !state.node_by_name("node-1").unwrap().live).await;
+    assert_eq!(
+        told(c.nodes.remove_node(remove("node-1")).await).1,
+        "node node-1 holds a replica of volume db1; move or delete what it holds first"
+    );
+    // Refused, it may come back.
+    drop(controller.live_node(1).await);
+    controller.until("node-1 lost again", |state| !state.node_by_name("node-1").unwrap().live).await;
+    let delete = DeleteVolumeRequest { request_id: String::new(), name: "db1".to_owned() };
+    c.volumes.delete_volume(delete).await.unwrap();
+    c.nodes.remove_node(remove("node-1")).await.unwrap();
+    assert_eq!(told(c.nodes.remove_node(remove("node-1")).await).0, Code::NotFound);
+    assert!(controller.handle.read(|state| state.volumes().count() == 0), "its deletion is done");
+    // The same name joins as another node.
+    let again = controller.node(1, 1, 0).await;
+    assert_eq!((again.number(), again.incarnation()), (3, 1));
 }

@@ -79,3 +79,23 @@ fn controllers_are_listed_made_leader_and_removed() -> anyhow::Result<()> {
     drop(a);
     cluster.stop()
 }
+
+#[test]
+fn a_node_that_is_live_or_holds_a_volume_is_not_removed() -> anyhow::Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
+    let said = cluster.cli_refused(&["node", "remove", "node-2"])?;
+    ensure!(said.contains("may still hold a lease"), "{said}");
+    cluster.signal("node-2", rustix::process::Signal::KILL)?;
+    cluster
+        .wait_for("the removal of a node that has stopped", || cluster.cli(&["node", "remove", "node-2"]))?;
+    let nodes = cluster.json(&["node", "list"])?;
+    ensure!(nodes["nodes"].as_array().is_some_and(|nodes| nodes.len() == 1), "{nodes:#}");
+    // The other node goes on.
+    let mut a = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None)?;
+    a.become_ready(0)?;
+    a.write_blocks(0, 0, 1, 7)?.good()?;
+    let told = audit(&cluster, "node/node-2")?;
+    ensure!(told.iter().any(|r| r["action"] == "node.remove" && r["outcome"] == "done"), "{told:#?}");
+    Ok(())
+}

@@ -2,7 +2,7 @@
 
 use holdfast_proto::v1::{
     CordonNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node as NodeRecord,
-    UncordonNodeRequest, node_service_client::NodeServiceClient,
+    RemoveNodeRequest, UncordonNodeRequest, node_service_client::NodeServiceClient,
 };
 use tonic::transport::Channel;
 
@@ -24,6 +24,11 @@ pub(crate) async fn run(client: &Client, verb: Node) -> anyhow::Result<()> {
         }
         Node::Show { name } => service.get_node(GetNodeRequest { name }).await,
         Node::Cordon { name } => service.cordon_node(CordonNodeRequest { name }).await,
+        Node::Remove { name } => {
+            service.remove_node(RemoveNodeRequest { name: name.clone() }).await.map_err(refusal)?;
+            println!("node {name} removed");
+            return Ok(());
+        }
         Node::Uncordon { name } => service.uncordon_node(UncordonNodeRequest { name }).await,
     };
     let node = one.map_err(refusal)?.into_inner();

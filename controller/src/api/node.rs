@@ -4,10 +4,11 @@ use holdfast_proto::{
     state as records,
     v1::{
         CordonNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node, NodePool, NodePort,
-        NodeSpec, NodeStatus, UncordonNodeRequest, node_service_server::NodeService,
+        NodeSpec, NodeStatus, RemoveNodeRequest, RemoveNodeResponse, UncordonNodeRequest,
+        node_service_server::NodeService,
     },
 };
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{Api, called, page::page, placement::owned, status, unexpected};
 use crate::server::Call;
@@ -107,5 +108,28 @@ impl NodeService for Api {
     async fn uncordon_node(&self, request: Request<UncordonNodeRequest>) -> Result<Response<Node>, Status> {
         let (call, request) = called(request)?;
         self.set_cordoned(&call, request.name, false).await
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<RemoveNodeRequest>,
+    ) -> Result<Response<RemoveNodeResponse>, Status> {
+        let (call, request) = called(request)?;
+        let number = self.read(|state| state.node_by_name(&request.name).map(|node| node.number)).await?;
+        let missing = || Refusal::NotFound { kind: Kind::Node, name: printable(&request.name) };
+        let number = number.ok_or_else(|| status::refused(&missing()))?;
+        let lease_term = self.leases.begin_removal(number).map_err(|reason| {
+            Status::failed_precondition(format!("node {} is not removed: {reason}", request.name))
+        })?;
+        let removal = records::RemoveNode { name: request.name, number, lease_term };
+        match self.write(&call, Body::RemoveNode(removal)).await {
+            Ok(_) => Ok(Response::new(RemoveNodeResponse {})),
+            // It may still be removed in this term: it goes on being granted nothing.
+            Err(status) if status.code() == Code::DeadlineExceeded => Err(status),
+            Err(status) => {
+                self.leases.keep(number);
+                Err(status)
+            }
+        }
     }
 }

@@ -183,7 +183,11 @@ impl Manager {
         self.until_in_force().await;
         let granted = {
             let mut table = self.inner.table.lock();
-            let (head, in_force) = self.inner.raft.read(|state| (state.head(), state.lease_term()));
+            let (head, in_force, is_known) =
+                self.inner.raft.read(|state| (state.head(), state.lease_term(), state.node(node).is_some()));
+            if !is_known {
+                return Err(NotGranted::Removed.into());
+            }
             if table.term() != Some(in_force) {
                 return Err(NotGranted::NotLeading.into());
             }
@@ -199,6 +203,28 @@ impl Manager {
             bump(&self.inner.due);
         }
         Ok(LeaseGrant { sequence: renew.sequence, lease_ms: LEASE_MS, applied_index })
+    }
+
+    /// From now on the node is granted nothing, so that it can be removed. Gives the lease term for the proposal.
+    ///
+    /// # Errors
+    /// Why not: it may hold a lease, or this member grants none itself.
+    pub fn begin_removal(&self, node: u32) -> Result<u64, String> {
+        let mut table = self.inner.table.lock();
+        let in_force = self.inner.raft.read(|state| state.lease_term());
+        let term = table.term().filter(|term| *term == in_force);
+        let term =
+            term.ok_or_else(|| "this leader is not in charge of the leases yet; ask again".to_owned())?;
+        let now = self.now();
+        table.begin_removal(node, now).map(|()| term).map_err(|until| {
+            let left_ms = until.since(now).max(1);
+            format!("it may still hold a lease, for {left_ms} ms; stop its process for good and ask again")
+        })
+    }
+
+    /// The node is not removed after all.
+    pub fn keep(&self, node: u32) {
+        self.inner.table.lock().keep(node);
     }
 
     /// Waits, for a part of a lease at most, until this leader's lease term is in force: right after an election that is a

@@ -5,7 +5,7 @@
 //! * Grants are never forgotten before they end, not even over elections: they stay true.
 //! * A new incarnation of a node never ends the leases of the earlier ones.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{DATA_PATH_STALLED_MS_MAX, GRANTS_KEPT, LEASE_MS, Millis};
 
@@ -21,6 +21,9 @@ pub enum NotGranted {
     /// Its data path hangs: it could not install a reservation in time.
     #[error("the node's data path has hung for {0} ms")]
     DataPathStalled(u32),
+    /// It was removed, or is being removed.
+    #[error("the node is removed from the cluster")]
+    Removed,
     /// It has not installed what it was told a lease ago.
     #[error("the node has not yet applied log index {0}")]
     Lagging(u64),
@@ -78,6 +81,8 @@ pub struct LeaseTable {
     /// From here on no lease that an earlier leader granted can run.
     settled_at: Millis,
     nodes: BTreeMap<u32, NodeLease>,
+    /// Nodes that are being removed: granted nothing.
+    removing: BTreeSet<u32>,
 }
 
 impl LeaseTable {
@@ -89,6 +94,8 @@ impl LeaseTable {
     /// This member was elected in `term` at `elected_at` or before.
     pub fn begin(&mut self, term: u64, elected_at: Millis) {
         self.term = Some(term);
+        // What an earlier term proposed is refused from now on.
+        self.removing.clear();
         self.settled_at = self.settled_at.max(elected_at.plus(LEASE_MS));
     }
 
@@ -120,6 +127,22 @@ impl LeaseTable {
         }
     }
 
+    /// From now on the node is granted nothing, until [`LeaseTable::keep`], so that it can be removed. Refused while any of its
+    /// processes may hold a lease: the error is the moment when none can, as far as known now.
+    pub fn begin_removal(&mut self, node: u32, now: Millis) -> Result<(), Millis> {
+        if self.is_expired(node, now) {
+            self.removing.insert(node);
+            return Ok(());
+        }
+        let known = self.nodes.get(&node).map_or(Millis(0), |e| e.newest().max(e.earlier_until));
+        Err(known.max(self.settled_at))
+    }
+
+    /// The node is not removed after all.
+    pub fn keep(&mut self, node: u32) {
+        self.removing.remove(&node);
+    }
+
     /// The node reports what it has installed on all of its ports.
     pub fn applied(&mut self, node: u32, incarnation: u64, index: u64) {
         self.joined(node, incarnation);
@@ -133,6 +156,9 @@ impl LeaseTable {
     pub fn grant(&mut self, renewal: Renewal, now: Millis) -> Result<(), NotGranted> {
         if self.term.is_none() {
             return Err(NotGranted::NotLeading);
+        }
+        if self.removing.contains(&renewal.node) {
+            return Err(NotGranted::Removed);
         }
         self.joined(renewal.node, renewal.incarnation);
         let entry = self.nodes.entry(renewal.node).or_default();

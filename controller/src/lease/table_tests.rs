@@ -230,3 +230,20 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_node_is_removed_only_once_no_process_of_it_can_hold_a_lease_and_then_gets_none() {
+    let mut table = leading();
+    assert_eq!(table.begin_removal(NODE, Millis(100)), Err(Millis(LEASE)), "an earlier leader's lease");
+    assert_eq!(table.grant(renewal(1, 5), Millis(3000)), Ok(()));
+    assert_eq!(table.begin_removal(NODE, Millis(3100)), Err(Millis(3000 + LEASE)));
+    // The refusal changed nothing.
+    table.applied(NODE, 1, 5);
+    assert_eq!(table.grant(renewal(1, 5), Millis(3200)), Ok(()));
+    let over = Millis(3200 + LEASE);
+    assert_eq!(table.begin_removal(NODE, over), Ok(()));
+    assert_eq!(table.grant(renewal(1, 5), over), Err(NotGranted::Removed));
+    assert_eq!(table.grant(renewal(2, 5), over), Err(NotGranted::Removed), "nor does its next process");
+    table.keep(NODE);
+    assert_eq!(table.grant(renewal(1, 5), over), Ok(()));
+}

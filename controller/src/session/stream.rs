@@ -186,6 +186,9 @@ impl Session {
             Err(RenewError::NotGranted(NotGranted::StaleIncarnation)) => {
                 Err(Status::aborted(format!("a newer process of node {} has joined", self.node.name)))
             }
+            Err(RenewError::NotGranted(NotGranted::Removed)) => {
+                Err(Status::aborted(format!("node {} is removed from the cluster", self.node.name)))
+            }
             // Its lease runs out unless it recovers; fencing must not wait for it.
             Err(RenewError::NotGranted(reason)) => {
                 tracing::warn!(node = %self.node.name, %reason, "lease not renewed");

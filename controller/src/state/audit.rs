@@ -93,6 +93,7 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
         Body::CordonNode(c) => {
             Asked::new(if c.cordoned { "node.cordon" } else { "node.uncordon" }, format!("node/{}", c.name))
         }
+        Body::RemoveNode(c) => Asked::new("node.remove", format!("node/{}", c.name)).with("number", c.number),
         Body::CreateVolume(c) => Asked::new("volume.create", format!("volume/{}", c.name))
             .with("size_bytes", c.size_bytes)
             .with("block_size", c.block_size)

@@ -160,6 +160,7 @@ impl StateMachine {
             Body::NodeLost(command) => self.node_lost(command, effects),
             Body::ReportPools(command) => self.report_pools(command, effects),
             Body::CordonNode(command) => self.cordon_node(command, effects),
+            Body::RemoveNode(command) => self.remove_node(command, effects),
             Body::RemoveReplica(command) => self.remove_replica(command, effects),
             Body::ChangeOwner(command) => self.change_owner(command, effects),
             Body::ProposeReservation(command) => self.propose_reservation(command, effects),

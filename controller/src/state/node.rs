@@ -7,8 +7,10 @@ use std::collections::BTreeSet;
 
 use holdfast_proto::state::{self as records, change};
 
+use holdfast_replica::ids::NodeNumber;
+
 use super::{
-    Kind, Outcome, Refusal, StateMachine, check_lease_term,
+    Kind, Outcome, Refusal, StateMachine, Volume, check_lease_term,
     effects::Effects,
     limits,
     names::{check_address, check_name, printable},
@@ -165,6 +167,46 @@ impl StateMachine {
             effects.change(change::Change::Node(node.clone()));
         }
         Ok(Outcome::Node(node.clone()))
+    }
+
+    /// A node that has stopped for good. That none of its processes can hold a lease is the proposer's duty (the lease manager),
+    /// for the term that the command names.
+    pub(super) fn remove_node(
+        &mut self,
+        command: &records::RemoveNode,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        check_lease_term(self.lease_term(), command.lease_term)?;
+        let node = self
+            .node_by_name(&command.name)
+            .filter(|node| node.number == command.number)
+            .ok_or_else(|| Refusal::not_found(Kind::Node, &printable(&command.name)))?;
+        let name = node.name.clone();
+        if node.live {
+            return Err(Refusal::Precondition(format!(
+                "node {name} is live; stop its process for good and wait until its lease has run out"
+            )));
+        }
+        let number = NodeNumber::new(command.number);
+        let holds = |volume: &&Volume| number.is_some_and(|number| volume.config.member(number).is_some());
+        let held: Vec<&Volume> = self.volumes.values().filter(holds).collect();
+        let mut staying = held.iter().filter(|volume| !volume.deleting).map(|volume| volume.name.as_str());
+        if let Some(first) = staying.next() {
+            let more = staying.count();
+            let others = if more == 0 { String::new() } else { format!(" and of {more} other volumes") };
+            return Err(Refusal::Precondition(format!(
+                "node {name} holds a replica of volume {first}{others}; move or delete what it holds first"
+            )));
+        }
+        let deleting: Vec<Vec<u8>> = held.iter().map(|volume| volume.id.0.to_vec()).collect();
+        for volume_id in deleting {
+            self.remove_replica(&records::RemoveReplica { volume_id, number: command.number }, effects)?;
+        }
+        let message = format!("node {name}, number {}, was removed", command.number);
+        effects.event("node.removed", format!("node/{name}"), message);
+        effects.change(change::Change::RemovedNode(name));
+        self.nodes.remove(&command.number);
+        Ok(Outcome::Done)
     }
 
     fn node_of_incarnation(&mut self, number: u32, incarnation: u64) -> Result<&mut records::Node, Refusal> {

@@ -210,3 +210,7 @@ pub(super) fn propose(id: u8, expected_version: u64, n: u8, out: &PrOut) -> reco
         parameter_list,
     }
 }
+
+pub(super) fn remove_node(number: u32, lease_term: u64) -> Body {
+    Body::RemoveNode(records::RemoveNode { name: format!("node-{number}"), number, lease_term })
+}

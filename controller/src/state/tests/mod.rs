@@ -2,5 +2,6 @@
 
 mod build;
 mod random;
+mod removal;
 mod rules;
 mod scenario;
