@@ -5,6 +5,7 @@
 //! | what may be asked for | [`command`] |
 //! | why it is refused | [`refusal`] |
 //! | where PR OUT commits | [`reservation`] |
+//! | what ends with the power (APTPL = 0) | `power_loss` |
 //! | who owns a volume | `ownership` |
 //! | the whole state as records | `snapshot` |
 //! | what the audit keeps | [`audit`] |
@@ -25,6 +26,7 @@ pub mod limits;
 pub mod names;
 mod node;
 mod ownership;
+mod power_loss;
 pub mod refusal;
 mod requests;
 pub mod reservation;

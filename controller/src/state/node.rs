@@ -43,6 +43,10 @@ impl StateMachine {
             node.live = false;
         }
         node.process_id.clone_from(&join.process_id);
+        let has_booted = node.boot_id != join.boot_id;
+        if has_booted {
+            node.booted_index = effects.index;
+        }
         node.boot_id.clone_from(&join.boot_id);
         node.interconnect.clone_from(&join.interconnect);
         node.pools.clone_from(&join.pools);
@@ -63,6 +67,9 @@ impl StateMachine {
                 node.name, node.number, node.incarnation
             );
             effects.event("node.joined", format!("node/{}", node.name), message);
+        }
+        if has_booted {
+            self.end_what_lost_power(effects);
         }
         Ok(Outcome::Node(node))
     }
@@ -206,6 +213,7 @@ impl StateMachine {
         effects.event("node.removed", format!("node/{name}"), message);
         effects.change(change::Change::RemovedNode(name));
         self.nodes.remove(&command.number);
+        self.end_what_lost_power(effects);
         Ok(Outcome::Done)
     }
 
