@@ -115,6 +115,7 @@ pub struct DataPlane {
     mailboxes: Mailboxes,
     table: Table,
     agent: agent::Handle,
+    io: IoThreads,
     portals: Arc<[SocketAddr]>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -147,12 +148,12 @@ impl DataPlane {
             polls.iter().map(|p| Waker::new(p.registry(), worker::WAKER)).collect::<io::Result<_>>()?;
         let (mailboxes, inboxes) = Mailboxes::new(wakers);
         let io = IoThreads::start(io_threads::THREADS)?;
-        let services = Services { io, mailboxes: mailboxes.clone(), agent: setup.agent.clone() };
+        let services = Services { io: io.clone(), mailboxes: mailboxes.clone(), agent: setup.agent.clone() };
         let table = Table::new(Arc::clone(&setup.shared), services.clone(), setup.pools);
         let sessions = Arc::new(Sessions::default());
         let make: Arc<MakeInterconnect> = Arc::new(setup.interconnect);
         let agent = setup.agent;
-        let plane = DataPlane { mailboxes, table, agent, portals, threads: Mutex::default() };
+        let plane = DataPlane { mailboxes, table, agent, io, portals, threads: Mutex::default() };
         for (index, (poll, inbox)) in polls.into_iter().zip(inboxes).enumerate() {
             let mut own = if index == 0 { std::mem::take(&mut listeners) } else { Vec::new() };
             for (at, listener) in own.iter_mut().enumerate() {
@@ -222,6 +223,8 @@ impl DataPlane {
         for thread in threads {
             let _ = thread.join();
         }
+        // Last: a worker may have submitted to them. The pools are let go of only when no job holds them.
+        self.io.stop();
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {

@@ -50,12 +50,12 @@ impl Queue {
 #[derive(Clone)]
 pub struct IoThreads {
     queue: Arc<Queue>,
-    _threads: Arc<Threads>,
+    threads: Arc<Threads>,
 }
 
 struct Threads {
     queue: Arc<Queue>,
-    handles: Vec<JoinHandle<()>>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for IoThreads {
@@ -71,13 +71,13 @@ impl IoThreads {
     /// The system gives no more threads.
     pub fn start(threads: usize) -> std::io::Result<IoThreads> {
         let queue = Arc::new(Queue::default());
-        let mut all = Threads { queue: Arc::clone(&queue), handles: Vec::new() };
+        let all = Threads { queue: Arc::clone(&queue), handles: Mutex::default() };
         for n in 0..threads.max(1) {
             let queue = Arc::clone(&queue);
             let thread = std::thread::Builder::new().name(format!("io-{n}")).spawn(move || run(&queue))?;
-            all.handles.push(thread);
+            all.handles().push(thread);
         }
-        Ok(IoThreads { queue, _threads: Arc::new(all) })
+        Ok(IoThreads { queue, threads: Arc::new(all) })
     }
 
     /// Runs `job` on one of the threads, behind the other jobs of its lane.
@@ -90,14 +90,31 @@ impl IoThreads {
             self.queue.changed.notify_one();
         }
     }
+
+    /// Runs what was submitted, and ends the threads: when this returns no job holds anything any more. Nothing may be
+    /// submitted after it.
+    pub fn stop(&self) {
+        self.threads.stop();
+    }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Threads {
+    fn handles(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self) {
         self.queue.lock().stopping = true;
         self.queue.changed.notify_all();
         let me = std::thread::current().id();
-        for handle in self.handles.drain(..) {
+        let handles = std::mem::take(&mut *self.handles());
+        for handle in handles {
             // The last handle can be dropped by a job itself.
             if handle.thread().id() != me {
                 let _ = handle.join();
@@ -159,6 +176,18 @@ fn finish(state: &mut State, lane: Lane) {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    #[test]
+    fn stopped_threads_have_let_go_of_everything() {
+        let threads = IoThreads::start(4).unwrap();
+        let held = Arc::new(());
+        for n in 0..200 {
+            let held = Arc::clone(&held);
+            threads.submit(n, Box::new(move || assert!(Arc::strong_count(&held) > 1)));
+        }
+        threads.stop();
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
 
     #[test]
     fn every_job_runs_once_even_when_stopped_at_once() {
