@@ -109,6 +109,7 @@ enum Work<B> {
 
 #[derive(Debug)]
 struct Job<B> {
+    term: Epoch,
     session: u64,
     number: u64,
     work: Work<B>,
@@ -216,7 +217,10 @@ impl<B> Secondary<B> {
         }
         match frame.request {
             // In its place in the stream: what came before it is of the epoch before.
-            Request::Promise(_) if self.promising.is_some() && session == newest_session => {
+            Request::Promise(ref next)
+                if session == newest_session
+                    && self.promising.as_ref().is_some_and(|(_, now, _)| now.term == next.term) =>
+            {
                 if self.held.len() < REPLICA_REQUESTS_MAX {
                     self.held.push_back(frame);
                 }
@@ -260,9 +264,9 @@ impl<B> Secondary<B> {
         }
     }
 
-    /// The connection of the owner is gone: nothing more of it is begun.
-    pub fn disconnected(&mut self, session: u64) {
-        if session == self.session && self.promising.is_none() {
+    /// The connection of an owner is gone: nothing more of it is begun. Sessions are told apart by the owner's term, too.
+    pub fn disconnected(&mut self, term: Epoch, session: u64) {
+        if (term, session) == (self.term, self.session) && self.promising.is_none() {
             self.held.clear();
             self.drop_waiting();
         }
@@ -289,7 +293,7 @@ impl<B> Secondary<B> {
             }
             self.release(ticket);
         }
-        self.answer(job.session, job.number, Answer::Done);
+        self.answer_job(job.term, job.session, job.number, Answer::Done);
         self.after_job();
     }
 
@@ -302,10 +306,10 @@ impl<B> Secondary<B> {
     fn fail(&mut self, id: u64, failure: Failure) {
         self.broken = true;
         if let Some(job) = self.jobs.remove(&id) {
-            self.answer(job.session, job.number, Answer::Failed(failure));
+            self.answer_job(job.term, job.session, job.number, Answer::Failed(failure));
         }
         for (_, job) in core::mem::take(&mut self.jobs) {
-            self.answer(job.session, job.number, Answer::Failed(failure));
+            self.answer_job(job.term, job.session, job.number, Answer::Failed(failure));
         }
     }
 
@@ -354,7 +358,7 @@ impl<B> Secondary<B> {
             }
             Request::Promise(_) | Request::Settled => return,
         };
-        self.jobs.insert(id, Job { session, number, work, batch, submitted: false });
+        self.jobs.insert(id, Job { term: self.term, session, number, work, batch, submitted: false });
         self.continue_job(id);
         self.persist();
     }
@@ -522,7 +526,8 @@ impl<B> Secondary<B> {
         if promise.term != self.term {
             self.opened.log.carry(asked.number);
         }
-        if !promise.in_sync.contains(&me) && asked.session != self.session {
+        let same_stream = asked.session == self.session && promise.term == self.term;
+        if !promise.in_sync.contains(&me) && !same_stream {
             // A learner begins anew: what it knew of the others is not complete. The owner will say.
             let dropped = core::mem::take(&mut self.bitmaps);
             self.parts.extend(dropped.into_keys().map(Part::DropBitmap));
@@ -555,6 +560,17 @@ impl<B> Secondary<B> {
         }
         self.opened.log.set_in_sync(in_sync.clone());
         self.parts.push(Part::Promise(epoch));
+    }
+
+    /// Only to the owner that asked: another one has its own numbers.
+    fn answer_job(&mut self, term: Epoch, session: u64, number: u64, answer: Answer) {
+        let newest = match &self.promising {
+            Some((asked, promise, _)) => (promise.term, asked.session),
+            None => (self.term, self.session),
+        };
+        if (term, session) == newest {
+            self.answer(session, number, answer);
+        }
     }
 
     fn answer(&mut self, session: u64, number: u64, answer: Answer) {

@@ -285,6 +285,11 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         primary
     }
 
+    /// The epoch in which it began. With the number of a session it names a connection.
+    pub fn term(&self) -> Epoch {
+        self.term
+    }
+
     /// The epoch it serves under.
     pub fn epoch(&self) -> Epoch {
         self.config.epoch()
