@@ -182,7 +182,10 @@ impl World {
             None if config.owner() == Some(me) => {
                 let start =
                     Start { volume: VOLUME, shape: shape(), me, config: config.clone(), faults: plan.faults };
-                process.primary = Some(Primary::new(now, start));
+                let mut primary = Primary::new(now, start);
+                // Some owners copy slowly.
+                primary.set_copy_rate(plan.seed.is_multiple_of(4).then_some(1_500));
+                process.primary = Some(primary);
             }
             None => {}
         }
