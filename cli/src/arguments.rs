@@ -186,6 +186,11 @@ pub(crate) enum Node {
         /// The node.
         name: String,
     },
+    /// Hand over all that it owns, and place nothing new on it.
+    Drain {
+        /// The node.
+        name: String,
+    },
     /// Allow new volumes on it again.
     Uncordon {
         /// The node.
@@ -216,6 +221,14 @@ pub(crate) enum Volume {
         /// New size.
         #[arg(long)]
         size: Size,
+    },
+    /// Hand it over to another node that has it in sync.
+    Move {
+        /// The volume.
+        name: String,
+        /// The node.
+        #[arg(long)]
+        node: String,
     },
     /// Delete it and its data.
     Delete {
@@ -381,6 +394,8 @@ mod tests {
         for line in [
             "holdfast dev up --controllers 3 --datanodes 2 --dir d --port-base 40000",
             "holdfast node list",
+            "holdfast node drain node-1",
+            "holdfast volume move db1 --node node-2",
             "holdfast volume create db1 --size 10GiB --replicas 2 --block-size 4096 --write-cache off",
             "holdfast volume resize db1 --size 20GiB",
             "holdfast host create h --initiator iqn.a:1 iqn.a:2 --chap-user u --chap-secret-file f",

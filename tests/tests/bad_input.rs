@@ -77,6 +77,8 @@ fn the_command_line_says_in_one_line_what_is_wrong() -> anyhow::Result<()> {
         (&["volume", "create", "x", "--size", "1MiB", "--node", "node-9"], "node-9"),
         (&["volume", "show", "nothing"], "nothing"),
         (&["volume", "delete", "disk"], "mapped"),
+        (&["volume", "move", "disk", "--node", "node-9"], "node-9"),
+        (&["node", "drain", "node-1"], "disk"),
         (&["volume", "resize", "disk", "--size", "1MiB"], "disk"),
         (&["host", "create", "c", "--initiator", INITIATOR_A], "a"),
         (&["host", "create", "c", "--initiator", "not-an-iqn"], "not-an-iqn"),

@@ -1,8 +1,8 @@
 //! `holdfast node`.
 
 use holdfast_proto::v1::{
-    CordonNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node as NodeRecord,
-    RemoveNodeRequest, UncordonNodeRequest, node_service_client::NodeServiceClient,
+    CordonNodeRequest, DrainNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse,
+    Node as NodeRecord, RemoveNodeRequest, UncordonNodeRequest, node_service_client::NodeServiceClient,
 };
 use tonic::transport::Channel;
 
@@ -29,6 +29,7 @@ pub(crate) async fn run(client: &Client, verb: Node) -> anyhow::Result<()> {
             println!("node {name} removed");
             return Ok(());
         }
+        Node::Drain { name } => service.drain_node(DrainNodeRequest { name }).await,
         Node::Uncordon { name } => service.uncordon_node(UncordonNodeRequest { name }).await,
     };
     let node = one.map_err(refusal)?.into_inner();

@@ -2,7 +2,8 @@
 
 use holdfast_proto::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse,
-    ResizeVolumeRequest, Volume as VolumeRecord, VolumeSpec, volume_service_client::VolumeServiceClient,
+    MoveVolumeRequest, ResizeVolumeRequest, Volume as VolumeRecord, VolumeSpec,
+    volume_service_client::VolumeServiceClient,
 };
 
 use super::PAGE_SIZE;
@@ -51,6 +52,7 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
                 .resize_volume(ResizeVolumeRequest { request_id: request_id(), name, size_bytes: size.0 })
                 .await
         }
+        Volume::Move { name, node } => service.move_volume(MoveVolumeRequest { name, node }).await,
         Volume::Delete { name } => {
             let request = DeleteVolumeRequest { request_id: request_id(), name: name.clone() };
             service.delete_volume(request).await.map_err(refusal)?;

@@ -16,6 +16,7 @@ mod audit;
 mod cluster;
 mod controller;
 mod event;
+mod handover;
 mod host;
 mod mapping;
 mod node;

@@ -3,14 +3,14 @@
 use holdfast_proto::{
     state as records,
     v1::{
-        CordonNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node, NodePool, NodePort,
-        NodeSpec, NodeStatus, RemoveNodeRequest, RemoveNodeResponse, UncordonNodeRequest,
+        CordonNodeRequest, DrainNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node,
+        NodePool, NodePort, NodeSpec, NodeStatus, RemoveNodeRequest, RemoveNodeResponse, UncordonNodeRequest,
         node_service_server::NodeService,
     },
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::{Api, called, page::page, placement::owned, status, unexpected};
+use super::{Api, called, handover::in_the_way_of_drain, page::page, placement::owned, status, unexpected};
 use crate::server::Call;
 use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
 
@@ -103,6 +103,19 @@ impl NodeService for Api {
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
         let (call, request) = called(request)?;
         self.set_cordoned(&call, request.name, true).await
+    }
+
+    async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<Node>, Status> {
+        let (call, request) = called(request)?;
+        let missing = || Refusal::NotFound { kind: Kind::Node, name: printable(&request.name) };
+        let in_the_way = self
+            .read(|state| state.node_by_name(&request.name).map(|node| in_the_way_of_drain(state, node)))
+            .await?
+            .ok_or_else(|| status::refused(&missing()))?;
+        match in_the_way {
+            Some(reason) => Err(Status::failed_precondition(reason)),
+            None => self.set_cordoned(&call, request.name, true).await,
+        }
     }
 
     async fn uncordon_node(&self, request: Request<UncordonNodeRequest>) -> Result<Response<Node>, Status> {

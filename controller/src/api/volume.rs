@@ -4,7 +4,7 @@ use holdfast_proto::{
     state as records,
     v1::{
         CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest,
-        ListVolumesResponse, ResizeVolumeRequest, Volume, VolumeSpec, VolumeStatus,
+        ListVolumesResponse, MoveVolumeRequest, ResizeVolumeRequest, Volume, VolumeSpec, VolumeStatus,
         volume_service_server::VolumeService,
     },
 };
@@ -12,7 +12,10 @@ use holdfast_replica::ids::VolumeId;
 use holdfast_scsi::identity::LuIdentity;
 use tonic::{Request, Response, Status};
 
-use super::{Api, called, page::page, placement, request::client_request, status, unexpected};
+use super::{
+    Api, called, handover::in_the_way_of_move, page::page, placement, request::client_request, status,
+    unexpected,
+};
 use crate::state::{
     Body, Kind, Outcome, Refusal, StateMachine,
     names::{check_name, printable},
@@ -158,6 +161,26 @@ impl VolumeService for Api {
         let (name, size_bytes) = (request.name, request.size_bytes);
         let body = Body::ResizeVolume(records::ResizeVolume { request: client, name, size_bytes });
         self.write(&call, body).await.and_then(|outcome| self.volume_answer(outcome))
+    }
+
+    async fn move_volume(&self, request: Request<MoveVolumeRequest>) -> Result<Response<Volume>, Status> {
+        let (_, request) = called(request)?;
+        let answer = self
+            .read(|state| {
+                let volume = state
+                    .volume_by_name(&request.name)
+                    .ok_or(Refusal::NotFound { kind: Kind::Volume, name: printable(&request.name) })?;
+                let node = state
+                    .node_by_name(&request.node)
+                    .ok_or(Refusal::NotFound { kind: Kind::Node, name: printable(&request.node) })?;
+                let record = volume.record();
+                match in_the_way_of_move(state, &record, node) {
+                    Some(reason) => Err(Refusal::Precondition(reason)),
+                    None => Ok(view(state, &record)),
+                }
+            })
+            .await?;
+        answer.map(Response::new).map_err(|refusal| status::refused(&refusal))
     }
 
     async fn delete_volume(

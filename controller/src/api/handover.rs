@@ -1,0 +1,50 @@
+//! May a volume, or all that a node owns, be handed over? Pure questions to the state.
+//!
+//! Invariant: ownership goes only to a member of the in-sync set (design 6.14); with one copy there is no other, and the reason
+//! says so.
+
+use holdfast_proto::state as records;
+
+use crate::state::StateMachine;
+
+/// Volumes that a reason names; of more it gives the number.
+const NAMED_MAX: usize = 5;
+
+/// What is in the way of draining the node; `None` when it owns nothing.
+pub(super) fn in_the_way_of_drain(state: &StateMachine, node: &records::Node) -> Option<String> {
+    let owned: Vec<String> = state
+        .volumes()
+        .filter(|v| v.record().owner == node.number && !v.deleting)
+        .map(|v| v.name.clone())
+        .collect();
+    if owned.is_empty() {
+        return None;
+    }
+    let mut names = owned.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+    if owned.len() > NAMED_MAX {
+        names += &format!(" and {} more", owned.len() - NAMED_MAX);
+    }
+    Some(format!(
+        "node {} is not drained: no other node has an in-sync copy of {names}; 'node cordon' keeps new volumes off it",
+        node.name
+    ))
+}
+
+/// What is in the way of moving the volume to `node`; `None` when that node owns it already.
+pub(super) fn in_the_way_of_move(
+    state: &StateMachine,
+    volume: &records::Volume,
+    node: &records::Node,
+) -> Option<String> {
+    if volume.owner == node.number {
+        return None;
+    }
+    let name_of = |number: u32| state.nodes().find(|n| n.number == number).map_or("?", |n| n.name.as_str());
+    let members: Vec<_> = volume.in_sync.iter().map(|member| name_of(member.node)).collect();
+    Some(format!(
+        "volume {} is not moved: node {} has no in-sync copy of it (in sync: {})",
+        volume.name,
+        node.name,
+        if members.is_empty() { "none".to_owned() } else { members.join(", ") }
+    ))
+}
