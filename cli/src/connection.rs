@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use holdfast_pki::{Identity, Role};
+use holdfast_proto::v1::{GetClusterRequest, cluster_service_client::ClusterServiceClient};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -16,6 +17,8 @@ use crate::{
 
 /// A call that takes longer has lost its cluster.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A controller that is none answers at once.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where a cluster is, and as whom to speak to it.
@@ -73,12 +76,23 @@ impl Access {
                 endpoint = endpoint.timeout(timeout);
             }
             match endpoint.connect().await {
+                Ok(channel) if self.endpoints.len() > 1 && is_outside(&channel).await => {
+                    failures.push(format!("{address}: it is not a member of the cluster"));
+                }
                 Ok(channel) => return Ok(channel),
                 Err(error) => failures.push(format!("{address}: {}", root_cause(&error))),
             }
         }
         bail!("no controller answers ({}); is the cluster up?", failures.join("; "))
     }
+}
+
+/// True if the controller says that it was removed or waits to be added. What cannot be told in a moment is taken for a member:
+/// the call itself then tells more.
+async fn is_outside(channel: &Channel) -> bool {
+    let mut service = ClusterServiceClient::new(channel.clone());
+    let answer = tokio::time::timeout(PROBE_TIMEOUT, service.get_cluster(GetClusterRequest {})).await;
+    matches!(answer, Ok(Err(status)) if status.message().contains("is not a member of the cluster"))
 }
 
 /// A channel to the cluster that the command line names.

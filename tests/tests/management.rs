@@ -41,12 +41,8 @@ fn the_audit_outlives_a_restart_and_tells_refusals() -> anyhow::Result<()> {
 fn controllers_are_listed_made_leader_and_removed() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
-    let leader = cluster.leader()?;
-    let other = cluster
-        .pids()?
-        .into_keys()
-        .find(|name| name.starts_with("ctl-") && *name != leader)
-        .context("another controller")?;
+    // The first of the endpoints that commands try: they must go past it once it is removed.
+    let other = "ctl-1".to_owned();
     let made = cluster.cli(&["controller", "transfer", &other])?;
     ensure!(made.contains("leader") && cluster.leader()? == other, "{made}");
     let list = cluster.json(&["controller", "remove", &other])?;
@@ -75,7 +71,7 @@ fn controllers_are_listed_made_leader_and_removed() -> anyhow::Result<()> {
     ensure!(list["members"].as_array().is_some_and(|members| members.len() == 3), "{list:#}");
     let told = audit(&cluster, &format!("controller/{other}"))?;
     let actions: Vec<_> = told.iter().filter_map(|record| record["action"].as_str()).collect();
-    ensure!(actions == ["controller.transfer", "controller.remove", "controller.add"], "{actions:?}");
+    ensure!(actions.ends_with(&["controller.remove", "controller.add"]), "{actions:?}");
     drop(a);
     cluster.stop()
 }
