@@ -33,6 +33,8 @@ row() {
 }
 
 start_cluster() {
+    # Before the start: the ready line of an earlier run must not be taken for this one's.
+    : >"$work/ready"
     "$HOLDFAST_BIN_DIR/holdfast" dev up --dir "$dir" >"$work/ready" 2>"$work/up.log" &
     supervisor=$!
     # The ready line is the condition; the supervisor ends by itself when it cannot come.
