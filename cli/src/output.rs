@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use anyhow::Context;
-use comfy_table::{Table, presets::UTF8_NO_BORDERS};
+use comfy_table::{Table, presets::NOTHING};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 
@@ -64,7 +64,7 @@ pub(crate) fn table<const N: usize>(
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_NO_BORDERS);
+    table.load_style(NOTHING);
     table.set_header(header.map(str::to_uppercase).to_vec());
     for row in rows {
         table.add_row(row.to_vec());
