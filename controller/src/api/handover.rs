@@ -1,4 +1,4 @@
-//! May a volume, or all that a node owns, be handed over? Pure questions to the state.
+//! May a volume be handed over? A pure question to the state.
 //!
 //! Invariant: ownership goes only to a member of the in-sync set (design 6.14); with one copy there is no other, and the reason
 //! says so.
@@ -6,29 +6,6 @@
 use holdfast_proto::state as records;
 
 use crate::state::StateMachine;
-
-/// Volumes that a reason names; of more it gives the number.
-const NAMED_MAX: usize = 5;
-
-/// What is in the way of draining the node; `None` when it owns nothing.
-pub(super) fn in_the_way_of_drain(state: &StateMachine, node: &records::Node) -> Option<String> {
-    let owned: Vec<String> = state
-        .volumes()
-        .filter(|v| v.record().owner == node.number && !v.deleting)
-        .map(|v| v.name.clone())
-        .collect();
-    if owned.is_empty() {
-        return None;
-    }
-    let mut names = owned.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
-    if owned.len() > NAMED_MAX {
-        names += &format!(" and {} more", owned.len() - NAMED_MAX);
-    }
-    Some(format!(
-        "node {} is not drained: no other node has an in-sync copy of {names}; 'node cordon' keeps new volumes off it",
-        node.name
-    ))
-}
 
 /// What is in the way of moving the volume to `node`; `None` when that node owns it already.
 pub(super) fn in_the_way_of_move(

@@ -10,7 +10,7 @@ use holdfast_proto::{
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::{Api, called, handover::in_the_way_of_drain, page::page, placement::owned, status, unexpected};
+use super::{Api, called, page::page, placement::owned, status, unexpected};
 use crate::server::Call;
 use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
 
@@ -63,13 +63,8 @@ impl Api {
         Ok(Response::new(self.with_lease(node)))
     }
 
-    async fn set_cordoned(
-        &self,
-        call: &Call,
-        name: String,
-        cordoned: bool,
-    ) -> Result<Response<Node>, Status> {
-        match self.write(call, Body::CordonNode(records::CordonNode { name, cordoned })).await? {
+    async fn cordon(&self, call: &Call, command: records::CordonNode) -> Result<Response<Node>, Status> {
+        match self.write(call, Body::CordonNode(command)).await? {
             Outcome::Node(node) => {
                 let view = self.raft.read(|state| self.node_view(state, &node));
                 Ok(Response::new(self.with_lease(view)))
@@ -102,25 +97,17 @@ impl NodeService for Api {
 
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
         let (call, request) = called(request)?;
-        self.set_cordoned(&call, request.name, true).await
+        self.cordon(&call, records::CordonNode { name: request.name, cordoned: true, drain: false }).await
     }
 
     async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<Node>, Status> {
         let (call, request) = called(request)?;
-        let missing = || Refusal::NotFound { kind: Kind::Node, name: printable(&request.name) };
-        let in_the_way = self
-            .read(|state| state.node_by_name(&request.name).map(|node| in_the_way_of_drain(state, node)))
-            .await?
-            .ok_or_else(|| status::refused(&missing()))?;
-        match in_the_way {
-            Some(reason) => Err(Status::failed_precondition(reason)),
-            None => self.set_cordoned(&call, request.name, true).await,
-        }
+        self.cordon(&call, records::CordonNode { name: request.name, cordoned: true, drain: true }).await
     }
 
     async fn uncordon_node(&self, request: Request<UncordonNodeRequest>) -> Result<Response<Node>, Status> {
         let (call, request) = called(request)?;
-        self.set_cordoned(&call, request.name, false).await
+        self.cordon(&call, records::CordonNode { name: request.name, cordoned: false, drain: false }).await
     }
 
     async fn remove_node(

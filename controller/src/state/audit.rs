@@ -91,7 +91,12 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
         Body::NodeLive(c) => Asked::new("node.live", node(c.number)).with("incarnation", c.incarnation),
         Body::NodeLost(c) => Asked::new("node.lost", node(c.number)).with("incarnation", c.incarnation),
         Body::CordonNode(c) => {
-            Asked::new(if c.cordoned { "node.cordon" } else { "node.uncordon" }, format!("node/{}", c.name))
+            let action = match (c.drain, c.cordoned) {
+                (true, _) => "node.drain",
+                (false, true) => "node.cordon",
+                (false, false) => "node.uncordon",
+            };
+            Asked::new(action, format!("node/{}", c.name))
         }
         Body::RemoveNode(c) => Asked::new("node.remove", format!("node/{}", c.name)).with("number", c.number),
         Body::CreateVolume(c) => Asked::new("volume.create", format!("volume/{}", c.name))

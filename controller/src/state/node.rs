@@ -166,6 +166,20 @@ impl StateMachine {
             .values_mut()
             .find(|n| n.name == command.name)
             .ok_or_else(|| Refusal::not_found(Kind::Node, &printable(&command.name)))?;
+        if command.drain {
+            // Ownership goes only to another in-sync member (design 6.14), and with one copy there is none.
+            let owned = self.volumes.values().filter(|v| v.record().owner == node.number && !v.deleting);
+            let names: Vec<&str> = owned.map(|v| v.name.as_str()).collect();
+            if let Some((first, others)) = names.split_first() {
+                let more =
+                    if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+                return Err(Refusal::Precondition(format!(
+                    "node {} is not drained: it owns {first}{more}, of which no other node has a copy; 'node cordon' keeps new \
+                     volumes off it",
+                    node.name
+                )));
+            }
+        }
         if node.cordoned != command.cordoned {
             node.cordoned = command.cordoned;
             let kind = if command.cordoned { "cordoned" } else { "uncordoned" };

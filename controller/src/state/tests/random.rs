@@ -39,10 +39,9 @@ fn body() -> impl Strategy<Value = Body> {
         (node(), 1u8..4).prop_map(|(n, process)| join(n, process)),
         (node(), 1u64..4).prop_map(|(n, incarnation)| live(n, incarnation)),
         (node(), 1u64..4).prop_map(|(n, incarnation)| lost(n, incarnation)),
-        (node(), any::<bool>()).prop_map(|(n, cordoned)| Body::CordonNode(records::CordonNode {
-            name: format!("node-{n}"),
-            cordoned
-        })),
+        (node(), any::<bool>(), any::<bool>()).prop_map(|(n, cordoned, drain)| Body::CordonNode(
+            records::CordonNode { name: format!("node-{n}"), cordoned, drain: cordoned && drain }
+        )),
         (request(), 1u8..5, name(), node(), 0u64..4).prop_map(|(request, id, name, node, mib)| {
             Body::CreateVolume(records::CreateVolume { request, ..volume_of(id, name, node, mib << 20) })
         }),

@@ -99,6 +99,22 @@ fn new_volume_is_owned_by_its_node_in_an_epoch_of_its_own() {
 }
 
 #[test]
+fn node_that_owns_a_volume_is_not_drained_and_stays_as_it_was() {
+    let mut cluster = Cluster::new();
+    let drain = |name: &str| {
+        Body::CordonNode(records::CordonNode { name: name.to_owned(), cordoned: true, drain: true })
+    };
+    cluster.done(Body::CreateVolume(volume_of(1, "db1", 1, 1 << 20)));
+    let refusal = cluster.refused(drain("node-1")).to_string();
+    assert!(refusal.starts_with("node node-1 is not drained: it owns db1"), "{refusal}");
+    // Not cordoned: it still takes volumes.
+    cluster.done(Body::CreateVolume(volume_of(2, "db2", 1, 1 << 20)));
+    cluster.done(drain("node-2"));
+    let refusal = cluster.refused(Body::CreateVolume(volume_of(3, "db3", 2, 1 << 20))).to_string();
+    assert!(refusal.contains("cordoned"), "{refusal}");
+}
+
+#[test]
 fn placement_is_checked_where_it_is_carried_out() {
     let mut cluster = Cluster::new();
     let on = |node, pool: &str, size| {
@@ -110,7 +126,11 @@ fn placement_is_checked_where_it_is_carried_out() {
     );
     assert_eq!(cluster.refused(on(1, "ssd", 1 << 20)).to_string(), "node node-1 has no pool 'ssd'");
     assert_eq!(cluster.refused(on(7, "default", 1 << 20)).to_string(), "node number 7 does not exist");
-    cluster.done(Body::CordonNode(records::CordonNode { name: "node-1".to_owned(), cordoned: true }));
+    cluster.done(Body::CordonNode(records::CordonNode {
+        name: "node-1".to_owned(),
+        cordoned: true,
+        drain: false,
+    }));
     assert_eq!(
         cluster.refused(on(1, "default", 1 << 20)).to_string(),
         "node node-1 is cordoned; uncordon it or choose another"
