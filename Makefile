@@ -11,7 +11,7 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test lint audit clean ready-build ready-demo ready-test release
+.PHONY: help build demo run test membership lint audit clean ready-build ready-demo ready-test release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ test: ready-test ## lint, then all tests, also those with real processes and ini
 	cargo build --workspace --all-targets $(locked)
 	@$(MAKE) --no-print-directory lint
 	HOLDFAST_BIN_DIR=$(target_dir)/debug build/test.sh $(locked)
+
+membership: ready-test ## tests of run-time membership changes: a known fault makes them fail now and then
+	cargo nextest run -p holdfast-controller --test membership $(locked)
 
 lint: ready-test ## format, clippy, purity of the cores, licences
 	cargo fmt --all --check
