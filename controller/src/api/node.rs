@@ -97,17 +97,29 @@ impl NodeService for Api {
 
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
         let (call, request) = called(request)?;
-        self.cordon(&call, records::CordonNode { name: request.name, cordoned: true, drain: false }).await
+        self.cordon(
+            &call,
+            records::CordonNode { name: request.name, cordoned: true, drain: false, evacuate: false },
+        )
+        .await
     }
 
     async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<Node>, Status> {
         let (call, request) = called(request)?;
-        self.cordon(&call, records::CordonNode { name: request.name, cordoned: true, drain: true }).await
+        self.cordon(
+            &call,
+            records::CordonNode { name: request.name, cordoned: true, drain: true, evacuate: false },
+        )
+        .await
     }
 
     async fn uncordon_node(&self, request: Request<UncordonNodeRequest>) -> Result<Response<Node>, Status> {
         let (call, request) = called(request)?;
-        self.cordon(&call, records::CordonNode { name: request.name, cordoned: false, drain: false }).await
+        self.cordon(
+            &call,
+            records::CordonNode { name: request.name, cordoned: false, drain: false, evacuate: false },
+        )
+        .await
     }
 
     async fn remove_node(

@@ -129,6 +129,7 @@ impl VolumeService for Api {
             replicas,
             node: placement.node,
             pool: placement.pool,
+            others: Vec::new(),
         });
         self.write(&call, body).await.and_then(|outcome| self.volume_answer(outcome))
     }

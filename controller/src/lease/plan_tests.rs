@@ -50,6 +50,7 @@ fn owned() -> (StateMachine, LeaseTable) {
             replicas: 1,
             node: 1,
             pool: "p".to_owned(),
+            others: Vec::new(),
         }),
     );
     (state, table)

@@ -15,9 +15,9 @@ use std::collections::VecDeque;
 use holdfast_pki::Role;
 use holdfast_proto::{
     node::{
-        AwaitBarrierRequest, AwaitBarrierResponse, EstablishUnitAttentionRequest,
-        EstablishUnitAttentionResponse, FromNode, Hello, ProposeReservationRequest,
-        ProposeReservationResponse, ToNode, Welcome, from_node,
+        AwaitBarrierRequest, AwaitBarrierResponse, ChangeConfigurationRequest, ChangeConfigurationResponse,
+        EstablishUnitAttentionRequest, EstablishUnitAttentionResponse, FromNode, Hello,
+        ProposeReservationRequest, ProposeReservationResponse, ToNode, Welcome, from_node,
         node_agent_server::{NodeAgent, NodeAgentServer},
         to_node,
     },
@@ -225,6 +225,13 @@ impl NodeAgent for NodeAgentService {
         }
         self.pass_barrier(index).await?;
         Ok(Response::new(AwaitBarrierResponse {}))
+    }
+
+    async fn change_configuration(
+        &self,
+        _: Request<ChangeConfigurationRequest>,
+    ) -> Result<Response<ChangeConfigurationResponse>, Status> {
+        Err(Status::unimplemented("this version keeps one copy of a volume"))
     }
 
     async fn establish_unit_attention(

@@ -70,7 +70,16 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
     let host = |name: &str| format!("host/{name}");
     let mapping = |volume: &str, host: &str| format!("mapping/{volume}/{host}");
     Some(match &command.body {
-        Body::ReportPools(_) | Body::RecordRefusals(_) => return None,
+        Body::ReportPools(_)
+        | Body::RecordRefusals(_)
+        | Body::ChangeConfiguration(_)
+        | Body::RequestHandOver(_)
+        | Body::AddReplica(_)
+        | Body::DropReplica(_)
+        | Body::ReturnReplica(_)
+        | Body::ForceRecovery(_)
+        | Body::SetClusterOptions(_)
+        | Body::Rebalance(_) => return None,
         Body::ClusterInit(c) => Asked::new("cluster.create", "cluster").with("target_iqn", &c.target_iqn),
         Body::RecordMembership(c) => Asked::new(
             match c.change.as_str() {

@@ -165,6 +165,14 @@ impl StateMachine {
             Body::RemoveNode(command) => self.remove_node(command, effects),
             Body::RemoveReplica(command) => self.remove_replica(command, effects),
             Body::ChangeOwner(command) => self.change_owner(command, effects),
+            Body::ChangeConfiguration(_)
+            | Body::RequestHandOver(_)
+            | Body::AddReplica(_)
+            | Body::DropReplica(_)
+            | Body::ReturnReplica(_)
+            | Body::ForceRecovery(_)
+            | Body::SetClusterOptions(_)
+            | Body::Rebalance(_) => Err(Refusal::Precondition("this version cannot do that".to_owned())),
             Body::ProposeReservation(command) => self.propose_reservation(command, effects),
             Body::EstablishUnitAttention(command) => self.establish_unit_attention(command, effects),
             Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),
@@ -208,7 +216,7 @@ impl StateMachine {
             target_iqn,
             next_relative_port: 1,
             next_node_number: 1,
-            lease_term: 0,
+            ..Default::default()
         };
         let message = format!("the cluster was made; its target is {}", cluster.target_iqn);
         effects.event("cluster.created", "cluster".to_owned(), message);

@@ -46,6 +46,14 @@ pub struct Volume {
     pub deleting: bool,
     /// Nodes that have removed their replica, during deletion.
     pub removed_replicas: BTreeSet<NodeNumber>,
+    /// Replicas that exist but are neither in sync nor catching up.
+    pub absent: Vec<Member>,
+    /// In-sync node that the owner shall hand over to.
+    pub hand_over_to: Option<NodeNumber>,
+    /// Replicas that are no longer of the volume and not yet removed.
+    pub removing: Vec<Member>,
+    /// Replicas (second) that take the place of others (first).
+    pub moves: Vec<(NodeNumber, NodeNumber)>,
     /// Persistent reservations.
     pub reservations: Reservations,
     /// Log index of the reservations' last change; 0 = never changed.
@@ -75,6 +83,17 @@ impl Volume {
             min_in_sync: u32::from(self.config.min_in_sync()),
             deleting: self.deleting,
             removed_replicas: self.removed_replicas.iter().map(|n| u32::from(n.get())).collect(),
+            absent: self.absent.iter().map(member_record).collect(),
+            hand_over_to: self.hand_over_to.map_or(0, |n| u32::from(n.get())),
+            removing: self.removing.iter().map(member_record).collect(),
+            moves: self
+                .moves
+                .iter()
+                .map(|(from, to)| records::ReplicaMove {
+                    from: u32::from(from.get()),
+                    to: u32::from(to.get()),
+                })
+                .collect(),
         }
     }
 
@@ -94,6 +113,12 @@ impl Volume {
         };
         let removed =
             record.removed_replicas.iter().map(|n| NodeNumber::new(*n)).collect::<Option<BTreeSet<_>>>();
+        let hand_over_to = match record.hand_over_to {
+            0 => None,
+            number => Some(NodeNumber::new(number).ok_or_else(|| wrong("hand_over_to"))?),
+        };
+        let moves = record.moves.iter().map(|m| Some((NodeNumber::new(m.from)?, NodeNumber::new(m.to)?)));
+        let moves = moves.collect::<Option<Vec<_>>>();
         let config = VolumeConfig::from_parts(
             epoch_of(record.epoch.as_ref()),
             owner,
@@ -116,6 +141,10 @@ impl Volume {
             config,
             deleting: record.deleting,
             removed_replicas: removed.ok_or_else(|| wrong("removed_replicas"))?,
+            absent: members(&record.absent)?,
+            hand_over_to,
+            removing: members(&record.removing)?,
+            moves: moves.ok_or_else(|| wrong("moves"))?,
             reservations: Reservations::default(),
             reservation_version: 0,
             outcomes: VecDeque::new(),
@@ -168,6 +197,10 @@ impl StateMachine {
             config,
             deleting: false,
             removed_replicas: BTreeSet::new(),
+            absent: Vec::new(),
+            hand_over_to: None,
+            removing: Vec::new(),
+            moves: Vec::new(),
             reservations: Reservations::default(),
             reservation_version: 0,
             outcomes: VecDeque::new(),

@@ -98,6 +98,7 @@ pub(super) fn volume_of(id: u8, name: &str, node: u32, size_bytes: u64) -> recor
         replicas: 1,
         node,
         pool: "default".to_owned(),
+        others: Vec::new(),
     }
 }
 

@@ -40,7 +40,12 @@ fn body() -> impl Strategy<Value = Body> {
         (node(), 1u64..4).prop_map(|(n, incarnation)| live(n, incarnation)),
         (node(), 1u64..4).prop_map(|(n, incarnation)| lost(n, incarnation)),
         (node(), any::<bool>(), any::<bool>()).prop_map(|(n, cordoned, drain)| Body::CordonNode(
-            records::CordonNode { name: format!("node-{n}"), cordoned, drain: cordoned && drain }
+            records::CordonNode {
+                name: format!("node-{n}"),
+                cordoned,
+                drain: cordoned && drain,
+                evacuate: false
+            }
         )),
         (request(), 1u8..5, name(), node(), 0u64..4).prop_map(|(request, id, name, node, mib)| {
             Body::CreateVolume(records::CreateVolume { request, ..volume_of(id, name, node, mib << 20) })

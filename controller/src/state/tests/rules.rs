@@ -102,7 +102,12 @@ fn new_volume_is_owned_by_its_node_in_an_epoch_of_its_own() {
 fn node_that_owns_a_volume_is_not_drained_and_stays_as_it_was() {
     let mut cluster = Cluster::new();
     let drain = |name: &str| {
-        Body::CordonNode(records::CordonNode { name: name.to_owned(), cordoned: true, drain: true })
+        Body::CordonNode(records::CordonNode {
+            name: name.to_owned(),
+            cordoned: true,
+            drain: true,
+            evacuate: false,
+        })
     };
     cluster.done(Body::CreateVolume(volume_of(1, "db1", 1, 1 << 20)));
     let refusal = cluster.refused(drain("node-1")).to_string();
@@ -130,6 +135,7 @@ fn placement_is_checked_where_it_is_carried_out() {
         name: "node-1".to_owned(),
         cordoned: true,
         drain: false,
+        evacuate: false,
     }));
     assert_eq!(
         cluster.refused(on(1, "default", 1 << 20)).to_string(),

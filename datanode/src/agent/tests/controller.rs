@@ -4,8 +4,9 @@ use std::{net::SocketAddr, pin::Pin};
 
 use holdfast_pki::Identity;
 use holdfast_proto::node::{
-    AwaitBarrierRequest, AwaitBarrierResponse, EstablishUnitAttentionRequest, EstablishUnitAttentionResponse,
-    FromNode, ProposeReservationRequest, ProposeReservationResponse, ToNode, from_node,
+    AwaitBarrierRequest, AwaitBarrierResponse, ChangeConfigurationRequest, ChangeConfigurationResponse,
+    EstablishUnitAttentionRequest, EstablishUnitAttentionResponse, FromNode, ProposeReservationRequest,
+    ProposeReservationResponse, ToNode, from_node,
     node_agent_server::{NodeAgent, NodeAgentServer},
 };
 use tokio::{
@@ -118,6 +119,13 @@ impl NodeAgent for Service {
         _: Request<AwaitBarrierRequest>,
     ) -> Result<Response<AwaitBarrierResponse>, Status> {
         Ok(Response::new(AwaitBarrierResponse {}))
+    }
+
+    async fn change_configuration(
+        &self,
+        _: Request<ChangeConfigurationRequest>,
+    ) -> Result<Response<ChangeConfigurationResponse>, Status> {
+        Err(Status::unavailable("no change of a configuration is expected here"))
     }
 
     async fn establish_unit_attention(
