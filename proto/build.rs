@@ -4,11 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const CONTRACTS: [&str; 4] = [
+const CONTRACTS: [&str; 5] = [
     "holdfast/state/v1/state.proto",
     "holdfast/node/v1/node.proto",
     "holdfast/raft/v1/raft.proto",
     "holdfast/v1/holdfast.proto",
+    "holdfast/v1/job.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -74,6 +74,9 @@ pub(crate) enum Noun {
     /// Persistent reservations.
     #[command(subcommand)]
     Reservation(Reservation),
+    /// Long work and its progress.
+    #[command(subcommand)]
+    Job(Job),
     /// What happens in the cluster.
     #[command(subcommand)]
     Event(Event),
@@ -353,6 +356,40 @@ pub(crate) enum Reservation {
     Show {
         /// The volume.
         volume: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Job {
+    /// List the jobs, newest first.
+    List {
+        /// Only of this kind: delete-volume, re-sync, move, drain, rebalance.
+        #[arg(long)]
+        kind: Option<String>,
+        /// Only of this resource ("volume/db1"), or of all of a kind ("volume/").
+        #[arg(long)]
+        subject: Option<String>,
+        /// Only in this state: running, done, failed, cancelled.
+        #[arg(long, conflicts_with = "watch")]
+        state: Option<String>,
+        /// Go on printing changes, until interrupted.
+        #[arg(long, short)]
+        watch: bool,
+    },
+    /// Show one.
+    Show {
+        /// Its number.
+        id: u64,
+    },
+    /// Wait until one has ended; the exit status is 1 unless it is done.
+    Wait {
+        /// Its number.
+        id: u64,
+    },
+    /// Ask one to end.
+    Cancel {
+        /// Its number.
+        id: u64,
     },
 }
 

@@ -49,6 +49,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Noun::Map(verb) => commands::map::run(&client, verb).await,
         Noun::Reservation(verb) => commands::reservation::run(&client, verb).await,
         Noun::Audit(verb) => commands::audit::run(&client, verb).await,
+        Noun::Job(verb) => commands::job::run(&client, verb).await,
         Noun::Event(verb) => commands::event::run(&client, verb).await,
     }
 }

@@ -95,3 +95,21 @@ fn a_node_that_is_live_or_holds_a_volume_is_not_removed() -> anyhow::Result<()> 
     ensure!(told.iter().any(|r| r["action"] == "node.remove" && r["outcome"] == "done"), "{told:#?}");
     Ok(())
 }
+
+#[test]
+fn the_deletion_of_a_volume_is_a_job_that_can_be_waited_for() -> anyhow::Result<()> {
+    let cluster = Cluster::start_with(&["--controllers", "1", "--datanodes", "1"])?;
+    cluster.cli(&["volume", "create", "disk", "--size", "16MiB"])?;
+    cluster.cli(&["volume", "delete", "disk"])?;
+    let listed = cluster.json(&["job", "list", "--kind", "delete-volume", "--subject", "volume/disk"])?;
+    let jobs = listed["jobs"].as_array().context("jobs")?;
+    ensure!(jobs.len() == 1 && jobs[0]["status"]["total"] == "1", "{listed:#}");
+    let id = jobs[0]["id"].as_str().context("id")?;
+    let done = cluster.json(&["job", "wait", id])?;
+    ensure!(done["status"]["state"] == "done" && done["status"]["done"] == "1", "{done:#}");
+    let said = cluster.cli_refused(&["job", "cancel", id])?;
+    ensure!(said.contains("has ended already: it is done"), "{said}");
+    let said = cluster.cli_refused(&["job", "list", "--kind", "laundry"])?;
+    ensure!(said.contains("kind: 'laundry' is none of delete-volume,"), "{said}");
+    Ok(())
+}

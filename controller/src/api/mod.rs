@@ -2,11 +2,12 @@
 //!
 //! | Looking for | Module |
 //! |---|---|
-//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `mapping`, `reservation`, `event` |
+//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `mapping`, `reservation`, `job`, `event` |
 //! | refusals as gRPC statuses | `status` |
 //! | request ids | `request` |
 //! | where a new volume goes | `placement` |
 //! | pages of a list | `page` |
+//! | watches of resources | `watch` |
 //!
 //! Invariants: a read shows everything that was acknowledged before it began (ReadIndex); a change is decided by the state
 //! machine, and checks here only make better messages of what it would refuse; a secret is sealed before it is proposed, and
@@ -18,6 +19,7 @@ mod controller;
 mod event;
 mod handover;
 mod host;
+mod job;
 mod mapping;
 mod node;
 mod page;
@@ -26,6 +28,7 @@ mod request;
 mod reservation;
 pub(crate) mod status;
 mod volume;
+mod watch;
 
 use std::sync::Arc;
 
@@ -33,9 +36,9 @@ use holdfast_pki::Identity;
 use holdfast_proto::v1::{
     audit_service_server::AuditServiceServer, cluster_service_server::ClusterServiceServer,
     controller_service_server::ControllerServiceServer, event_service_server::EventServiceServer,
-    host_service_server::HostServiceServer, mapping_service_server::MappingServiceServer,
-    node_service_server::NodeServiceServer, reservation_service_server::ReservationServiceServer,
-    volume_service_server::VolumeServiceServer,
+    host_service_server::HostServiceServer, job_service_server::JobServiceServer,
+    mapping_service_server::MappingServiceServer, node_service_server::NodeServiceServer,
+    reservation_service_server::ReservationServiceServer, volume_service_server::VolumeServiceServer,
 };
 use tonic::{Status, service::RoutesBuilder};
 
@@ -68,6 +71,7 @@ pub fn install(routes: &mut RoutesBuilder, raft: Handle, leases: Manager, identi
         .add_service(HostServiceServer::new(api.clone()))
         .add_service(MappingServiceServer::new(api.clone()))
         .add_service(ReservationServiceServer::new(api.clone()))
+        .add_service(JobServiceServer::new(api.clone()))
         .add_service(EventServiceServer::new(api));
 }
 

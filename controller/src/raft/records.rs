@@ -22,6 +22,7 @@ const HOST: u8 = 5;
 const MAPPING: u8 = 6;
 const REQUEST: u8 = 7;
 const HEAD: u8 = 9;
+const JOB: u8 = 10;
 
 enum Place {
     Set(Vec<u8>),
@@ -55,6 +56,8 @@ fn place(change: &Change) -> io::Result<Place> {
         Kind::Request(request) => {
             Place::Set(key(REQUEST, &[&(request.sequence % limits::REQUESTS_KEPT).to_be_bytes()]))
         }
+        Kind::Job(job) => Place::Set(key(JOB, &[&job.id.to_be_bytes()])),
+        Kind::RemovedJob(id) => Place::Removed(vec![key(JOB, &[&id.to_be_bytes()])]),
         Kind::Head(_) => Place::Set(key(HEAD, &[])),
         Kind::RemovedNode(removed) => Place::Removed(vec![name(NODE, removed)]),
         // A volume's reservation has no life of its own.

@@ -10,7 +10,7 @@ use holdfast_proto::{state as records, v1};
 use holdfast_replica::ids::VolumeId;
 use holdfast_scsi::status::Status;
 
-use super::{Body, Command, Outcome, Response, StateMachine, convert::nexus_of, limits};
+use super::{Body, Command, Outcome, Response, StateMachine, convert::nexus_of, job, limits};
 
 /// Which bound a record counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +71,7 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
     let mapping = |volume: &str, host: &str| format!("mapping/{volume}/{host}");
     Some(match &command.body {
         Body::ReportPools(_)
+        | Body::ReportJob(_)
         | Body::RecordRefusals(_)
         | Body::ChangeConfiguration(_)
         | Body::RequestHandOver(_)
@@ -99,6 +100,11 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
             .with("process_id", hex(&c.process_id)),
         Body::NodeLive(c) => Asked::new("node.live", node(c.number)).with("incarnation", c.incarnation),
         Body::NodeLost(c) => Asked::new("node.lost", node(c.number)).with("incarnation", c.incarnation),
+        Body::BeginJob(c) => Asked::new("job.begin", &c.subject).with("kind", job::kind_name(c.kind())),
+        Body::EndJob(c) => Asked::new("job.end", format!("job/{}", c.id))
+            .with("state", job::state_name(c.state()))
+            .with("message", &c.message),
+        Body::CancelJob(c) => Asked::new("job.cancel", format!("job/{}", c.id)),
         Body::CordonNode(c) => {
             let action = match (c.drain, c.cordoned) {
                 (true, _) => "node.drain",
@@ -260,7 +266,8 @@ pub fn service_action(cdb: &[u8]) -> String {
     name.to_owned()
 }
 
-pub(super) fn timestamp(unix_ms: u64) -> prost_types::Timestamp {
+/// A moment for people.
+pub fn timestamp(unix_ms: u64) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX),
         nanos: i32::try_from(unix_ms % 1000 * 1_000_000).unwrap_or(0),

@@ -41,6 +41,16 @@ impl Effects {
         }
     }
 
+    /// The proposer's clock, for people.
+    pub(super) fn time_unix_ms(&self) -> u64 {
+        self.time_unix_ms
+    }
+
+    /// Role and name of who asks: "admin alice".
+    pub(super) fn caller(&self) -> &str {
+        &self.caller
+    }
+
     pub(super) fn change(&mut self, change: change::Change) {
         self.changes.push(records::Change { change: Some(change) });
     }

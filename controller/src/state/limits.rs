@@ -31,6 +31,14 @@ pub const CHAP_USER_BYTES_MAX: usize = 255;
 pub const SEALED_SECRET_BYTES_MAX: usize = 256;
 /// A client's request id, in bytes.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Jobs that run at one time.
+pub const JOBS_RUNNING_MAX: usize = 4 * VOLUMES_MAX;
+/// Jobs that have ended and are kept.
+pub const JOBS_ENDED_KEPT: usize = 256;
+/// Resource that a job works on, in bytes.
+pub const JOB_SUBJECT_BYTES_MAX: usize = 128;
+/// Longest text of a job, in characters.
+pub const JOB_TEXT_CHARS_MAX: usize = 256;
 /// Refused calls that one entry carries to the audit.
 pub const REFUSALS_PER_ENTRY_MAX: usize = 64;
 /// Longest text of an audit record, in characters.

@@ -6,6 +6,7 @@
 //! | why it is refused | [`refusal`] |
 //! | where PR OUT commits | [`reservation`] |
 //! | what ends with the power (APTPL = 0) | `power_loss` |
+//! | long work and its progress | [`job`] |
 //! | who owns a volume | `ownership` |
 //! | the whole state as records | `snapshot` |
 //! | what the audit keeps | [`audit`] |
@@ -22,6 +23,7 @@ pub mod command;
 pub mod convert;
 mod effects;
 pub mod host;
+pub mod job;
 pub mod limits;
 pub mod names;
 mod node;
@@ -50,6 +52,7 @@ pub use refusal::{Kind, Refusal};
 pub use volume::Volume;
 
 use effects::Effects;
+use job::Jobs;
 use requests::Requests;
 
 /// What became of a command.
@@ -70,6 +73,8 @@ pub enum Outcome {
     Mapping(records::Mapping),
     /// What became of a proposed PERSISTENT RESERVE OUT, now or when it was proposed first.
     Proposal(records::ProposalOutcome),
+    /// The job, likewise.
+    Job(records::Job),
     /// Unit Attentions were established by the entry with this index.
     Established(u64),
 }
@@ -95,8 +100,8 @@ pub struct CorruptState(pub String);
 
 /// True if data nodes see this record.
 pub fn is_node_visible(change: &records::Change) -> bool {
-    use change::Change::{Head, Request};
-    !matches!(change.change, None | Some(Request(_) | Head(_)))
+    use change::Change::{Head, Job, RemovedJob, Request};
+    !matches!(change.change, None | Some(Request(_) | Head(_) | Job(_) | RemovedJob(_)))
 }
 
 /// The replicated state.
@@ -112,6 +117,7 @@ pub struct StateMachine {
     /// Host to LUN map; no empty maps.
     mappings: BTreeMap<String, BTreeMap<u32, Mapped>>,
     requests: Requests,
+    jobs: Jobs,
 }
 
 impl StateMachine {
@@ -182,6 +188,12 @@ impl StateMachine {
             Body::DeleteHost(c) => self.once(&c.request, effects, |s, e| s.delete_host(c, e)),
             Body::CreateMapping(c) => self.once(&c.request, effects, |s, e| s.create_mapping(c, e)),
             Body::DeleteMapping(c) => self.once(&c.request, effects, |s, e| s.delete_mapping(c, e)),
+            Body::BeginJob(c) => self.once(&c.request, effects, |s, e| s.propose_job(c, e)),
+            Body::ReportJob(c) => {
+                self.report_job(c.id, c.done, c.total, &c.message, effects).map(|()| Outcome::Done)
+            }
+            Body::EndJob(c) => self.end_job(c.id, c.state(), &c.message, effects).map(|()| Outcome::Done),
+            Body::CancelJob(c) => self.once(&c.request, effects, |s, e| s.cancel_job(c, e)),
         }
     }
 

@@ -82,6 +82,11 @@ pub fn printable(text: &str) -> String {
     text.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// The same for a text that is kept: at most [`limits::JOB_TEXT_CHARS_MAX`] characters.
+pub fn bounded(text: &str) -> String {
+    text.chars().take(limits::JOB_TEXT_CHARS_MAX).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

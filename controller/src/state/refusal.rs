@@ -15,6 +15,8 @@ pub enum Kind {
     Host,
     /// A mapping.
     Mapping,
+    /// A job.
+    Job,
 }
 
 impl std::fmt::Display for Kind {
@@ -24,6 +26,7 @@ impl std::fmt::Display for Kind {
             Kind::Volume => "volume",
             Kind::Host => "host",
             Kind::Mapping => "mapping",
+            Kind::Job => "job",
         })
     }
 }

@@ -37,6 +37,7 @@ impl Requests {
             Some(Answer::Host(host)) => Outcome::Host(host.clone()),
             Some(Answer::Mapping(mapping)) => Outcome::Mapping(mapping.clone()),
             Some(Answer::Established(index)) => Outcome::Established(*index),
+            Some(Answer::Job(job)) => Outcome::Job(job.clone()),
         }))
     }
 
@@ -53,6 +54,7 @@ impl Requests {
             Outcome::Host(host) => Some(Answer::Host(host.clone())),
             Outcome::Mapping(mapping) => Some(Answer::Mapping(mapping.clone())),
             Outcome::Established(index) => Some(Answer::Established(*index)),
+            Outcome::Job(job) => Some(Answer::Job(job.clone())),
             Outcome::Done | Outcome::Node(_) | Outcome::Proposal(_) => None,
         };
         let sequence = self.by_sequence.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));

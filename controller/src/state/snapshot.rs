@@ -8,12 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_proto::state::{self as records, change};
 use holdfast_replica::ids::VolumeId;
 
-use super::{CorruptState, Mapped, StateMachine, Volume, convert::corrupt, limits, requests::Requests};
+use super::{
+    CorruptState, Mapped, StateMachine, Volume, convert::corrupt, job::Jobs, limits, requests::Requests,
+};
 
 impl StateMachine {
     /// The whole state as records, in a fixed order: equal states give equal lists.
     pub fn to_changes(&self) -> Vec<records::Change> {
         let mut all = self.node_changes();
+        all.extend(self.jobs.records().cloned().map(change::Change::Job).map(wrap));
         all.extend(self.requests.records().cloned().map(change::Change::Request).map(wrap));
         all.push(wrap(change::Change::Head(self.head)));
         all
@@ -53,6 +56,7 @@ impl StateMachine {
     ) -> Result<StateMachine, CorruptState> {
         let mut state = StateMachine::default();
         let (mut reservations, mut mappings, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+        let mut jobs = Vec::new();
         for change in changes {
             match change.change {
                 Some(change::Change::Cluster(cluster)) => state.cluster = Some(cluster),
@@ -70,12 +74,14 @@ impl StateMachine {
                 Some(change::Change::Reservation(record)) => reservations.push(record),
                 Some(change::Change::Mapping(record)) => mappings.push(record),
                 Some(change::Change::Request(record)) => requests.push(record),
+                Some(change::Change::Job(record)) => jobs.push(record),
                 Some(change::Change::Head(head)) => state.head = head,
                 Some(
                     change::Change::RemovedNode(_)
                     | change::Change::RemovedVolume(_)
                     | change::Change::RemovedHost(_)
-                    | change::Change::RemovedMapping(_),
+                    | change::Change::RemovedMapping(_)
+                    | change::Change::RemovedJob(_),
                 ) => return Err(corrupt("a removal in a whole state")),
                 None => return Err(corrupt("a record of a later version")),
             }
@@ -93,6 +99,7 @@ impl StateMachine {
             insert(state.mappings.entry(record.host).or_default(), record.lun, mapped, "LUN")?;
         }
         state.requests = Requests::from_records(requests)?;
+        state.jobs = Jobs::from_records(jobs)?;
         state.check_invariants()?;
         Ok(state)
     }

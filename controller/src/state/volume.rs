@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use holdfast_proto::state::{self as records, change};
+use holdfast_proto::state::{self as records, JobKind, JobState, change};
 use holdfast_replica::{
     config::{Member, Owner, VolumeConfig},
     ids::{BootId, Incarnation, NodeNumber, VolumeId},
@@ -304,7 +304,14 @@ impl StateMachine {
             )));
         }
         let id = volume.id;
-        if let Some(volume) = self.volumes.get_mut(&id).filter(|v| !v.deleting) {
+        if volume.deleting {
+            return Ok(Outcome::Done);
+        }
+        let subject = format!("volume/{}", volume.name);
+        let replicas = volume.config.in_sync().len() + volume.config.learners().len();
+        let message = "nodes remove their replicas";
+        self.begin_job(JobKind::DeleteVolume, subject, replicas as u64, message, effects)?;
+        if let Some(volume) = self.volumes.get_mut(&id) {
             volume.deleting = true;
             let message = format!("volume {} is being deleted", volume.name);
             effects.event("volume.deleting", format!("volume/{}", volume.name), message);
@@ -336,10 +343,22 @@ impl StateMachine {
             return Ok(Outcome::Done);
         }
         let all = volume.config.in_sync().len() + volume.config.learners().len();
-        if volume.removed_replicas.len() < all {
+        let done = volume.removed_replicas.len();
+        let subject = format!("volume/{}", volume.name);
+        if done < all {
             effects.change(change::Change::Volume(volume.record()));
+        }
+        if let Some(job) = self.running_job(JobKind::DeleteVolume, &subject).map(|job| job.id) {
+            if done < all {
+                self.report_job(job, done as u64, all as u64, "", effects)?;
+            } else {
+                self.end_job(job, JobState::Done, "every replica is removed", effects)?;
+            }
+        }
+        if done < all {
             return Ok(Outcome::Done);
         }
+        let Some(volume) = self.volumes.get(&id) else { return Ok(Outcome::Done) };
         let message = format!("volume {} was deleted", volume.name);
         effects.event("volume.deleted", format!("volume/{}", volume.name), message);
         effects.change(change::Change::RemovedVolume(id.0.to_vec()));

@@ -113,7 +113,11 @@ impl ClusterView {
                 Arc::make_mut(&mut self.volumes).insert(volume.id, Arc::new(volume));
             }
             // Reservations are taken afterwards; the rest is the controller's own.
-            Record::Reservation(_) | Record::Request(_) | Record::Head(_) => {}
+            Record::Reservation(_)
+            | Record::Request(_)
+            | Record::Head(_)
+            | Record::Job(_)
+            | Record::RemovedJob(_) => {}
             Record::Host(h) => {
                 let host = Arc::new(host(h, open).map_err(|problem| error("host", &h.name, problem))?);
                 self.forget_initiators(&h.name);

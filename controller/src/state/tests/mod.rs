@@ -1,6 +1,7 @@
 //! Tests of the state machine: rules by name, scenarios as text, and random commands against the invariants.
 
 mod build;
+mod job;
 mod power_loss;
 mod random;
 mod removal;

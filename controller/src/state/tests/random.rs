@@ -65,6 +65,15 @@ fn body() -> impl Strategy<Value = Body> {
             node,
             incarnation
         )),
+        (0u64..6, 0u64..3, 0i32..5).prop_map(|(id, done, state)| match done {
+            0 => Body::EndJob(records::EndJob { id, state, message: String::new() }),
+            1 => Body::CancelJob(records::CancelJob { request: None, id }),
+            _ => Body::ReportJob(records::ReportJob { id, done, total: done, message: "x".to_owned() }),
+        }),
+        (request(), name(), 0i32..6).prop_map(|(request, name, kind)| {
+            let subject = format!("volume/{name}");
+            Body::BeginJob(records::BeginJob { request, kind, subject, ..Default::default() })
+        }),
         (any::<u8>(), 1u8..5, 0u64..4, 1u8..4, 1u32..4, node(), pr_out()).prop_map(
             |(id, volume, version, n, port, proposer, out)| {
                 Body::ProposeReservation(records::ProposeReservation {
@@ -155,6 +164,8 @@ fn key(change: &change::Change) -> (Vec<String>, bool) {
         C::RemovedNode(name) => (vec![format!("node {name}")], true),
         C::RemovedVolume(id) => (vec![volume(id), format!("reservation {id:?}")], true),
         C::RemovedHost(name) => (vec![format!("host {name}")], true),
+        C::Job(job) => (vec![format!("job {}", job.id)], false),
+        C::RemovedJob(id) => (vec![format!("job {id}")], true),
         C::RemovedMapping(k) => (vec![format!("mapping {} {:?}", k.host, k.volume_id)], true),
     }
 }

@@ -37,7 +37,7 @@ fn a_removal_ends_deletions_that_waited_for_the_node() {
     let applied = cluster.done(remove_node(1, 1));
     assert!(cluster.state.volume_by_name("db1").is_none() && cluster.state.node_by_name("node-1").is_none());
     let kinds: Vec<_> = applied.events.iter().map(|event| event.kind.as_str()).collect();
-    assert_eq!(kinds, ["volume.deleted", "node.removed"]);
+    assert_eq!(kinds, ["job.done", "volume.deleted", "node.removed"]);
     let gone = |change: &holdfast_proto::state::Change| matches!(&change.change, Some(change::Change::RemovedNode(name)) if name == "node-1");
     assert!(applied.commit.changes.iter().any(gone));
 }
