@@ -4,7 +4,7 @@
 # Usage: build/setup.sh build|demo|test
 #   build  compilers and libclang
 #   demo   the same, and initiators: libiscsi's tools, and qemu-img with its iSCSI driver
-#   test   the same, and rustfmt and clippy
+#   test   the same, what partitions between network namespaces need, and rustfmt and clippy
 #
 # It looks for programs rather than for package names, so it is content with tools that were installed in another way.
 # It needs root or sudo only when something is missing.
@@ -45,6 +45,10 @@ missing() {
     # The scripted initiator of the demo and of the tests is compiled against it.
     { cc -E -include iscsi/iscsi.h -x c /dev/null; } >/dev/null 2>&1 || echo libiscsi-dev
     qemu_speaks_iscsi || printf '%s\n' qemu-utils qemu-block-extra
+    [ "$purpose" = test ] || return 0
+    # Network namespaces and cuts between them. They live in sbin, which not every user's path has.
+    (PATH=$PATH:/usr/sbin:/sbin; have ip) || echo iproute2
+    (PATH=$PATH:/usr/sbin:/sbin; have nft) || echo nftables
 }
 
 apt() {

@@ -96,6 +96,21 @@ impl Initiator {
         isid: u16,
         chap: Option<Chap<'_>>,
     ) -> anyhow::Result<Self> {
+        Self::login_with(|mut command| Ok(command.spawn()?), portal, target, name, isid, chap)
+    }
+
+    /// The same, where `spawn` starts the process: in the network namespace of a host, say.
+    ///
+    /// # Errors
+    /// The login's failure as libiscsi words it.
+    pub fn login_with(
+        spawn: impl FnOnce(Command) -> anyhow::Result<Child>,
+        portal: &str,
+        target: &str,
+        name: &str,
+        isid: u16,
+        chap: Option<Chap<'_>>,
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(program()?);
         command.args([portal, target, name, &isid.to_string()]);
         if let Some(chap) = chap {
@@ -104,8 +119,8 @@ impl Initiator {
                 command.args([user, secret]);
             }
         }
-        let mut process =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the initiator")?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = spawn(command).context("starting the initiator")?;
         let input = process.stdin.take();
         let output = BufReader::new(process.stdout.take().context("no standard output")?);
         let mut initiator = Self { process, input, output };

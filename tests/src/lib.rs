@@ -1,9 +1,14 @@
 //! The harness of the end-to-end tests: a real cluster of real processes ([`cluster`]), real initiators ([`initiator`] on
-//! libiscsi, [`tools`]: libiscsi's and QEMU's programs), and the CDBs that tests send ([`cdb`]).
+//! libiscsi, [`tools`]: libiscsi's and QEMU's programs), and the CDBs that tests send ([`cdb`]). [`netcluster`] is a cluster whose
+//! processes have network namespaces of their own ([`netns`]), to be cut apart.
 //!
 //! Invariants: every process that a test starts ends with it, by its own id; every wait is for a condition and has an end.
 
 pub mod cdb;
+pub mod clock;
 pub mod cluster;
 pub mod initiator;
+pub mod netcluster;
+pub mod netns;
+pub mod raw;
 pub mod tools;
