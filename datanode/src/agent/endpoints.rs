@@ -47,6 +47,13 @@ impl Endpoints {
         self.failures = self.failures.saturating_add(1);
     }
 
+    /// A member that a session stood with has fallen silent: the next attempt goes to another.
+    pub(super) fn silent(&mut self, address: &str) {
+        if let Some(at) = self.members.iter().position(|member| member == address) {
+            self.next = at.wrapping_add(1);
+        }
+    }
+
     /// A session was established with this member; begin there again when it ends.
     pub(super) fn succeeded(&mut self, address: &str) {
         (self.failures, self.hints, self.hinted) = (0, 0, None);
@@ -70,6 +77,18 @@ mod tests {
 
     fn three() -> Endpoints {
         Endpoints::new(vec!["a".into(), "b".into(), "c".into()])
+    }
+
+    #[test]
+    fn after_a_silent_member_another_comes_first() {
+        let mut endpoints = three();
+        assert_eq!(endpoints.next().0, "a");
+        endpoints.failed();
+        assert_eq!(endpoints.next().0, "b");
+        endpoints.succeeded("b");
+        endpoints.silent("b");
+        endpoints.failed();
+        assert_eq!(endpoints.next().0, "c");
     }
 
     #[test]

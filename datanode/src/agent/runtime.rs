@@ -35,7 +35,8 @@ use crate::{
     view::{BootId, ClusterId, Shared, VolumeId},
 };
 
-const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Until the connection stands, TLS included: the kernel of a stopped process still takes connections.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// Until commits are followed.
 const OPEN_MAX: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -234,7 +235,11 @@ impl Run {
                 }
                 SessionEnd::Session(SessionError::NameTaken(name)) => return AgentEnd::NameTaken(name),
                 SessionEnd::Session(error) => tracing::error!(%address, %error, "session ended"),
-                SessionEnd::Quiet(reason) => tracing::info!(%address, reason, "session ended"),
+                SessionEnd::Quiet(reason) => {
+                    tracing::info!(%address, reason, "session ended");
+                    // It is paused or cut off: there is no time to lose with it.
+                    endpoints.silent(&address);
+                }
             }
             endpoints.failed();
         }
@@ -385,17 +390,17 @@ async fn next_request(requests: &mut Requests) -> Option<Request> {
     }
 }
 
-async fn connect(
-    address: &str,
-    tls: &tonic::transport::ClientTlsConfig,
-) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from_shared(format!("https://{address}"))?
-        .tls_config(tls.clone())?
-        .connect_timeout(CONNECT_MAX)
+async fn connect(address: &str, tls: &tonic::transport::ClientTlsConfig) -> Result<Channel, String> {
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))
+        .and_then(|endpoint| endpoint.tls_config(tls.clone()))
+        .map_err(|error| error.to_string())?
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_MAX)
-        .keep_alive_while_idle(true)
-        .connect()
-        .await
+        .keep_alive_while_idle(true);
+    // The endpoint's own time-out is for TCP alone.
+    match time::timeout(CONNECT_MAX, endpoint.connect()).await {
+        Ok(connected) => connected.map_err(|error| error.to_string()),
+        Err(_) => Err("no answer to the greeting of TLS".to_owned()),
+    }
 }

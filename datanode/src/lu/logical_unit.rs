@@ -221,14 +221,19 @@ impl LogicalUnit {
     }
 
     /// Follows the view. A configuration that needs a larger replica is installed by [`LogicalUnit::install_config`] later.
+    /// The same log entry aborts the tasks of `aborts`: first, or those that wait for data would end with a conflict.
     pub(crate) fn install(
         self: &Arc<Self>,
         driver: &mut Driver<'_>,
         r: &ReservationView,
         topology: Topology,
+        aborts: &[Nexus],
     ) {
         let now = clock::scsi_now();
         let mut inner = self.lock();
+        if !aborts.is_empty() {
+            inner.server.abort_tasks_of(now, aborts);
+        }
         if inner.barriers.installed.is_none_or(|(version, _)| r.version > version) {
             inner.barriers.installed = Some((r.version, now.0));
             inner.server.install_reservations(now, r.version, r.state.clone());

@@ -128,11 +128,16 @@ impl Table {
                     let inner = Volume::new(*id, Arc::clone(&self.shared));
                     Arc::new(LogicalUnit::new(inner, lu_config(volume)))
                 });
-                unit.install(&mut driver, &volume.reservations, topology(view, volume));
+                let aborts: Vec<_> = aborts
+                    .iter()
+                    .filter(|abort| abort.volume == *id)
+                    .flat_map(|a| a.nexuses.clone())
+                    .collect();
+                unit.install(&mut driver, &volume.reservations, topology(view, volume), &aborts);
                 self.want(&mut state, view, volume, unit);
             }
         }
-        // Aborts come after the reservations of the same log entry.
+        // Again for what came in between views; a task that has ended is not found.
         for abort in aborts {
             if let Some(unit) = units.get(&abort.volume) {
                 unit.abort_tasks_of(&mut driver, &abort.nexuses);

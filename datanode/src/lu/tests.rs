@@ -184,7 +184,7 @@ impl Bench {
             ports: vec![RelativePort(1)],
         };
         let topology = Topology { target_name: "iqn.2026-01.example:t".into(), groups: vec![group] };
-        unit.install(&mut Driver::remote(&services), &ReservationView::default(), topology);
+        unit.install(&mut Driver::remote(&services), &ReservationView::default(), topology, &[]);
         Bench {
             unit,
             control,

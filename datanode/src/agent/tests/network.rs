@@ -45,6 +45,10 @@ impl Drop for Running {
 
 impl Running {
     fn start(pki: Pki, controllers: &[&Controller]) -> Running {
+        Running::start_at(pki, controllers.iter().map(|c| c.address.to_string()).collect())
+    }
+
+    fn start_at(pki: Pki, controllers: Vec<String>) -> Running {
         let identity = pki.identity(Role::Node, "node-1");
         let (handle, requests) = Agent::channel();
         let workers = Workers::confirming(&handle);
@@ -53,7 +57,7 @@ impl Running {
             name: "node-1".into(),
             boot: BootId([1; 16]),
             process_id: [2; 16],
-            controllers: controllers.iter().map(|c| c.address.to_string()).collect(),
+            controllers,
             portals: vec!["127.0.0.1:3260".parse().unwrap()],
             interconnect: "127.0.0.1:4000".parse().unwrap(),
             pools: vec![],
@@ -108,6 +112,17 @@ impl Running {
         self.handle.propose_reservation(proposal, Box::new(move |result| drop(reply.send(result))));
         result
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_controller_that_still_takes_connections_is_left_for_another() {
+    let pki = Pki::new();
+    // Its kernel completes the connection; nobody ever answers.
+    let stopped = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut controller = Controller::start(&pki.identity(Role::Controller, "ctl-2"), None).await;
+    let stopped = stopped.local_addr().map(|at| (at, stopped)).unwrap();
+    let node = Running::start_at(pki, vec![stopped.0.to_string(), controller.address.to_string()]);
+    let _session = node.lease(&mut controller, 1).await;
 }
 
 /// Waits for a condition that something else brings about.
