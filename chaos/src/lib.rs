@@ -1,0 +1,6 @@
+//! Proof by breaking things: oracles that judge what hosts saw ([`oracle`]).
+//!
+//! Invariant: nothing here shares code with what it judges; it speaks to the cluster as hosts and administrators do.
+
+pub mod oracle;
+pub mod random;
