@@ -177,6 +177,12 @@ impl ActivityLog {
         self.untrusted
     }
 
+    /// What the replica holds is not what it should hold: all of it has to be copied to it.
+    pub fn set_untrusted(&mut self) {
+        self.changed |= !self.untrusted;
+        self.untrusted = true;
+    }
+
     /// All of the replica has been copied to it.
     pub fn set_trusted(&mut self) {
         self.changed |= self.untrusted;

@@ -63,3 +63,5 @@ pub const COPY_BYTES: u64 = 1024 * 1024;
 pub const COPIES_MAX: usize = 4;
 /// A replica that leaves something unanswered for so long is removed from the in-sync set, in milliseconds.
 pub const REPLICA_SILENCE_MS_MAX: u64 = 1_000;
+/// How long the owner of a new volume waits for a replica to be made, in milliseconds.
+pub const REPLICA_MADE_MS_MAX: u64 = 10_000;

@@ -524,7 +524,13 @@ impl<B> Secondary<B> {
             self.opened.log.set_trusted();
         }
         if promise.term != self.term {
+            // What the last owner has settled needs no copying by the next one.
+            self.opened.log.sweep();
             self.opened.log.carry(asked.number);
+        }
+        // Made as one of the first copies, but too late: an owner that has given numbers had such a copy before.
+        if self.opened.promised == Epoch::ZERO && asked.number > 0 {
+            self.opened.log.set_untrusted();
         }
         let same_stream = asked.session == self.session && promise.term == self.term;
         if !promise.in_sync.contains(&me) && !same_stream {

@@ -206,7 +206,14 @@ mod owner {
     impl Owned {
         fn new(min_in_sync: u8) -> Owned {
             let config = config(min_in_sync);
-            let start = Start { volume: VOLUME, shape: shape(), me: me(), config, faults: Faults::NONE };
+            let start = Start {
+                volume: VOLUME,
+                shape: shape(),
+                me: me(),
+                config,
+                new_volume: false,
+                faults: Faults::NONE,
+            };
             let mut primary = Primary::new(T0, start);
             primary.set_lease(T0.plus_millis(10_000));
             let sessions = [1, 2].map(|n| primary.connected(T0, node(n)).unwrap());
@@ -380,8 +387,14 @@ mod owner {
 
     #[test]
     fn replica_of_another_boot_is_not_in_sync() {
-        let start =
-            Start { volume: VOLUME, shape: shape(), me: me(), config: config(1), faults: Faults::NONE };
+        let start = Start {
+            volume: VOLUME,
+            shape: shape(),
+            me: me(),
+            config: config(1),
+            new_volume: false,
+            faults: Faults::NONE,
+        };
         let mut primary = Primary::<Vec<u8>>::new(T0, start);
         primary.set_lease(T0.plus_millis(10_000));
         let sessions = [1, 2].map(|n| primary.connected(T0, node(n)).unwrap());

@@ -12,7 +12,7 @@ use crate::{
     config::VolumeConfig,
     faults::Fault,
     ids::NodeNumber,
-    limits::REPLICA_SILENCE_MS_MAX,
+    limits::{REPLICA_MADE_MS_MAX, REPLICA_SILENCE_MS_MAX},
     replication::{Answer, FromReplica, Request},
 };
 
@@ -34,6 +34,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         self.last_session += 1;
         peer.session = Some(self.last_session);
         peer.failed &= peer.in_sync();
+        peer.lost = false;
         self.ask_promise(now, node);
         Some(self.last_session)
     }
@@ -48,6 +49,14 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         peer.streams = false;
         if !peer.in_sync() && self.pending != Some(Change::Admit(node)) {
             self.reset_learner(now, node);
+        }
+    }
+
+    /// The node of a replica is known to be down: one that is not connected is not waited for any longer.
+    pub fn node_down(&mut self, now: Instant, node: NodeNumber) {
+        if let Some(peer) = self.peers.get_mut(&node).filter(|p| p.session.is_none() && !p.lost) {
+            peer.lost = true;
+            self.tick(now);
         }
     }
 
@@ -178,9 +187,12 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
     fn is_silent(&self, now: Instant, node: NodeNumber) -> bool {
         let Some(peer) = self.peers.get(&node) else { return false };
         let late = |since: Instant| now.millis_since(since) >= REPLICA_SILENCE_MS_MAX;
+        let making = self.start.new_volume && self.phase == Phase::Collecting;
+        let patience = if making { REPLICA_MADE_MS_MAX } else { REPLICA_SILENCE_MS_MAX };
         let owes = |r: &&super::InFlight<B>| r.waiting.contains(&node);
         let oldest = self.in_flight.values().filter(owes).map(|r| r.issued).min();
-        peer.failed || (!peer.promised && late(peer.asked)) || oldest.is_some_and(late)
+        let promise_late = !peer.promised && now.millis_since(peer.asked) >= patience;
+        peer.failed || peer.lost || promise_late || oldest.is_some_and(late)
     }
 
     pub(super) fn propose(&mut self, change: Change) {
@@ -250,6 +262,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
                 asked: now,
                 streams: false,
                 failed: false,
+                lost: false,
                 untrusted: false,
                 entries: Vec::new(),
                 told: Settled::default(),

@@ -117,6 +117,8 @@ pub struct Start {
     pub me: Owner,
     /// The configuration that gives it the volume.
     pub config: VolumeConfig,
+    /// Its replicas are being made just now: they may take longer for their first promise.
+    pub new_volume: bool,
     /// [`Faults::NONE`].
     pub faults: Faults,
 }
@@ -150,6 +152,8 @@ struct Peer {
     /// Numbered requests may be sent.
     streams: bool,
     failed: bool,
+    /// Its node is down.
+    lost: bool,
     untrusted: bool,
     entries: Vec<LogEntry>,
     told: Settled,

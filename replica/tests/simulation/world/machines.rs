@@ -134,9 +134,15 @@ impl World {
         }
         self.connect(at);
         let sweep = self.random.one_in(10);
+        let down: Vec<NodeNumber> =
+            self.nodes.iter().filter(|n| n.process.is_none()).map(|n| n.number).collect();
+        let told = self.random.one_in(20);
         if let Some(process) = self.process(at, life) {
             if let Some(primary) = &mut process.primary {
                 primary.set_lease(Instant(process.lease_end));
+                for node in down.into_iter().filter(|_| told) {
+                    primary.node_down(now, node);
+                }
                 primary.tick(now);
             }
             if sweep {
@@ -180,8 +186,14 @@ impl World {
         match &mut process.primary {
             Some(primary) => primary.configured(now, config),
             None if config.owner() == Some(me) => {
-                let start =
-                    Start { volume: VOLUME, shape: shape(), me, config: config.clone(), faults: plan.faults };
+                let start = Start {
+                    volume: VOLUME,
+                    shape: shape(),
+                    me,
+                    config: config.clone(),
+                    new_volume: config.epoch().number <= 2,
+                    faults: plan.faults,
+                };
                 let mut primary = Primary::new(now, start);
                 // Some owners copy slowly.
                 primary.set_copy_rate(plan.seed.is_multiple_of(4).then_some(1_500));
