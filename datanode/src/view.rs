@@ -31,7 +31,7 @@ pub use holdfast_replica::{
 pub use parse::{OpenSecret, RecordError};
 pub use secret::Secret;
 
-use crate::gate::LeaseGate;
+use crate::{gate::LeaseGate, volume::Links};
 
 /// What all threads of the process share.
 #[derive(Debug, Default)]
@@ -40,6 +40,8 @@ pub struct Shared {
     pub view: ArcSwapOption<ClusterView>,
     /// May we serve now?
     pub gate: LeaseGate,
+    /// Connections between the replicas.
+    pub links: Links,
 }
 
 /// The cluster as of one log index.
@@ -80,6 +82,8 @@ pub struct NodeView {
     pub cordoned: bool,
     /// Its process's incarnation.
     pub incarnation: Incarnation,
+    /// The boot that it runs under.
+    pub boot: BootId,
     /// Its target ports.
     pub ports: Vec<PortView>,
     /// Where it takes forwarded commands.
@@ -112,6 +116,12 @@ pub struct VolumeView {
     pub thin: bool,
     /// Epoch, owner, in-sync set, learners.
     pub config: VolumeConfig,
+    /// Replicas that exist but are neither in sync nor catching up.
+    pub absent: Vec<Member>,
+    /// Replicas that are no longer of the volume: their nodes remove them.
+    pub removing: Vec<Member>,
+    /// The in-sync node that the owner is to hand over to now.
+    pub hand_over_to: Option<NodeNumber>,
     /// The volume is being deleted: replicas are to be removed.
     pub deleting: bool,
     /// Persistent reservations, shared between views until they change.
@@ -219,8 +229,13 @@ impl ClusterView {
 }
 
 impl VolumeView {
-    /// This node's replica, in sync or catching up.
+    /// A node's replica, in sync or catching up.
     pub fn replica_of(&self, node: NodeNumber) -> Option<&Member> {
         self.config.member(node)
+    }
+
+    /// A node's replica, whatever its state.
+    pub fn any_replica_of(&self, node: NodeNumber) -> Option<&Member> {
+        self.replica_of(node).or_else(|| self.absent.iter().chain(&self.removing).find(|m| m.node == node))
     }
 }

@@ -172,6 +172,12 @@ impl ActivityLog {
         ActivityLog { untrusted: true, changed: true, ..ActivityLog::default() }
     }
 
+    /// An empty log that takes the place of this one on disk: the replica is the only copy from here on.
+    #[must_use]
+    pub fn successor(&self, in_sync: Vec<NodeNumber>) -> ActivityLog {
+        ActivityLog { sequence: self.sequence, ..ActivityLog::new(in_sync) }
+    }
+
     /// True until all of the replica has been copied to it.
     pub fn is_untrusted(&self) -> bool {
         self.untrusted

@@ -94,6 +94,18 @@ impl Bitmap {
         bitmap
     }
 
+    /// The volume is larger now. Where its chunks get larger with it everything counts as dirty; else what is new is clean, since it
+    /// is zero everywhere.
+    pub fn grow(&mut self, shape: Shape, next_batch: u64) {
+        if shape.chunk_shift() != self.shape.chunk_shift() {
+            *self = Bitmap::new(self.node, shape, true, next_batch);
+            return;
+        }
+        let more = Bitmap::new(self.node, shape, false, next_batch);
+        self.pages.extend(more.pages.into_iter().skip(self.pages.len()));
+        self.shape = shape;
+    }
+
     /// The absent replica.
     pub fn node(&self) -> NodeNumber {
         self.node
@@ -329,6 +341,22 @@ mod tests {
         assert_eq!(Bitmap::decode(node(), VolumeId([1; 16]), shape(), slot, crc).dirty_count(), 40_000);
         let coarse = Shape::with_units(shape().blocks(), 512, 13, 5, 64).unwrap();
         assert_eq!(Bitmap::decode(node(), VOLUME, coarse, slot, crc).dirty_count(), 20_000);
+    }
+
+    #[test]
+    fn larger_volume_keeps_what_is_dirty_and_adds_clean_chunks() {
+        let shape = |blocks| Shape::new(blocks, 512).unwrap();
+        let mut bitmap = Bitmap::new(node(), shape(1 << 12), false, 1);
+        bitmap.mark(Span::new(200, 1).unwrap(), 1);
+        bitmap.grow(shape(1 << 25), 2);
+        assert_eq!(bitmap.dirty_chunks().collect::<Vec<_>>(), [1]);
+        assert!(bitmap.page_count() > 1);
+        bitmap.mark(Span::new((1 << 25) - 1, 1).unwrap(), 2);
+        assert!(bitmap.is_dirty(shape(1 << 25).chunks() - 1));
+        // 1 TiB has chunks of 1 MiB.
+        let huge = shape(1 << 31);
+        bitmap.grow(huge, 3);
+        assert_eq!(bitmap.dirty_count(), huge.chunks());
     }
 
     proptest! {

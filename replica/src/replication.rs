@@ -231,6 +231,29 @@ impl<B: AsRef<[u8]> + From<Vec<u8>>> ToReplica<B> {
     }
 }
 
+impl<B> ToReplica<B> {
+    /// The same with the data of a write in another kind of buffer.
+    pub fn map<C>(self, buffer: impl FnOnce(B) -> C) -> ToReplica<C> {
+        let ToReplica { volume, epoch, session, number, settled, request } = self;
+        let request = match request {
+            Request::Promise(promise) => Request::Promise(promise),
+            Request::Write { span, body, durable } => {
+                let body = match body {
+                    Body::Data(data) => Body::Data(buffer(data)),
+                    Body::Zeroes => Body::Zeroes,
+                    Body::Unmap => Body::Unmap,
+                };
+                Request::Write { span, body, durable }
+            }
+            Request::Flush => Request::Flush,
+            Request::Record(extents) => Request::Record(extents),
+            Request::Merge { node, page, bits } => Request::Merge { node, page, bits },
+            Request::Settled => Request::Settled,
+        };
+        ToReplica { volume, epoch, session, number, settled, request }
+    }
+}
+
 impl ToReplica<Vec<u8>> {
     /// The request of a frame; `None` if it is malformed or not of the owner's kinds.
     pub fn decode(frame: Frame) -> Option<ToReplica<Vec<u8>>> {

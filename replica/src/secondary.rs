@@ -13,7 +13,8 @@
 //! Metadata goes to disk in batches, one at a time: [`Command::Persist`] must be durable, all of it, when it is reported done.
 //!
 //! Invariants: nothing is applied before its batch is durable; nothing is answered for a session that has ended; after
-//! an I/O error everything is refused until the replica is opened anew, and the extents concerned stay in the log.
+//! an I/O error everything is refused until the replica is opened anew; the extents of a write that failed, also for want of
+//! space, stay in the log.
 
 use alloc::{
     boxed::Box,
@@ -202,6 +203,16 @@ impl<B> Secondary<B> {
         }
     }
 
+    /// The replica has been made larger on disk.
+    pub fn grow(&mut self, shape: Shape) {
+        self.opened.shape = shape;
+        let next_batch = self.next_batch();
+        for bitmap in self.bitmaps.values_mut() {
+            bitmap.grow(shape, next_batch);
+        }
+        self.persist();
+    }
+
     /// A frame of an owner.
     pub fn handle(&mut self, frame: ToReplica<B>) {
         if frame.volume != self.opened.volume {
@@ -304,6 +315,18 @@ impl<B> Secondary<B> {
     }
 
     fn fail(&mut self, id: u64, failure: Failure) {
+        // A full disk refuses a write and is none the worse for it. What there was of the write is not known, so its extents
+        // stay active.
+        if failure == Failure::NoSpace
+            && matches!(self.jobs.get(&id), Some(Job { work: Work::Write { .. }, .. }))
+            && let Some(Job { term, session, number, work: Work::Write { ticket, .. }, .. }) =
+                self.jobs.remove(&id)
+        {
+            self.release(ticket);
+            self.answer_job(term, session, number, Answer::Failed(failure));
+            self.after_job();
+            return;
+        }
         self.broken = true;
         if let Some(job) = self.jobs.remove(&id) {
             self.answer_job(job.term, job.session, job.number, Answer::Failed(failure));

@@ -22,8 +22,11 @@
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
 
-/* A target that is silent for longer has failed the test. */
-#define PATIENCE_S 60
+/*
+ * A target that is silent for longer has failed the test. HOLDFAST_INITIATOR_PATIENCE_S says otherwise: then the path is to be left for
+ * another one.
+ */
+static int patience_s = 60;
 
 static struct iscsi_context *iscsi;
 
@@ -89,7 +92,7 @@ static int wait_for(struct wait *wait)
 {
 	while (!wait->done) {
 		struct pollfd fd = { .fd = iscsi_get_fd(iscsi), .events = (short)iscsi_which_events(iscsi) };
-		int ready = poll(&fd, 1, PATIENCE_S * 1000);
+		int ready = poll(&fd, 1, patience_s * 1000);
 
 		if (ready < 0 && errno == EINTR)
 			continue;
@@ -197,11 +200,13 @@ int main(int argc, char **argv)
 				"TARGET_PASSWORD]]\n", argv[0]);
 		return 2;
 	}
+	if (getenv("HOLDFAST_INITIATOR_PATIENCE_S") && atoi(getenv("HOLDFAST_INITIATOR_PATIENCE_S")) > 0)
+		patience_s = atoi(getenv("HOLDFAST_INITIATOR_PATIENCE_S"));
 	iscsi = iscsi_create_context(argv[3]);
 	if (!iscsi)
 		return 1;
 	iscsi_set_noautoreconnect(iscsi, 1);
-	iscsi_set_timeout(iscsi, PATIENCE_S);
+	iscsi_set_timeout(iscsi, patience_s);
 	iscsi_set_session_type(iscsi, ISCSI_SESSION_NORMAL);
 	iscsi_set_header_digest(iscsi, ISCSI_HEADER_DIGEST_NONE_CRC32C);
 	/* The ISID is part of the initiator port's name: the same one again is the same port. */

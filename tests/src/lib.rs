@@ -12,3 +12,4 @@ pub mod netcluster;
 pub mod netns;
 pub mod raw;
 pub mod tools;
+pub mod verifier;

@@ -469,6 +469,26 @@ impl NetCluster {
         Ok(())
     }
 
+    /// Compares a file of the first pool that has it with that of every other one; gives how many have it.
+    ///
+    /// # Errors
+    /// When two differ.
+    pub fn same_in_every_pool(&self, file: &str) -> anyhow::Result<usize> {
+        let paths: Vec<String> =
+            self.datanodes().iter().map(|node| self.path(&[node, "pool", file])).collect();
+        let there = |path: &String| {
+            let output = self.network.spawner.output(None, &["test", "-e", path]);
+            output.is_ok_and(|output| output.status.success())
+        };
+        let there: Vec<&String> = paths.iter().filter(|path| there(path)).collect();
+        if let Some((first, others)) = there.split_first() {
+            for other in others {
+                self.tool(&["cmp", first, other])?;
+            }
+        }
+        Ok(there.len())
+    }
+
     /// Logs an initiator of machine `host` in through `node`.
     ///
     /// # Errors

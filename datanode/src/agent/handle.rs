@@ -5,11 +5,11 @@
 
 use std::fmt;
 
-use holdfast_proto::state;
+use holdfast_proto::{node::ReplicaState, state};
 use holdfast_scsi::{nexus::Nexus, sense::AdditionalSense, sense::Sense, status::Status};
 use tokio::sync::mpsc;
 
-use crate::view::{Epoch, VolumeId};
+use crate::view::{BootId, Epoch, Incarnation, NodeNumber, VolumeId};
 
 /// Requests that may wait for the agent at once; more are answered as not executed. Above what all logical units can
 /// have under way, since each proposes one at a time per nexus.
@@ -94,11 +94,51 @@ pub enum Established {
     Unknown,
 }
 
+/// A change of a volume's configuration, by its owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeConfiguration {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// The configuration that it starts from.
+    pub expected: Epoch,
+    /// Of the owner.
+    pub incarnation: Incarnation,
+    /// What is to change.
+    pub change: WantedChange,
+}
+
+/// See [`ChangeConfiguration`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WantedChange {
+    /// Go on without this node's replica.
+    Evict(NodeNumber),
+    /// Count this learner as in sync, which has caught up under this boot.
+    Admit(NodeNumber, BootId),
+    /// Give the volume to another in-sync node. Nothing is served under the expected epoch from here on.
+    HandOver {
+        /// To whom; `None`: anyone that may.
+        to: Option<NodeNumber>,
+        /// The own replica has failed: it leaves the in-sync set.
+        leave: bool,
+    },
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeResult {
+    /// The volume has left the expected epoch: the view tells for what.
+    Settled,
+    /// It was not made, for this reason, and will not be unless it is asked for again.
+    Refused(String),
+}
+
 /// What travels to the agent's thread.
 pub(crate) enum Request {
     ProposeReservation(ProposeReservation, Reply<ProposalResult>),
     EstablishUnitAttention(EstablishUnitAttention, Reply<Established>),
     AwaitBarrier(u64, Reply<bool>),
+    ChangeConfiguration(ChangeConfiguration, Reply<ChangeResult>),
+    ReplicaReport(Vec<ReplicaState>),
     Installed(u64),
     Pools(Vec<state::Pool>),
     ReplicaRemoved(VolumeId),
@@ -160,6 +200,17 @@ impl Handle {
         {
             reply(false);
         }
+    }
+
+    /// Asks for a change of the configuration, again and again until the volume has left the expected epoch, or the
+    /// controller refuses it for good.
+    pub fn change_configuration(&self, wanted: ChangeConfiguration, reply: Reply<ChangeResult>) {
+        self.report(Request::ChangeConfiguration(wanted, reply));
+    }
+
+    /// How replicas are. Each entry replaces what was said before of the same replica.
+    pub fn report_replicas(&self, replicas: Vec<ReplicaState>) {
+        self.report(Request::ReplicaReport(replicas));
     }
 
     /// Every worker has applied the view of this log index, and all before it.

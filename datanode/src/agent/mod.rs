@@ -8,6 +8,7 @@
 //! | which controller to talk to | `endpoints` |
 //! | the thread and its loop | `runtime` |
 //! | proposals until their outcome is known | `proposals` |
+//! | changes of a volume's configuration | `changes` |
 //! | what it asks of the data plane | [`Install`], [`Installer`] |
 //! | are the data-plane threads alive? | [`heartbeat`] |
 //!
@@ -15,6 +16,7 @@
 //! the sending of its renewal; commits are installed in log order, and a gap ends the session; a reply to a proposal is
 //! given only once this node itself has installed its outcome.
 
+mod changes;
 mod endpoints;
 pub mod handle;
 pub mod heartbeat;
@@ -27,7 +29,8 @@ mod tests;
 use std::sync::Arc;
 
 pub use handle::{
-    EstablishUnitAttention, Established, Handle, ProposalResult, ProposeReservation, UnitAttentionScope,
+    ChangeConfiguration, ChangeResult, EstablishUnitAttention, Established, Handle, ProposalResult,
+    ProposeReservation, UnitAttentionScope, WantedChange,
 };
 pub use heartbeat::Heartbeats;
 pub use runtime::{Agent, AgentEnd, Options};

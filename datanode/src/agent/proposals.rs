@@ -47,7 +47,7 @@ pub(super) struct Road {
 
 /// What an attempt told.
 #[derive(Debug, PartialEq, Eq)]
-enum Attempt<T> {
+pub(super) enum Attempt<T> {
     Known(T),
     /// The leader says that nothing happened.
     Refused(Code, String),
@@ -132,7 +132,7 @@ impl Road {
     }
 }
 
-fn judge<T>(status: &Status) -> Attempt<T> {
+pub(super) fn judge<T>(status: &Status) -> Attempt<T> {
     // A status with a source was made on this side: the connection failed, before or after the leader got the request.
     if status.source().is_some() {
         return Attempt::Unknown;

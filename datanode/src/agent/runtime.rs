@@ -3,12 +3,20 @@
 //! Invariants: the end of a session neither closes the gate nor the view (a lease runs on); a renewal leaves every
 //! `renew_interval_ms`; a leader that grants nothing for half a lease is left for another.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use holdfast_pki::{Identity, PkiError, Role};
 use holdfast_proto::{
     node::{
-        Applied, FromNode, Hello, PoolReport, ReplicaRemoved, from_node, node_agent_client::NodeAgentClient,
+        Applied, FromNode, Hello, PoolReport, ReplicaRemoved, ReplicaReport, ReplicaState, from_node,
+        node_agent_client::NodeAgentClient,
     },
     state,
 };
@@ -23,7 +31,7 @@ use tonic::{
 };
 
 use super::{
-    Installer,
+    Installer, changes,
     endpoints::Endpoints,
     handle::{Handle, Request, Requests},
     heartbeat::Heartbeats,
@@ -142,6 +150,7 @@ impl Agent {
             requests: requests.0,
             pools: options.pools,
             removed: BTreeSet::new(),
+            replicas: BTreeMap::new(),
             leader,
             installed,
             road,
@@ -187,6 +196,8 @@ struct Run {
     pools: Vec<state::Pool>,
     /// Replicas that are gone, until the controller has forgotten them too.
     removed: BTreeSet<VolumeId>,
+    /// The last word on each replica (volume, node), for the next session.
+    replicas: BTreeMap<(Vec<u8>, u32), ReplicaState>,
     leader: watch::Sender<Option<Channel>>,
     installed: watch::Sender<u64>,
     road: Road,
@@ -274,6 +285,16 @@ impl Run {
                 tokio::spawn(proposals::await_barrier(self.road.clone(), index, reply));
                 None
             }
+            Request::ChangeConfiguration(wanted, reply) => {
+                tokio::spawn(changes::change_configuration(self.road.clone(), wanted, reply));
+                None
+            }
+            Request::ReplicaReport(replicas) => {
+                for replica in &replicas {
+                    self.replicas.insert((replica.volume_id.clone(), replica.node), replica.clone());
+                }
+                Some(from(from_node::Message::Replicas(ReplicaReport { replicas })))
+            }
             Request::Installed(index) => {
                 if !self.core.installed(index) {
                     return None;
@@ -293,11 +314,20 @@ impl Run {
     }
 
     /// What has to be said again in each session.
-    fn repeat_removals(&mut self) -> Vec<FromNode> {
+    fn repeat_reports(&mut self) -> Vec<FromNode> {
         if let Some(view) = self.shared.view.load_full() {
             self.removed.retain(|id| view.volumes.contains_key(id));
         }
-        self.removed.iter().map(|id| replica_removed(*id)).collect()
+        let mut said: Vec<FromNode> = self.removed.iter().map(|id| replica_removed(*id)).collect();
+        if let Some(view) = self.shared.view.load_full() {
+            let known = |id: &[u8]| VolumeId::from_slice(id).is_some_and(|id| view.volumes.contains_key(&id));
+            self.replicas.retain(|(id, _), _| known(id));
+        }
+        if !self.replicas.is_empty() {
+            let replicas = self.replicas.values().cloned().collect();
+            said.push(from(from_node::Message::Replicas(ReplicaReport { replicas })));
+        }
+        said
     }
 
     async fn session(&mut self, address: &str, channel: Channel, endpoints: &mut Endpoints) -> SessionEnd {
@@ -344,8 +374,8 @@ impl Run {
                             every.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
                             renewals = Some(every);
                             deadline = time::Instant::now() + patience;
-                            for removed in self.repeat_removals() {
-                                if outgoing.try_send(removed).is_err() {
+                            for report in self.repeat_reports() {
+                                if outgoing.try_send(report).is_err() {
                                     return SessionEnd::Quiet("it does not take messages");
                                 }
                             }

@@ -223,6 +223,7 @@ impl DataPlane {
         for thread in threads {
             let _ = thread.join();
         }
+        self.table.stop();
         // Last: a worker may have submitted to them. The pools are let go of only when no job holds them.
         self.io.stop();
     }
@@ -240,7 +241,7 @@ impl Drop for DataPlane {
 
 impl Installer for DataPlane {
     fn install(&self, install: Install) {
-        self.table.install(&install.view, &install.aborts);
+        self.table.install(&install.view, &install.aborts, install.events_lost);
         let workers = self.mailboxes.workers();
         let installation = Arc::new(Installation::new(install, workers, self.agent.clone()));
         self.mailboxes.post_all(|| Message::Install(Arc::clone(&installation)));

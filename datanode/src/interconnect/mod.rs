@@ -1,4 +1,4 @@
-//! Commands between data nodes: frames over mutual TLS, on the workers' own loops.
+//! Commands and copies of blocks between data nodes: frames over mutual TLS, on the workers' own loops.
 //!
 //! Each worker has one connection to each node that it forwards to, made when it is first needed, and serves those
 //! connections of other nodes that worker 0 has accepted and handed to it. The rules are in
@@ -7,6 +7,7 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | the object of one worker | `node` |
+//! | connections between owners and replicas | `replication` |
 //! | TLS over a nonblocking socket | `tls` |
 //! | the worker's words and those of the frames | `convert` |
 //!
@@ -15,6 +16,7 @@
 
 mod convert;
 mod node;
+mod replication;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -63,6 +65,8 @@ pub struct Interconnects {
 struct Tls {
     cluster: ClusterId,
     client: Arc<rustls::ClientConfig>,
+    /// For connections to replicas.
+    replica_client: Arc<rustls::ClientConfig>,
     server: Arc<rustls::ServerConfig>,
 }
 
@@ -88,10 +92,16 @@ impl Interconnects {
             io::ErrorKind::AddrInUse => StartError::InUse(address),
             _ => StartError::Listen { address, error },
         })?;
+        let client = identity.rustls_client()?;
+        let mut replica_client = rustls::ClientConfig::clone(&client);
+        replica_client.alpn_protocols = vec![replication::PROTOCOL.to_vec()];
+        let mut server = rustls::ServerConfig::clone(&*identity.rustls_server()?);
+        server.alpn_protocols = vec![replication::PROTOCOL.to_vec()];
         let tls = Tls {
             cluster: ClusterId(identity.own().cluster.0),
-            client: identity.rustls_client()?,
-            server: identity.rustls_server()?,
+            client,
+            replica_client: Arc::new(replica_client),
+            server: Arc::new(server),
         };
         Ok(Interconnects { address: bound, listener, tls })
     }

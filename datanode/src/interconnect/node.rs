@@ -21,6 +21,7 @@ use mio::{Interest, Registry, Token, net::TcpListener};
 
 use super::{
     Tls, convert, crc32c,
+    replication::{Channel, Outward, PROTOCOL},
     tls::{Link, LinkError, peer, take_plaintext},
 };
 use crate::{
@@ -33,11 +34,12 @@ use crate::{
         },
     },
     view::Shared,
+    volume::link::this_thread_is_worker,
 };
 
 /// Pause after the first failure to connect, in milliseconds; doubles with each.
-const PAUSE_MS_MIN: u64 = 50;
-const PAUSE_MS_MAX: u64 = 1_000;
+pub(super) const PAUSE_MS_MIN: u64 = 50;
+pub(super) const PAUSE_MS_MAX: u64 = 1_000;
 /// A peer that has not shown who it is after this time is let go, in milliseconds.
 const HANDSHAKE_MS_MAX: u64 = 5_000;
 /// Connections accepted on one worker.
@@ -63,7 +65,22 @@ struct Peer {
 struct Guest {
     link: Link,
     since: Instant,
-    machine: Option<Server<Bytes>>,
+    machine: Option<Machine>,
+}
+
+/// What a guest speaks.
+enum Machine {
+    Commands(Box<Server<Bytes>>),
+    Replicas(Box<Channel>),
+}
+
+impl Guest {
+    fn commands(&mut self) -> Option<&mut Server<Bytes>> {
+        match &mut self.machine {
+            Some(Machine::Commands(server)) => Some(server),
+            _ => None,
+        }
+    }
 }
 
 /// See the module.
@@ -80,6 +97,7 @@ pub(super) struct Node {
     peers: BTreeMap<NodeNumber, Peer>,
     peer_of_token: HashMap<usize, NodeNumber>,
     guests: BTreeMap<usize, Guest>,
+    outward: Outward,
     /// Guests and peers with more to read than one turn allows.
     unread: HashSet<usize>,
     events: VecDeque<InterconnectEvent>,
@@ -96,7 +114,10 @@ impl Node {
             }
             listener
         });
+        this_thread_is_worker(seat.worker);
+        shared.links.attach(seat.mailboxes.clone());
         Node {
+            outward: Outward::new(seat.worker, seat.mailboxes.clone()),
             worker: seat.worker,
             registry: seat.registry,
             mailboxes: seat.mailboxes,
@@ -233,12 +254,21 @@ impl Node {
         tracing::info!(connection = token, %error, "connection from a node lost");
         self.unread.remove(&token);
         guest.link.close(&self.registry);
-        self.events.push_back(InterconnectEvent::Disconnected { connection: token as u64 });
+        match guest.machine {
+            Some(Machine::Replicas(channel)) => channel.close(&self.shared),
+            _ => self.events.push_back(InterconnectEvent::Disconnected { connection: token as u64 }),
+        }
     }
 
     fn read(&mut self, now: Instant, token: usize) {
         if token == LISTENER {
             return self.accept();
+        }
+        if self.outward.owns(token) {
+            if self.outward.read(now, token, (&self.shared, &self.registry)) {
+                self.unread.insert(token);
+            }
+            return;
         }
         let result = if let Some(node) = self.peer_of_token.get(&token).copied() {
             let result = self.read_peer(now, node);
@@ -273,18 +303,29 @@ impl Node {
     fn read_guest(&mut self, now: Instant, token: usize) -> Result<bool, LinkError> {
         let Some(Guest { link, machine, .. }) = self.guests.get_mut(&token) else { return Ok(false) };
         let (shared, cluster) = (&self.shared, self.tls.cluster);
+        let (worker, mailboxes) = (self.worker, &self.mailboxes);
         let more = link.read(|tls| {
             if machine.is_none() {
                 let Some(identity) = peer(tls)? else { return Ok(()) };
-                *machine = Some(Server::new(admit(shared, cluster, &identity)?, now));
+                let ends = admit(shared, cluster, &identity)?;
+                *machine = Some(if tls.alpn_protocol() == Some(PROTOCOL) {
+                    let channel = Channel::new(ends.peer, worker, mailboxes.clone(), false, now);
+                    Machine::Replicas(Box::new(channel))
+                } else {
+                    Machine::Commands(Box::new(Server::new(ends, now)))
+                });
             }
             match machine {
-                Some(machine) => take_plaintext(tls, machine, Server::space, |m, n| m.advance(now, n)),
+                Some(Machine::Commands(machine)) => {
+                    take_plaintext(tls, &mut **machine, Server::space, |m, n| m.advance(now, n))
+                }
+                Some(Machine::Replicas(channel)) => channel.take(tls, shared, now),
                 None => Ok(()),
             }
         });
         let connection = token as u64;
-        while let Some(event) = machine.as_mut().and_then(Server::poll_event) {
+        let Some(Machine::Commands(machine)) = machine else { return more };
+        while let Some(event) = machine.poll_event() {
             let origin = |token| Origin { connection, token };
             self.events.push_back(match event {
                 ServerEvent::Command { token, command, execute_by } => InterconnectEvent::Command {
@@ -309,7 +350,7 @@ impl Node {
 
     fn guest(&mut self, origin: Origin) -> Option<&mut Server<Bytes>> {
         let token = usize::try_from(origin.connection).ok()?;
-        self.guests.get_mut(&token)?.machine.as_mut()
+        self.guests.get_mut(&token)?.commands()
     }
 }
 
@@ -334,13 +375,23 @@ impl Interconnect for Node {
             link.ready(event);
         } else if let Some(guest) = self.guests.get_mut(&token) {
             guest.link.ready(event);
+        } else {
+            self.outward.ready(token, event);
         }
         self.read(now, token);
     }
 
     fn handle_message(&mut self, now: Instant, message: Box<dyn Any + Send>) {
-        if let Ok(accepted) = message.downcast::<Accepted>() {
-            self.adopt(now, accepted.0);
+        match message.downcast::<Accepted>() {
+            Ok(accepted) => self.adopt(now, accepted.0),
+            // A poke: what there is to send goes out at the end of this turn.
+            Err(_) => {
+                for node in self.shared.links.take_wishes(self.worker) {
+                    let token = self.token();
+                    let ends = (&*self.shared, &self.tls, &self.registry);
+                    self.outward.connect(now, node, token, ends);
+                }
+            }
         }
     }
 
@@ -363,7 +414,8 @@ impl Interconnect for Node {
         for token in tokens {
             let Some(guest) = self.guests.get_mut(&token) else { continue };
             let result = match &mut guest.machine {
-                Some(machine) => machine.handle_timeout(now).map_err(LinkError::from),
+                Some(Machine::Commands(machine)) => machine.handle_timeout(now).map_err(LinkError::from),
+                Some(Machine::Replicas(channel)) => channel.handle_timeout(now),
                 None if now.millis_since(guest.since) >= HANDSHAKE_MS_MAX => {
                     Err(LinkError::Stranger("a peer that does not greet".into()))
                 }
@@ -373,6 +425,7 @@ impl Interconnect for Node {
                 self.guest_lost(token, &error);
             }
         }
+        self.outward.handle_timeout(now, (&self.shared, &self.registry));
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -384,10 +437,14 @@ impl Interconnect for Node {
             None => (peer.machine.outstanding() > 0).then_some(peer.not_before),
         });
         let guests = self.guests.values().map(|guest| match &guest.machine {
-            Some(machine) => machine.poll_timeout(),
+            Some(Machine::Commands(machine)) => machine.poll_timeout(),
+            Some(Machine::Replicas(channel)) if channel.is_waiting() && guest.link.is_writable() => {
+                Instant(0)
+            }
+            Some(Machine::Replicas(channel)) => channel.poll_timeout(),
             None => guest.since.plus_millis(HANDSHAKE_MS_MAX),
         });
-        peers.chain(guests).min()
+        peers.chain(guests).chain(self.outward.poll_timeout()).min()
     }
 
     fn poll_event(&mut self) -> Option<InterconnectEvent> {
@@ -405,7 +462,14 @@ impl Interconnect for Node {
         }
         let mut lost_guests = Vec::new();
         for (token, guest) in &mut self.guests {
-            let next = || guest.machine.as_mut().and_then(Server::poll_transmit);
+            if let Some(Machine::Replicas(channel)) = &guest.machine {
+                channel.begin_sending();
+            }
+            let next = || match &mut guest.machine {
+                Some(Machine::Commands(machine)) => machine.poll_transmit(),
+                Some(Machine::Replicas(channel)) => channel.next(),
+                None => None,
+            };
             if let Err(error) = guest.link.write(next) {
                 lost_guests.push((*token, error));
             }
@@ -416,6 +480,7 @@ impl Interconnect for Node {
         for (token, error) in lost_guests {
             self.guest_lost(token, &error);
         }
+        self.outward.flush(now, (&self.shared, &self.registry));
     }
 
     fn forward(&mut self, now: Instant, to: NodeNumber, token: ForwardToken, command: CommandFor) {

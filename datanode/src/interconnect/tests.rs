@@ -99,6 +99,7 @@ impl Pair {
                     live: true,
                     cordoned: false,
                     incarnation: Incarnation(1),
+                    boot: crate::view::BootId([1; 16]),
                     ports: vec![],
                     interconnect: addresses[at],
                 };

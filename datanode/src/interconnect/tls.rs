@@ -11,7 +11,7 @@ use std::{
 };
 
 use holdfast_pki::{PeerIdentity, PkiError};
-use holdfast_replica::frame::Outgoing;
+use holdfast_replica::frame::{FrameError, Kind, Outgoing};
 use mio::{Interest, Registry, Token, net::TcpStream};
 use rustls_pki_types::ServerName;
 
@@ -45,6 +45,15 @@ pub(super) enum LinkError {
     /// The peer broke the rules of forwarding.
     #[error("the peer broke a rule: {0}")]
     Violation(#[from] holdfast_replica::forward::Violation),
+    /// The peer sent bytes that are no frame.
+    #[error("the peer's bytes are no frame: {0}")]
+    Frame(#[from] FrameError),
+    /// A frame of this kind that makes no sense, or not here.
+    #[error("a frame of the peer makes no sense here: {0:?}")]
+    Malformed(Kind),
+    /// Nothing has come for too long.
+    #[error("the peer is silent")]
+    Silent,
 }
 
 /// One connection.
@@ -195,6 +204,11 @@ impl Link {
                 self.sent -= frame.len();
             }
         }
+    }
+
+    /// False while the socket takes no more.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// Says goodbye and lets go of the socket.

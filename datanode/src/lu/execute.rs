@@ -22,6 +22,8 @@ use crate::clock;
 use crate::data_plane::mailbox::Message;
 use crate::data_plane::router::{Bytes, LuFunctionOutcome, Outcome, Reply};
 use crate::store::io_threads::Lane;
+use crate::volume::Serving;
+use crate::volume::jobs::{HostResult, Job};
 
 /// By when a reservation change has passed its barrier although the controller could not be asked, in milliseconds after its
 /// installation: every lease that was granted without it has run out by then. Longer than any lease.
@@ -117,6 +119,15 @@ impl LogicalUnit {
     ) -> Option<(TaskId, IoResult)> {
         if overdue(&io, execute_by) {
             return Some((task, IoResult::Failed(IoFailure::Unknown)));
+        }
+        if let Serving::Driven(engine) = self.volume.serving()
+            && let Some(steps) = io.as_steps(&geometry)
+        {
+            let (unit, services) = (Arc::clone(self), driver.services.clone());
+            let reply = Box::new(move |result: HostResult| {
+                unit.io_done(&mut Driver::remote(&services), task, result.into());
+            });
+            return engine.submit(Job { steps, reply }).map(|result| (task, result.into()));
         }
         if let Some(result) = io.try_inline(&self.volume, &geometry) {
             return Some((task, result));

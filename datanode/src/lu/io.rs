@@ -2,6 +2,9 @@
 //!
 //! Invariant: what is reported as done durably has been flushed before; a failure is told as what it is, never as done.
 
+use std::collections::VecDeque;
+
+use holdfast_replica::span::Span;
 use holdfast_scsi::cdb::WriteSameSource;
 use holdfast_scsi::device_server::{Action, IoDone, IoFailure, TaskId};
 use holdfast_scsi::geometry::{Extent, Geometry};
@@ -11,6 +14,7 @@ use holdfast_scsi::limits::LBA_STATUS_DESCRIPTORS_MAX;
 use crate::data_plane::limits::INLINE_IO_LEN_MAX;
 use crate::data_plane::router::Bytes;
 use crate::store::{Durability, Run, StoreError, Wait};
+use crate::volume::jobs::{HostFailure, HostResult, Step};
 use crate::volume::{Volume, VolumeError};
 
 /// Bytes of a repeated block that are written at a time.
@@ -35,6 +39,22 @@ pub(super) enum IoResult {
     Read(Vec<u8>),
     Allocation(Vec<LbaStatus>),
     Failed(IoFailure),
+}
+
+impl From<HostResult> for IoResult {
+    fn from(result: HostResult) -> IoResult {
+        match result {
+            HostResult::Done => IoResult::Done,
+            HostResult::Read(bytes) => IoResult::Read(bytes),
+            HostResult::Failed(failure) => IoResult::Failed(match failure {
+                HostFailure::NotExecuted => IoFailure::NotExecuted,
+                HostFailure::Unknown => IoFailure::Unknown,
+                HostFailure::NoSpace => IoFailure::NoSpace,
+                HostFailure::Medium => IoFailure::Medium { lba: None },
+                HostFailure::Hardware => IoFailure::Hardware,
+            }),
+        }
+    }
 }
 
 impl IoResult {
@@ -90,6 +110,35 @@ impl Io {
             Io::Read { .. } | Io::Flush | Io::QueryAllocation { .. } => false,
             Io::Write { .. } | Io::Repeat { .. } | Io::Zeroes { .. } | Io::Unmap { .. } => true,
         }
+    }
+
+    /// The same for the replication core; `None` for what only looks.
+    pub(super) fn as_steps(&self, g: &Geometry) -> Option<VecDeque<Step>> {
+        let block_size = g.block_size();
+        let span = |extent: &Extent| Span::new(extent.lba, u64::from(extent.blocks));
+        let zeroes = |extent: &Extent, unmap, durable| {
+            span(extent).map(|span| Step::Zeroes { span, unmap, block_size, durable })
+        };
+        let steps = match self {
+            Io::Read { extent, fua } => {
+                let flush = fua.then_some(Step::Flush);
+                flush.into_iter().chain(span(extent).map(Step::Read)).collect()
+            }
+            Io::Write { lba, data, fua } => {
+                let span = Span::new(*lba, data.len() as u64 / u64::from(block_size.max(1)));
+                span.map(|span| Step::Write { span, data: data.clone(), durable: *fua }).into_iter().collect()
+            }
+            Io::Repeat { extent, block, fua } => {
+                let pattern = Bytes::new(repeated(*extent, block.as_slice()));
+                let step = |span| Step::Repeat { span, pattern, block_size, durable: *fua };
+                span(extent).map(step).into_iter().collect()
+            }
+            Io::Zeroes { extent, deallocate, fua } => zeroes(extent, *deallocate, *fua).into_iter().collect(),
+            Io::Unmap { extents, fua } => extents.iter().filter_map(|e| zeroes(e, true, *fua)).collect(),
+            Io::Flush => VecDeque::from([Step::Flush]),
+            Io::QueryAllocation { .. } => return None,
+        };
+        Some(steps)
     }
 
     /// Does it now if that does not wait for a disk; `None` if it has to go to the I/O threads.
@@ -165,8 +214,8 @@ fn read(volume: &Volume, g: &Geometry, extent: Extent, wait: Wait) -> Result<IoR
 
 /// Writes the same block all over `extent`.
 fn repeat(volume: &Volume, g: &Geometry, extent: Extent, block: &[u8]) -> Result<(), VolumeError> {
-    let per_write = (REPEAT_LEN / block.len().max(1)).max(1) as u64;
-    let buffer = block.repeat(per_write.min(u64::from(extent.blocks)) as usize);
+    let buffer = repeated(extent, block);
+    let per_write = (buffer.len() / block.len().max(1)).max(1) as u64;
     let mut lba = extent.lba;
     while lba < extent.end() {
         let blocks = per_write.min(extent.end() - lba);
@@ -175,6 +224,12 @@ fn repeat(volume: &Volume, g: &Geometry, extent: Extent, block: &[u8]) -> Result
         lba = lba.saturating_add(blocks);
     }
     Ok(())
+}
+
+/// As many times the block as are written at a time.
+fn repeated(extent: Extent, block: &[u8]) -> Vec<u8> {
+    let per_write = (REPEAT_LEN / block.len().max(1)).max(1) as u64;
+    block.repeat(per_write.min(u64::from(extent.blocks)) as usize)
 }
 
 /// Runs of bytes as states of whole blocks; a block that is backed in part counts as mapped.

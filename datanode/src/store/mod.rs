@@ -3,6 +3,7 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | a replica's data as a sparse file | [`file`] |
+//! | a replica's activity log and bitmaps | [`metadata`] |
 //! | directories of replicas, their lock and their superblocks | [`pool`] |
 //! | threads for what may block | [`io_threads`] |
 //!
@@ -13,6 +14,7 @@
 
 pub mod file;
 pub mod io_threads;
+pub mod metadata;
 pub mod pool;
 #[cfg(test)]
 mod pool_tests;

@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/lock               held while a process uses the pool; names that process
 //! DIR/pool               which cluster and node the pool belongs to
-//! DIR/<volume uuid>/     a replica: `superblock` and `data`
+//! DIR/<volume uuid>/     a replica: `superblock`, `data`, `log` and `bitmap-<node>`
 //! DIR/.<volume uuid>.new      being created; never served, removed at the next start
 //! DIR/.<volume uuid>.removed  being removed; removed for good at the next start
 //! ```
@@ -16,6 +16,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use holdfast_replica::activity_log::ActivityLog;
 use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
 
 use super::replica::{Replica, ReplicaError, ReplicaIdentity, ReplicaShape};
@@ -162,7 +163,7 @@ impl Pool {
         Replica::open(&self.folder(volume), identity, shape)
     }
 
-    /// Makes an empty replica of `volume`. A crash leaves a whole one or none.
+    /// Makes an empty replica of `volume` with this activity log. A crash leaves a whole one or none.
     ///
     /// # Errors
     /// [`ReplicaError`]; `AlreadyExists` among them if there is one.
@@ -171,6 +172,7 @@ impl Pool {
         volume: VolumeId,
         node: NodeNumber,
         shape: &ReplicaShape,
+        log: ActivityLog,
     ) -> Result<Replica, ReplicaError> {
         let identity = ReplicaIdentity { cluster: self.cluster, volume, node };
         let folder = self.folder(volume);
@@ -180,7 +182,7 @@ impl Pool {
         let temporary = self.directory.join(format!(".{volume}.new"));
         remove_folder(&temporary)?;
         fs::create_dir(&temporary)?;
-        let made = Replica::create(&temporary, identity, shape).and_then(|()| {
+        let made = Replica::create(&temporary, identity, shape, log).and_then(|()| {
             sync_directory(&temporary)?;
             fs::rename(&temporary, &folder)?;
             sync_directory(&self.directory)?;

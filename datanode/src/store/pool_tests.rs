@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::sync::{Arc, mpsc};
 
+use holdfast_replica::activity_log::ActivityLog;
 use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
 
@@ -14,6 +15,10 @@ use super::{Durability, Wait};
 const CLUSTER: ClusterId = ClusterId([1; 16]);
 const VOLUME: VolumeId = VolumeId([2; 16]);
 const SHAPE: ReplicaShape = ReplicaShape { block_size: 512, blocks: 2048, thin: true };
+
+fn log() -> ActivityLog {
+    ActivityLog::new(vec![node()])
+}
 
 fn node() -> NodeNumber {
     NodeNumber::new(1).unwrap()
@@ -68,7 +73,7 @@ fn directory_with_other_files_is_not_taken_over() {
 #[test]
 fn replica_keeps_its_data_promise_and_size() {
     let (dir, pool) = pool();
-    let replica = pool.create_replica(VOLUME, node(), &SHAPE).unwrap();
+    let replica = pool.create_replica(VOLUME, node(), &SHAPE, log()).unwrap();
     replica.promise(epoch(3)).unwrap();
     replica.admit(epoch(3)).unwrap().store().write_at(512, &[7; 512], Durability::OnMedium).unwrap();
     replica.grow(4096).unwrap();
@@ -87,8 +92,8 @@ fn replica_keeps_its_data_promise_and_size() {
 #[test]
 fn replica_is_never_made_over_another_nor_served_for_another() {
     let (_dir, pool) = pool();
-    drop(pool.create_replica(VOLUME, node(), &SHAPE).unwrap());
-    let again = pool.create_replica(VOLUME, node(), &SHAPE);
+    drop(pool.create_replica(VOLUME, node(), &SHAPE, log()).unwrap());
+    let again = pool.create_replica(VOLUME, node(), &SHAPE, log());
     assert!(
         matches!(&again, Err(ReplicaError::Io(e)) if e.kind() == io::ErrorKind::AlreadyExists),
         "{again:?}"
@@ -105,7 +110,7 @@ fn replica_is_never_made_over_another_nor_served_for_another() {
 #[test]
 fn damaged_superblock_stops_the_replica() {
     let (_dir, pool) = pool();
-    drop(pool.create_replica(VOLUME, node(), &SHAPE).unwrap());
+    drop(pool.create_replica(VOLUME, node(), &SHAPE, log()).unwrap());
     let file = pool.directory().join(VOLUME.to_string()).join("superblock");
     let mut bytes = fs::read(&file).unwrap();
     bytes.iter_mut().for_each(|b| *b ^= 0x55);
@@ -117,7 +122,7 @@ fn damaged_superblock_stops_the_replica() {
 #[test]
 fn lower_epochs_are_refused_once_a_higher_one_is_promised() {
     let (_dir, pool) = pool();
-    let replica = pool.create_replica(VOLUME, node(), &SHAPE).unwrap();
+    let replica = pool.create_replica(VOLUME, node(), &SHAPE, log()).unwrap();
     replica.promise(epoch(4)).unwrap();
     assert!(replica.admit(epoch(3)).is_none() && replica.admit(epoch(5)).is_none());
     assert!(replica.admit(epoch(4)).is_some());
@@ -129,7 +134,7 @@ fn lower_epochs_are_refused_once_a_higher_one_is_promised() {
 #[test]
 fn promise_waits_for_io_under_the_epoch_before() {
     let (_dir, pool) = pool();
-    let replica = Arc::new(pool.create_replica(VOLUME, node(), &SHAPE).unwrap());
+    let replica = Arc::new(pool.create_replica(VOLUME, node(), &SHAPE, log()).unwrap());
     replica.promise(epoch(2)).unwrap();
     let admitted = replica.admit(epoch(2)).unwrap();
     let (tx, rx) = mpsc::channel();
@@ -156,7 +161,7 @@ fn promise_waits_for_io_under_the_epoch_before() {
 #[test]
 fn retired_replica_admits_nothing() {
     let (_dir, pool) = pool();
-    let replica = pool.create_replica(VOLUME, node(), &SHAPE).unwrap();
+    let replica = pool.create_replica(VOLUME, node(), &SHAPE, log()).unwrap();
     replica.promise(epoch(2)).unwrap();
     replica.retire();
     assert!(replica.admit(epoch(2)).is_none());
@@ -166,7 +171,7 @@ fn retired_replica_admits_nothing() {
 #[test]
 fn removed_replica_is_gone_and_leftovers_are_swept() {
     let (dir, pool) = pool();
-    drop(pool.create_replica(VOLUME, node(), &SHAPE).unwrap());
+    drop(pool.create_replica(VOLUME, node(), &SHAPE, log()).unwrap());
     pool.remove_replica(VOLUME).unwrap();
     pool.remove_replica(VOLUME).unwrap();
     assert!(!pool.has_replica(VOLUME));

@@ -1,21 +1,30 @@
-//! One replica on disk: the superblock with the promised epoch, and the data.
+//! One replica on disk: the superblock with the promised epoch, the bookkeeping of replication, and the data.
+//!
+//! A volume with one copy is served from here directly, under [`Replica::admit`]. Where there are more copies, the
+//! replication core orders all I/O, and the replica is [suspended](Replica::suspend) for everyone else.
 //!
 //! Invariants (design 6.6): the highest epoch promised is on the medium before any I/O runs under it; I/O of a lower epoch
 //! is refused from the moment the promise begins, and what was submitted before has ended when the promise returns. A
 //! superblock of another cluster or volume, or one that cannot be read in either slot, is never served and never
 //! overwritten.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use holdfast_replica::activity_log::{ActivityLog, LogError};
+use holdfast_replica::bitmap::Bitmap;
 use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
+use holdfast_replica::secondary::Part;
+use holdfast_replica::span::Shape;
 use holdfast_replica::superblock::{SLOT_LEN, SLOTS, Superblock, SuperblockError};
 
 use super::file::FileStore;
+use super::metadata::{Metadata, PageImage};
 use super::pool::sync_directory;
 use super::{Store, StoreError};
 
@@ -100,6 +109,8 @@ pub struct ReplicaIdentity {
 #[derive(Debug)]
 pub struct Replica {
     store: Box<dyn Store>,
+    /// None only where a test needs none.
+    metadata: Option<Metadata>,
     /// Locked while the superblock is being written, which blocks; taken before `state`.
     superblock: Mutex<(File, Superblock)>,
     /// Never locked while something blocks.
@@ -113,6 +124,8 @@ struct State {
     promised: Epoch,
     /// I/O of a lower epoch is refused. At least the promised one; higher while a promise is being made.
     admits_from: Epoch,
+    /// The replication core drives the replica: nobody else's I/O is admitted before the next promise here.
+    suspended: bool,
     /// I/O under way, all of it of epochs up to the promised one.
     in_flight: usize,
 }
@@ -144,6 +157,7 @@ impl Replica {
         folder: &Path,
         identity: ReplicaIdentity,
         shape: &ReplicaShape,
+        log: ActivityLog,
     ) -> Result<(), ReplicaError> {
         FileStore::create(&folder.join(DATA_FILE), shape.bytes(), !shape.thin)?;
         let ReplicaIdentity { cluster, volume, node } = identity;
@@ -154,6 +168,7 @@ impl Replica {
         file.set_len((SLOT_LEN * SLOTS) as u64)?;
         write_slot(&file, &superblock)?;
         file.sync_all()?;
+        Metadata::create(folder, volume, log)?;
         sync_directory(folder)?;
         Ok(())
     }
@@ -178,17 +193,19 @@ impl Replica {
         }
         let size = found.1.saturating_mul(u64::from(found.0));
         let store = FileStore::open(&folder.join(DATA_FILE), size)?;
-        let replica = Replica::new(Box::new(store), file, superblock);
+        let metadata = Metadata::open(folder, volume)?;
+        let replica = Replica::new(Box::new(store), Some(metadata), file, superblock);
         replica.grow(shape.blocks)?;
         Ok(replica)
     }
 
-    fn new(store: Box<dyn Store>, file: File, superblock: Superblock) -> Replica {
+    fn new(store: Box<dyn Store>, metadata: Option<Metadata>, file: File, superblock: Superblock) -> Replica {
         let promised = superblock.promised;
         Replica {
             store,
+            metadata,
             superblock: Mutex::new((file, superblock)),
-            state: Mutex::new(State { promised, admits_from: promised, in_flight: 0 }),
+            state: Mutex::new(State { promised, admits_from: promised, suspended: false, in_flight: 0 }),
             drained: Condvar::new(),
         }
     }
@@ -196,7 +213,93 @@ impl Replica {
     /// A replica over another store, for tests of what stores do wrong.
     #[cfg(test)]
     pub(crate) fn with_store(store: Box<dyn Store>, file: File, superblock: Superblock) -> Replica {
-        Replica::new(store, file, superblock)
+        Replica::new(store, None, file, superblock)
+    }
+
+    /// The same with its bookkeeping in `folder`, under this log.
+    #[cfg(test)]
+    pub(crate) fn with_store_and_log(
+        store: Box<dyn Store>,
+        folder: &Path,
+        superblock: Superblock,
+        log: ActivityLog,
+    ) -> io::Result<Replica> {
+        let volume = superblock.volume;
+        let path = folder.join(SUPERBLOCK_FILE);
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        if !folder.join("log").exists() {
+            Metadata::create(folder, volume, log)?;
+        }
+        Ok(Replica::new(store, Some(Metadata::open(folder, volume)?), file, superblock))
+    }
+
+    /// The data, for the replication core, which orders its I/O itself.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// Activity log and bitmaps as they stand on the medium.
+    ///
+    /// # Errors
+    /// Outside: the system's; inside: why there is no log.
+    pub fn bookkeeping(&self, shape: Shape) -> io::Result<(Result<ActivityLog, LogError>, Vec<Bitmap>)> {
+        let metadata = self.metadata()?;
+        Ok((metadata.log()?, metadata.bitmaps(shape)?))
+    }
+
+    /// Brings parts of the bookkeeping to the medium, all of them. Blocks.
+    ///
+    /// # Errors
+    /// An I/O error; what was written is then in doubt.
+    pub fn persist(&self, parts: &[Part]) -> Result<(), ReplicaError> {
+        let metadata = self.metadata()?;
+        let mut pages: BTreeMap<NodeNumber, Vec<PageImage>> = BTreeMap::new();
+        for part in parts {
+            match part {
+                Part::Promise(epoch) => self.note_promise(*epoch)?,
+                Part::Log(slot, image) => metadata.write_log(*slot, image)?,
+                Part::Page(node, slot, image) => {
+                    pages.entry(*node).or_default().push((*slot, image.clone()));
+                }
+                Part::DropBitmap(node) => metadata.drop_bitmap(*node)?,
+            }
+        }
+        for (node, pages) in pages {
+            metadata.write_pages(node, &pages)?;
+        }
+        Ok(())
+    }
+
+    /// The replica is the only copy from here on: nobody is absent, nothing may differ from anything. Blocks.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn begin_alone(&self) -> Result<(), ReplicaError> {
+        let node = self.superblock.lock().unwrap_or_else(PoisonError::into_inner).1.node;
+        Ok(self.metadata()?.reset(node)?)
+    }
+
+    fn metadata(&self) -> io::Result<&Metadata> {
+        self.metadata.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn note_promise(&self, epoch: Epoch) -> Result<(), ReplicaError> {
+        let mut superblock = self.superblock.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch != superblock.1.promised {
+            let next = superblock.1.promise(epoch).ok_or(ReplicaError::Exhausted)?;
+            self.write_superblock(&mut superblock, next)?;
+        }
+        let mut state = self.lock();
+        state.promised = epoch;
+        state.admits_from = state.admits_from.max(epoch);
+        Ok(())
+    }
+
+    /// Admits nothing until the next [`Replica::promise`], and waits for what is under way. Blocks.
+    pub fn suspend(&self) {
+        let mut state = self.lock();
+        state.suspended = true;
+        self.drain(state);
     }
 
     /// The highest epoch promised.
@@ -215,9 +318,11 @@ impl Replica {
             return Err(ReplicaError::StaleEpoch { promised: state.admits_from, asked: epoch });
         }
         if epoch == state.promised {
+            state.suspended = false;
             return Ok(());
         }
         state.admits_from = epoch;
+        state.suspended = false;
         self.drain(state);
         let next = superblock.1.promise(epoch).ok_or(ReplicaError::Exhausted)?;
         self.write_superblock(&mut superblock, next)?;
@@ -244,7 +349,7 @@ impl Replica {
     /// Begins an I/O under `epoch`; `None` if that epoch is not the promised one.
     pub fn admit(&self, epoch: Epoch) -> Option<Admitted<'_>> {
         let mut state = self.lock();
-        if epoch != state.promised || epoch < state.admits_from {
+        if epoch != state.promised || epoch < state.admits_from || state.suspended {
             return None;
         }
         state.in_flight += 1;

@@ -334,6 +334,7 @@ fn node(record: &state::Node) -> Field<NodeView> {
         live: record.live,
         cordoned: record.cordoned,
         incarnation: Incarnation(record.incarnation),
+        boot: BootId::from_slice(&record.boot_id).ok_or("its boot id is not 16 bytes")?,
         ports: record.ports.iter().map(port).collect::<Field<_>>()?,
         interconnect: socket_address(&record.interconnect)?,
     })
@@ -356,6 +357,12 @@ fn volume(record: &state::Volume, reservations: Arc<ReservationView>) -> Field<V
         write_cache: record.write_cache,
         thin: record.thin,
         config: volume_config(record)?,
+        absent: record.absent.iter().map(member).collect::<Field<_>>()?,
+        removing: record.removing.iter().map(member).collect::<Field<_>>()?,
+        hand_over_to: match record.hand_over_to {
+            0 => None,
+            number => Some(node_number(number)?),
+        },
         deleting: record.deleting,
         reservations,
     })

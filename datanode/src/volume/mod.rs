@@ -1,10 +1,31 @@
-//! The replicated block store of one logical unit, as its owner uses it. Today the in-sync set has one member, this node's
-//! own replica; the checks are those of any number: epoch and lease gate at submission, and again before the reply.
+//! The replicated block store of a logical unit: what its owner uses, and the replicas of this node.
 //!
-//! Invariants: no byte is read or written unless the gate is open, this incarnation owns the volume, and the replica
+//! | Looking for | Module |
+//! |---|---|
+//! | I/O of an owned volume, and whether it may be done now | [`Volume`] |
+//! | which replicas there are, following the view | `hosting` |
+//! | the replication core of one volume, driven | `engine` |
+//! | what hosts ask of it | `jobs` |
+//! | what it asks of the disk | `disk` |
+//! | connections to other nodes' replicas | [`Links`] |
+//! | time | `pulse` |
+//!
+//! Invariants: no byte is read or written for a host unless the gate is open, this incarnation owns the volume, and the replica
 //! has durably promised the volume's epoch; the caller asks [`Volume::may_reply`] after the I/O and before every reply.
 
+mod disk;
+mod engine;
+pub(crate) mod hosting;
+pub(crate) mod jobs;
+pub(crate) mod link;
+mod pulse;
+mod report;
+#[cfg(test)]
+mod tests;
 #[expect(clippy::module_inception, reason = "the volume is this module's one idea")]
 mod volume;
 
+pub(crate) use engine::Surroundings;
+pub use link::Links;
+pub(crate) use volume::Serving;
 pub use volume::{Volume, VolumeError};

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::geometry::{Extent, Geometry};
 
+use super::engine::Engine;
 use crate::clock;
 use crate::store::replica::{Admitted, Replica};
 use crate::store::{Durability, Run, StoreError, Wait};
@@ -32,12 +33,23 @@ impl From<StoreError> for VolumeError {
 enum Service {
     /// Not (yet, any more): the replica is being opened, or the ownership has ended.
     Stopped,
-    /// Under this epoch, which the replica has promised.
+    /// Alone, under this epoch, which the replica has promised.
     Open(Epoch, Arc<Replica>),
+    /// By the replication core, under this epoch.
+    Driven(Epoch, Arc<Engine>),
     /// The configuration is changing within this epoch: nothing new is begun, what was done may be answered.
     Paused,
     /// We are the owner but the replica cannot be used: commands run, their I/O fails.
     Broken(Epoch),
+}
+
+/// What does the I/O just now.
+#[derive(Debug)]
+pub(crate) enum Serving {
+    /// The volume itself: its calls do I/O.
+    Alone,
+    /// The replication core, which takes jobs.
+    Driven(Arc<Engine>),
 }
 
 /// See the module's invariants.
@@ -64,6 +76,19 @@ impl Volume {
         self.set(Service::Open(epoch, replica));
     }
 
+    /// From now on it is served by the replication core under `epoch`.
+    pub(crate) fn drive(&self, epoch: Epoch, engine: Arc<Engine>) {
+        self.set(Service::Driven(epoch, engine));
+    }
+
+    /// What does the I/O.
+    pub(crate) fn serving(&self) -> Serving {
+        match &*self.service.read().unwrap_or_else(PoisonError::into_inner) {
+            Service::Driven(_, engine) => Serving::Driven(Arc::clone(engine)),
+            _ => Serving::Alone,
+        }
+    }
+
     /// From now on every I/O fails: the replica cannot be used, and the hosts have to hear of it.
     pub fn break_down(&self, epoch: Epoch) {
         self.set(Service::Broken(epoch));
@@ -73,7 +98,7 @@ impl Volume {
     pub fn pause(&self) {
         let mut service = self.service.write().unwrap_or_else(PoisonError::into_inner);
         match &*service {
-            Service::Open(..) | Service::Broken(_) => *service = Service::Paused,
+            Service::Open(..) | Service::Driven(..) | Service::Broken(_) => *service = Service::Paused,
             Service::Stopped | Service::Paused => {}
         }
     }
@@ -90,6 +115,9 @@ impl Volume {
         }
         match &*self.service.read().unwrap_or_else(PoisonError::into_inner) {
             Service::Stopped | Service::Paused => None,
+            Service::Driven(epoch, engine) => {
+                (engine.is_serving() || engine.is_out_of_service()).then_some(*epoch)
+            }
             Service::Open(epoch, _) | Service::Broken(epoch) => Some(*epoch),
         }
     }
@@ -160,7 +188,11 @@ impl Volume {
     /// # Errors
     /// [`VolumeError`].
     pub fn allocation(&self, g: &Geometry, extent: Extent, runs_max: usize) -> Result<Vec<Run>, VolumeError> {
-        self.with(|r| r.store().allocation(extent.byte_offset(g), extent.byte_len(g), runs_max))
+        let (offset, len) = (extent.byte_offset(g), extent.byte_len(g));
+        match self.serving() {
+            Serving::Alone => self.with(|r| r.store().allocation(offset, len, runs_max)),
+            Serving::Driven(engine) => Ok(engine.store().allocation(offset, len, runs_max)?),
+        }
     }
 
     fn with<T>(&self, io: impl FnOnce(&Admitted<'_>) -> Result<T, StoreError>) -> Result<T, VolumeError> {
@@ -170,7 +202,8 @@ impl Volume {
         // Cloned, so that a long I/O holds up no change of service.
         let service = self.service.read().unwrap_or_else(PoisonError::into_inner).clone();
         match service {
-            Service::Stopped | Service::Paused => Err(VolumeError::NotExecuted),
+            // The core takes jobs; this road is for a single copy.
+            Service::Stopped | Service::Paused | Service::Driven(..) => Err(VolumeError::NotExecuted),
             Service::Broken(_) => Err(VolumeError::OutOfService),
             Service::Open(epoch, replica) => {
                 let admitted = replica.admit(epoch).ok_or(VolumeError::NotExecuted)?;

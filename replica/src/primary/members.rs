@@ -6,14 +6,15 @@
 
 use alloc::vec::Vec;
 
-use super::{Change, Instant, Output, Peer, Phase, Primary, Stage, Stop};
+use super::{Change, Instant, Output, Peer, PeerState, Phase, Primary, Stage, Stop};
 use crate::{
     activity_log::Settled,
     config::VolumeConfig,
     faults::Fault,
     ids::NodeNumber,
     limits::{REPLICA_MADE_MS_MAX, REPLICA_SILENCE_MS_MAX},
-    replication::{Answer, FromReplica, Request},
+    replication::{Answer, Failure, FromReplica, Request},
+    span::Shape,
 };
 
 impl<B: AsRef<[u8]> + Clone> Primary<B> {
@@ -25,6 +26,38 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
     /// True while a connection to `node` is known.
     pub fn is_connected(&self, node: NodeNumber) -> bool {
         self.peers.get(&node).is_some_and(|p| p.session.is_some())
+    }
+
+    /// How a replica is; `None`: it is none of the volume's.
+    pub fn peer_state(&self, node: NodeNumber) -> Option<PeerState> {
+        let peer = self.peers.get(&node)?;
+        Some(match &peer.stage {
+            _ if !peer.promised => PeerState::Connecting,
+            Stage::InSync => PeerState::InSync,
+            Stage::Waiting => PeerState::Waiting,
+            Stage::Copying(_) => match self.progress(node) {
+                Some(progress) => PeerState::Copying(progress),
+                None => PeerState::Joining,
+            },
+            Stage::Beginning(_) | Stage::Merging(_) | Stage::Counted => PeerState::Joining,
+        })
+    }
+
+    /// The volume is larger now, on this node's disk at least. A replica that is not yet so large leaves what lies behind its end
+    /// waiting.
+    pub fn grow(&mut self, now: Instant, shape: Shape) {
+        let other_chunks = shape.chunk_shift() != self.start.shape.chunk_shift();
+        self.start.shape = shape;
+        // Their locks of the whole volume are of the old one, and so are their chunks.
+        let anew = |p: &Peer| match p.stage {
+            Stage::Beginning(_) | Stage::Merging(_) => true,
+            Stage::Copying(_) => other_chunks,
+            Stage::InSync | Stage::Waiting | Stage::Counted => false,
+        };
+        let nodes: Vec<NodeNumber> = self.peers.iter().filter(|(_, p)| anew(p)).map(|(n, _)| *n).collect();
+        for node in nodes {
+            self.reset_learner(now, node);
+        }
     }
 
     /// A connection to a replica is up; earlier ones to it are gone. Returns the number that its frames carry.
@@ -115,6 +148,11 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             Answer::Refused if frame.epoch > epoch => self.end(Stop::Deposed),
             Answer::Refused => {}
             Answer::Done => self.acknowledged(now, node, frame.number),
+            Answer::Failed(Failure::NoSpace)
+                if node == self.start.me.node && self.config.in_sync().len() == 1 =>
+            {
+                self.own_disk_full(now, frame.number);
+            }
             Answer::Failed(_) => {
                 peer.failed = true;
                 if node == self.start.me.node {

@@ -88,6 +88,8 @@ pub enum Outcome {
     Done,
     /// Too few replicas are left; the write may or may not outlive the ones that are.
     NotEnoughReplicas,
+    /// There is only one copy, and no space on its disk. Part of the write may have been done.
+    NoSpace,
     /// The blocks could not be read.
     ReadFailed,
 }
@@ -104,6 +106,21 @@ pub enum Refusal {
     /// Out of the volume, longer than one request may be, or data of another length; or the id is in use. The caller is at
     /// fault.
     Misuse,
+}
+
+/// How a replica is, as its owner sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// It has not promised the present epoch on a connection that is up.
+    Connecting,
+    /// It counts for every answer.
+    InSync,
+    /// It waits for its turn to catch up.
+    Waiting,
+    /// It gets what it lacks.
+    Copying(Progress),
+    /// It has all of it, or is about to begin: a matter of moments.
+    Joining,
 }
 
 /// What a new owner knows.
@@ -428,6 +445,11 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
     /// Ends this owner. What it has not answered has an unknown outcome (reads and what was refused excepted).
     pub fn stop(&mut self) {
         self.end(Stop::Asked);
+    }
+
+    /// The own replica has lost blocks that others have: ends this owner, so that one of them takes the volume.
+    pub fn replica_failed(&mut self) {
+        self.end(Stop::ReplicaFailed);
     }
 
     fn end(&mut self, why: Stop) {

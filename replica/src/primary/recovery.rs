@@ -145,10 +145,10 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         }
     }
 
-    /// The blocks that [`Output::Copy`] asked for; `None` if they cannot be read.
-    pub fn copy_data(&mut self, now: Instant, copy: u64, data: Option<B>) {
+    /// What [`Output::Copy`] asked for, as bytes or as "nothing is there"; `None` if it cannot be read.
+    pub fn copy_data(&mut self, now: Instant, copy: u64, body: Option<Body<B>>) {
         let Some(Copy { span, target, .. }) = self.copies.copies.get(&copy).copied() else { return };
-        let Some(data) = data else {
+        let Some(body) = body else {
             self.end(Stop::ReplicaFailed);
             return;
         };
@@ -160,7 +160,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             }
             Target::Learner(node) => Vec::from([node]),
         };
-        let request = Request::Write { span, body: Body::Data(data), durable: false };
+        let request = Request::Write { span, body, durable: false };
         self.issue_to(now, request, Purpose::Copy(copy), to);
     }
 

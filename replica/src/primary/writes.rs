@@ -136,7 +136,28 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         }
     }
 
+    /// The only copy has no space for a write: the host is told. Learners that got it begin anew, with what their logs name.
+    pub(super) fn own_disk_full(&mut self, now: Instant, number: u64) {
+        let Some(Purpose::HostWrite(id)) = self.in_flight.get(&number).map(|r| r.purpose) else {
+            return self.replica_failed();
+        };
+        let learners: Vec<NodeNumber> =
+            self.peers.iter().filter(|(_, p)| p.streams && !p.in_sync()).map(|(node, _)| *node).collect();
+        for node in learners {
+            self.disconnected(now, node);
+        }
+        self.in_flight.remove(&number);
+        self.advance_settled();
+        self.host_write_ends(now, id, Outcome::NoSpace);
+    }
+
     fn host_write_done(&mut self, now: Instant, id: u64) {
+        // Below the least number of replicas nothing is promised any more (6.10).
+        let enough = self.config.takes_writes();
+        self.host_write_ends(now, id, if enough { Outcome::Done } else { Outcome::NotEnoughReplicas });
+    }
+
+    fn host_write_ends(&mut self, now: Instant, id: u64, outcome: Outcome) {
         let Some(Host::Write { span, body, ticket, .. }) = self.hosts.remove(&id) else { return };
         if let Body::Data(data) = &body {
             self.host_bytes = self.host_bytes.saturating_sub(data.as_ref().len() as u64);
@@ -147,9 +168,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             }
         }
         self.prune_extents();
-        // Below the least number of replicas nothing is promised any more (6.10).
-        let enough = self.config.takes_writes();
-        self.completions.push_back((id, if enough { Outcome::Done } else { Outcome::NotEnoughReplicas }));
+        self.completions.push_back((id, outcome));
         self.unlock(now, ticket);
         self.unpark(now);
         self.flush_for_room(now);

@@ -241,7 +241,8 @@ impl Authority {
                         self.changed.notify_all();
                     }
                     Request::ReplicaRemoved(volume) => self.removed.lock().unwrap().push(volume),
-                    Request::Pools(_) => {}
+                    // One copy: nobody asks for another configuration.
+                    Request::Pools(_) | Request::ReplicaReport(_) | Request::ChangeConfiguration(..) => {}
                     // One node: what it has installed has passed.
                     Request::AwaitBarrier(_, reply) => reply(true),
                     // These wait for installations, which this loop reports: on threads of their own.

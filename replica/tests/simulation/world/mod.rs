@@ -316,7 +316,7 @@ impl World {
                 let data = bytes(&self.values(node, span));
                 let Some(process) = self.process(node, life) else { return Ok(()) };
                 if let Some(primary) = &mut process.primary {
-                    primary.copy_data(now, id, Some(data));
+                    primary.copy_data(now, id, Some(Body::Data(data)));
                 }
                 self.drain(node);
             }
