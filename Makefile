@@ -11,10 +11,10 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test membership lint audit clean ready-build ready-demo ready-test release
+.PHONY: help build demo run test membership kmod vm-test lint audit clean ready-build ready-demo ready-test ready-kmod release
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 build: ready-build ## the three release binaries, in target/release
 	@$(MAKE) --no-print-directory release
@@ -34,6 +34,12 @@ test: ready-test ## lint, then all tests, also those with real processes and ini
 
 membership: ready-test ## tests of run-time membership changes: a known fault makes them fail now and then
 	cargo nextest run -p holdfast-controller --test membership $(locked)
+
+kmod: ready-kmod ## the kernel module for every kernel whose headers are there
+	@for kernel in $$(ls -d /lib/modules/*/build | cut -d/ -f4); do kmod-frontend/build.sh $$kernel; done
+
+vm-test: ready-kmod ready-test ## the kernel module on Debian's kernels, in QEMU
+	kmod-frontend/vm/test.sh
 
 lint: ready-test ## format, clippy, purity of the cores, licences
 	cargo fmt --all --check
@@ -58,6 +64,8 @@ ready-build:
 ready-demo:
 	@build/setup.sh demo
 	@build/rocksdb.sh
+ready-kmod:
+	@build/setup.sh kmod
 ready-test:
 	@build/setup.sh test
 	@build/rocksdb.sh

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Installs what a purpose needs on Debian 12 (or a relative of it), and says nothing when it is all there.
 #
-# Usage: build/setup.sh build|demo|test
+# Usage: build/setup.sh build|demo|test|kmod
 #   build  compilers and libclang
 #   demo   the same, and initiators: libiscsi's tools, and qemu-img with its iSCSI driver
 #   test   the same, what partitions between network namespaces need, and rustfmt and clippy
+#   kmod   what the kernel module and its tests need: headers and images of Debian's kernels, Rust with its library's
+#          sources, QEMU, busybox, the initiators' SCSI tools
 #
 # It looks for programs rather than for package names, so it is content with tools that were installed in another way.
 # It needs root or sudo only when something is missing.
@@ -13,9 +15,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 purpose=${1:-}
 case $purpose in
-    build | demo | test) ;;
+    build | demo | test | kmod) ;;
     *)
-        echo "usage: build/setup.sh build|demo|test" >&2
+        echo "usage: build/setup.sh build|demo|test|kmod" >&2
         exit 2
         ;;
 esac
@@ -31,7 +33,29 @@ qemu_speaks_iscsi() {
     { LC_ALL=C qemu-img info iscsi://127.0.0.1:1/x/0 2>&1 </dev/null || true; } | grep -qi 'failed to connect'
 }
 
+missing_for_kmod() {
+    have gcc || echo gcc
+    have make || echo make
+    # The release's kernel, and the newer one that its security suite carries.
+    local flavour
+    for flavour in amd64 6.12-amd64; do
+        dpkg-query -W "linux-image-$flavour" >/dev/null 2>&1 || echo "linux-image-$flavour"
+        dpkg-query -W "linux-headers-$flavour" >/dev/null 2>&1 || echo "linux-headers-$flavour"
+    done
+    ls /usr/src/rustc-*/library/core/src/lib.rs >/dev/null 2>&1 ||
+        printf '%s\n' rustc-web rust-web-src
+    have qemu-system-x86_64 || echo qemu-system-x86
+    have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || echo busybox-static
+    have depmod || echo kmod
+    have python3 || echo python3
+    have sg_persist || echo sg3-utils
+}
+
 missing() {
+    if [ "$purpose" = kmod ]; then
+        missing_for_kmod
+        return
+    fi
     have cc || echo gcc
     have c++ || echo g++
     { have ar && have ld; } || echo binutils
