@@ -11,7 +11,7 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test membership kmod vm-test lint audit clean ready-build ready-demo ready-test ready-kmod release
+.PHONY: help build demo run test membership chaos kmod vm-test lint audit clean ready-build ready-demo ready-test ready-kmod release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,11 @@ kmod: ready-kmod ## the kernel module for every kernel whose headers are there
 
 vm-test: ready-kmod ready-test ## the kernel module on Debian's kernels, in QEMU
 	kmod-frontend/vm/test.sh
+
+chaos: ready-test ## MINUTES=n [SEED=s] [REPLICAS=n] [DATANODES=n]: break a cluster of real processes, and judge what its hosts saw
+	@$(MAKE) --no-print-directory release
+	HOLDFAST_BIN_DIR=$(target_dir)/release cargo run --release -q -p holdfast-chaos $(locked) -- --minutes $(or $(MINUTES),5) \
+		$(if $(SEED),--seed $(SEED)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(DATANODES),--datanodes $(DATANODES))
 
 lint: ready-test ## format, clippy, purity of the cores, licences
 	cargo fmt --all --check

@@ -1,6 +1,8 @@
-//! Proof by breaking things: oracles that judge what hosts saw ([`oracle`]).
+//! Proof by breaking things: oracles that judge what hosts saw ([`oracle`]), and runs of the shipped binaries under faults drawn from a
+//! seed ([`run`]).
 //!
 //! Invariant: nothing here shares code with what it judges; it speaks to the cluster as hosts and administrators do.
 
 pub mod oracle;
 pub mod random;
+pub mod run;

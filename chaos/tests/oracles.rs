@@ -22,7 +22,7 @@ fn unknown<O>(sent: u64, operation: O) -> Timed<O> {
 fn concurrent_writes_may_take_effect_in_either_order() {
     for seen in [1, 2] {
         let history = [at(0, 9, Block::Write(1)), at(1, 8, Block::Write(2)), at(10, 11, Block::Read(seen))];
-        assert_eq!(block::check(&history), Ok(()));
+        assert_eq!(block::check(&history, None), Ok(()));
     }
 }
 
@@ -34,18 +34,18 @@ fn a_stale_read_is_found_and_named() {
         at(4, 5, Block::Read(2)),
         at(6, 7, Block::Read(1)),
     ];
-    let found = block::check(&history).unwrap_err();
+    let found = block::check(&history, None).unwrap_err();
     assert_eq!((found.stuck, found.explained), (3, vec![0, 1, 2]));
 }
 
 #[test]
 fn a_lost_write_is_found() {
-    assert!(block::check(&[at(0, 1, Block::Write(1)), at(2, 3, Block::Read(0))]).is_err());
+    assert!(block::check(&[at(0, 1, Block::Write(1)), at(2, 3, Block::Read(0))], None).is_err());
 }
 
 #[test]
 fn a_value_that_nobody_wrote_is_found() {
-    assert!(block::check(&[at(0, 1, Block::Write(1)), at(2, 3, Block::Read(7))]).is_err());
+    assert!(block::check(&[at(0, 1, Block::Write(1)), at(2, 3, Block::Read(7))], None).is_err());
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn a_write_of_unknown_outcome_may_land_late_but_only_once() {
     let late = |reads: &[u64]| {
         let mut history = vec![unknown(0, Block::Write(1)), at(2, 3, Block::Write(2))];
         history.extend(reads.iter().zip(2..).map(|(value, n)| at(2 * n, 2 * n + 1, Block::Read(*value))));
-        block::check(&history)
+        block::check(&history, None)
     };
     assert_eq!(late(&[2, 2]), Ok(()));
     assert_eq!(late(&[2, 1]), Ok(()));
@@ -65,7 +65,7 @@ fn a_write_of_unknown_outcome_may_land_late_but_only_once() {
 fn compare_and_write_is_judged_with_its_verdict() {
     let swap = |expected, matched| Block::CompareAndWrite { expected, written: 9, matched };
     let with = |operation, seen| {
-        block::check(&[at(0, 1, Block::Write(1)), at(2, 3, operation), at(4, 5, Block::Read(seen))])
+        block::check(&[at(0, 1, Block::Write(1)), at(2, 3, operation), at(4, 5, Block::Read(seen))], None)
     };
     assert_eq!(with(swap(1, Some(true)), 9), Ok(()));
     assert_eq!(with(swap(2, Some(false)), 1), Ok(()));
@@ -77,10 +77,13 @@ fn compare_and_write_is_judged_with_its_verdict() {
 #[test]
 fn of_two_compare_and_writes_of_one_value_one_matches() {
     let both = |matched| {
-        block::check(&[
-            at(0, 9, Block::CompareAndWrite { expected: 0, written: 1, matched: Some(true) }),
-            at(0, 9, Block::CompareAndWrite { expected: 0, written: 2, matched: Some(matched) }),
-        ])
+        block::check(
+            &[
+                at(0, 9, Block::CompareAndWrite { expected: 0, written: 1, matched: Some(true) }),
+                at(0, 9, Block::CompareAndWrite { expected: 0, written: 2, matched: Some(matched) }),
+            ],
+            None,
+        )
     };
     assert_eq!(both(false), Ok(()));
     assert!(both(true).is_err());
@@ -92,7 +95,7 @@ fn an_unseen_write_of_unknown_outcome_may_explain_a_mismatch() {
         unknown(0, Block::Write(5)),
         at(1, 2, Block::CompareAndWrite { expected: 0, written: 6, matched: Some(false) }),
     ];
-    assert_eq!(block::check(&history), Ok(()));
+    assert_eq!(block::check(&history, None), Ok(()));
 }
 
 #[test]
@@ -103,22 +106,38 @@ fn what_was_flushed_survives_a_loss_of_power_and_what_was_not_may() {
         if flushed {
             history.push(at(2, 3, Block::Flush));
         }
-        block::check(&history)
+        block::check(&history, None)
     };
     assert_eq!(after(true, 1), Ok(()));
     assert!(after(true, 0).is_err(), "a flushed write was lost");
     assert_eq!(after(false, 0), Ok(()));
     assert_eq!(after(false, 1), Ok(()));
     assert!(
-        block::check(&[
-            at(0, 1, Block::Write(1)),
-            at(2, 3, Block::PowerLoss),
-            at(4, 5, Block::Read(0)),
-            at(6, 7, Block::Read(1))
-        ])
+        block::check(
+            &[
+                at(0, 1, Block::Write(1)),
+                at(2, 3, Block::PowerLoss),
+                at(4, 5, Block::Read(0)),
+                at(6, 7, Block::Read(1))
+            ],
+            None
+        )
         .is_err(),
         "it came back"
     );
+}
+
+#[test]
+fn a_write_that_lands_too_late_is_found() {
+    let history = [
+        unknown(0, Block::Write(1)),
+        at(2, 3, Block::Write(2)),
+        at(20, 21, Block::Read(2)),
+        at(22, 23, Block::Read(1)),
+    ];
+    assert_eq!(block::check(&history, None), Ok(()));
+    assert_eq!(block::check(&history, Some(21)), Ok(()));
+    assert!(block::check(&history, Some(17)).is_err());
 }
 
 /// A long history of a real register under `clients` at once, some outcomes unknown.
@@ -160,7 +179,7 @@ fn long_history(seed: u64, clients: u64, operations: u64) -> Vec<Timed<Block>> {
 fn ten_thousand_operations_on_one_block_are_judged() {
     for seed in 0..4 {
         let mut history = long_history(seed, 8, 10_000);
-        assert_eq!(block::check(&history), Ok(()), "seed {seed}");
+        assert_eq!(block::check(&history, None), Ok(()), "seed {seed}");
         // A read near the end that sees a value overwritten long ago.
         let old = history.iter().take(2_000).find_map(|timed| match (timed.answered, timed.operation) {
             (Some(_), Block::Write(value)) => Some(value),
@@ -172,7 +191,7 @@ fn ten_thousand_operations_on_one_block_are_judged() {
                 _ => None,
             });
         *planted.unwrap() = old.unwrap();
-        assert!(block::check(&history).is_err(), "seed {seed}");
+        assert!(block::check(&history, None).is_err(), "seed {seed}");
     }
 }
 

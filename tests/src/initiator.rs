@@ -137,6 +137,12 @@ impl Initiator {
         Ok(line.trim_end().to_owned())
     }
 
+    /// Ends it as a host that crashes does: without a logout.
+    pub fn abandon(mut self) {
+        // When it has ended by itself there is nothing to kill.
+        let _ = self.process.kill();
+    }
+
     /// Sends a request line without waiting for its answer.
     ///
     /// # Errors

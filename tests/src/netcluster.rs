@@ -30,6 +30,8 @@ use crate::{
 const CONTROLLER_PORT: u16 = 7700;
 const PORTAL_PORT: u16 = 3260;
 const INTERCONNECT_PORT: u16 = 7800;
+/// File that takes a pool's room.
+const FILLER: &str = ".filler";
 /// A condition that is asked for over and over costs the machine something: this often is enough.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -330,6 +332,24 @@ impl NetCluster {
     pub fn lose_power(&mut self, name: &str) -> anyhow::Result<()> {
         self.network.isolate(name, self.network.names())?;
         self.kill(name)
+    }
+
+    /// Leaves no room in a node's pool.
+    ///
+    /// # Errors
+    /// When the tool is not there.
+    pub fn fill_disk(&self, node: &str) -> anyhow::Result<()> {
+        // It ends with "no space left", which is what is wanted.
+        let fill = format!("cat /dev/zero >{} 2>&-; true", self.path(&[node, "pool", FILLER]));
+        self.tool(&["sh", "-c", &fill])
+    }
+
+    /// Makes room again.
+    ///
+    /// # Errors
+    /// When the tool is not there.
+    pub fn empty_disk(&self, node: &str) -> anyhow::Result<()> {
+        self.tool(&["rm", "-f", &self.path(&[node, "pool", FILLER])])
     }
 
     /// `holdfast ...` as the administrator; its exit status is the caller's to judge.

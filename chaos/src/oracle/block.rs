@@ -91,9 +91,11 @@ const SUSPECTS_MAX: usize = 8;
 /// A write of unknown outcome whose value was seen took effect before it was seen; one whose value was never seen is dropped first, and
 /// tried as the cause of a COMPARE AND WRITE's mismatch only when the history cannot be explained without.
 ///
+/// With `late_max`, a write of unknown outcome takes effect within so long after it was sent, or never.
+///
 /// # Errors
 /// [`NotLinearizable`], with numbers of the history as given.
-pub fn check(history: &[Timed<Operation>]) -> Result<(), NotLinearizable> {
+pub fn check(history: &[Timed<Operation>], late_max: Option<u64>) -> Result<(), NotLinearizable> {
     let mut first_seen: HashMap<u64, u64> = HashMap::new();
     for timed in history {
         let (Some(answered), Some(value)) = (timed.answered, saw(timed.operation)) else { continue };
@@ -111,7 +113,8 @@ pub fn check(history: &[Timed<Operation>]) -> Result<(), NotLinearizable> {
                 continue;
             };
             // Its effect came before the end of the first read that saw it, and its verdict was a match.
-            timed.answered = Some((*seen).max(timed.sent));
+            let latest = late_max.map_or(u64::MAX, |late_max| timed.sent.saturating_add(late_max));
+            timed.answered = Some((*seen).max(timed.sent).min(latest));
         }
         kept.push((number, timed));
     }

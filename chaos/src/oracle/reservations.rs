@@ -142,7 +142,13 @@ impl Model for Unit {
         match operation {
             Operation::Out(nexus, request, seen) => {
                 let (answer, after) = state.apply(*nexus, *request);
-                if *seen == Answer::Unknown || *seen == answer { vec![after] } else { vec![] }
+                match *seen {
+                    // Without an effect it is as if it had never been sent.
+                    Answer::Unknown if after == *state => vec![],
+                    Answer::Unknown => vec![after],
+                    seen if seen == answer => vec![after],
+                    _ => vec![],
+                }
             }
             Operation::ReadKeys(generation, keys) => {
                 let mut held: Vec<u64> = state.keys.values().copied().collect();

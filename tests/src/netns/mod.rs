@@ -29,8 +29,8 @@ pub struct Member {
     pub address: Ipv4Addr,
 }
 
-/// The network.
-#[derive(Debug)]
+/// The network. Clones are the same network; it ends with the last of them.
+#[derive(Debug, Clone)]
 pub struct Network {
     /// Starts processes in it.
     pub spawner: Spawner,
