@@ -174,6 +174,7 @@ fn reservations_and_leases_go_on_when_the_leader_dies() {
             nexus: Some(NexusName { transport_id: id.as_bytes().to_vec(), relative_port: 1 }),
             cdb: vec![0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0],
             parameter_list,
+            ..Default::default()
         };
         let mut agent = trio.agent(leader);
         let asked = request.clone();

@@ -52,6 +52,7 @@ fn register(controller: &Controller, proposal: u8, n: u8) -> ProposeReservationR
         nexus: Some(NexusName { transport_id: id.as_bytes().to_vec(), relative_port: 1 }),
         cdb: vec![0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0],
         parameter_list,
+        ..Default::default()
     }
 }
 

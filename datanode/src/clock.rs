@@ -28,6 +28,12 @@ pub fn iscsi_now() -> holdfast_iscsi::Instant {
     holdfast_iscsi::Instant(now_ms())
 }
 
+/// The wall clock, as timestamps of the SCSI core count it. It may be set, back too: nothing else may hang on it.
+pub fn unix_millis() -> holdfast_scsi::lu_state::UnixMillis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    holdfast_scsi::lu_state::UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

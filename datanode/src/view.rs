@@ -18,8 +18,8 @@ use std::{
 use arc_swap::ArcSwapOption;
 use holdfast_scsi::{
     geometry::Geometry,
+    lu_state::LuState,
     nexus::{Nexus, RelativePort},
-    pr::state::Reservations,
     sense::AdditionalSense,
 };
 
@@ -128,13 +128,13 @@ pub struct VolumeView {
     pub reservations: Arc<ReservationView>,
 }
 
-/// Persistent reservation state of a volume.
+/// What the cluster keeps of a logical unit beside its data, as commands leave it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReservationView {
     /// Log index of the last change ("pr_version"); 0 = never changed.
     pub version: u64,
     /// The state.
-    pub state: Reservations,
+    pub state: LuState,
 }
 
 /// A set of initiators that is given access as one.

@@ -17,6 +17,7 @@
 //! | mode pages | [`mode`] |
 //! | who may run what under a reservation | [`pr::access`] |
 //! | where PERSISTENT RESERVE OUT changes the state | [`pr::state`] |
+//! | what the cluster keeps of a unit, and the one function that changes it | `lu_state` |
 //! | the device server of a logical unit | `device_server` |
 //! | a nexus: LUN map, REPORT LUNS, pending Unit Attentions | `port` |
 #![no_std]
@@ -39,6 +40,8 @@ pub mod inquiry;
 pub mod lba_status;
 pub mod limits;
 pub mod log_pages;
+#[cfg(feature = "alloc")]
+pub mod lu_state;
 pub mod lun;
 pub mod mode;
 pub mod nexus;

@@ -51,6 +51,15 @@ pub const TARGET_PORTS_MAX: usize = 1024;
 /// LBA status descriptors in one reply of GET LBA STATUS.
 pub const LBA_STATUS_DESCRIPTORS_MAX: usize = 256;
 
+/// THRESHOLD EXPONENT of VPD B2h: a threshold set has this power of two of logical blocks, 2 MiB of them with 512 bytes.
+pub const THRESHOLD_EXPONENT: u8 = 12;
+/// Identifying information of a unit, in bytes.
+pub const IDENTIFYING_INFORMATION_MAX: usize = 512;
+/// Identifying text, in bytes with its terminating zero.
+pub const IDENTIFYING_TEXT_MAX: usize = 256;
+/// I_T nexuses that can prevent the removal of the medium at a time.
+pub const PREVENTING_MAX: usize = 1024;
+
 /// [`TRANSFER_BYTES_MAX`] in logical blocks of `block_size` bytes.
 pub const fn transfer_blocks_max(block_size: u32) -> u32 {
     match TRANSFER_BYTES_MAX.checked_div(block_size) {

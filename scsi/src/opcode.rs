@@ -82,7 +82,7 @@ pub const TABLE: &[Row] = &[
     Row::new("READ(6)", &[0x08, 0x1f, 0xff, 0xff, 0xff, 0], decode::read6),
     Row::new("WRITE(6)", &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0], decode::write6),
     Row::new("INQUIRY", &[0x12, 0x01, 0xff, 0xff, 0xff, 0], decode::inquiry),
-    Row::new("MODE SELECT(6)", &[0x15, 0x10, 0, 0, 0xff, 0], decode::mode_select6),
+    Row::new("MODE SELECT(6)", &[0x15, 0x11, 0, 0, 0xff, 0], decode::mode_select6),
     Row::new("RESERVE(6)", &[0x16, 0, 0, 0, 0, 0], decode::reserve),
     Row::new("RELEASE(6)", &[0x17, 0, 0, 0, 0, 0], decode::release),
     Row::new("MODE SENSE(6)", &[0x1a, 0x08, 0xff, 0xff, 0xff, 0], decode::mode_sense6),
@@ -128,7 +128,7 @@ pub const TABLE: &[Row] = &[
         .unchecked(ONLY_GROUP_AT_6)
         .long(),
     Row::new("LOG SENSE", &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0], decode::log_sense),
-    Row::new("MODE SELECT(10)", &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::mode_select10),
+    Row::new("MODE SELECT(10)", &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::mode_select10),
     Row::new("RESERVE(10)", &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], decode::reserve10)
         .unchecked(&[0, 0x12, 0, 0xff, 0, 0, 0, 0xff, 0xff]),
     Row::new("RELEASE(10)", &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0], decode::release10)
@@ -174,6 +174,12 @@ pub const TABLE: &[Row] = &[
     Row::new("GET LBA STATUS", &rw16(0x9e, 0x1f), decode::get_lba_status).action(0x12),
     Row::new("REPORT LUNS", &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], decode::report_luns),
     Row::new(
+        "REPORT IDENTIFYING INFORMATION",
+        &[0xa3, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xfe, 0],
+        decode::report_identifying_information,
+    )
+    .action(0x05),
+    Row::new(
         "REPORT TARGET PORT GROUPS",
         &[0xa3, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         decode::report_target_port_groups,
@@ -191,6 +197,20 @@ pub const TABLE: &[Row] = &[
         decode::report_supported_task_management_functions,
     )
     .action(0x0d),
+    Row::new(
+        "REPORT TIMESTAMP",
+        &[0xa3, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        decode::report_timestamp,
+    )
+    .action(0x0f),
+    Row::new(
+        "SET IDENTIFYING INFORMATION",
+        &[0xa4, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xfe, 0],
+        decode::set_identifying_information,
+    )
+    .action(0x06),
+    Row::new("SET TIMESTAMP", &[0xa4, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], decode::set_timestamp)
+        .action(0x0f),
     Row::new("READ(12)", &rw12(0xa8, 0x18), decode::read12).unchecked(GROUP_AT_10),
     Row::new("WRITE(12)", &rw12(0xaa, 0x18), decode::write12).unchecked(GROUP_AT_10),
     Row::new("WRITE AND VERIFY(12)", &rw12(0xae, 0x16), decode::write_and_verify12)

@@ -7,6 +7,7 @@
 //! stand before all others.
 
 use crate::limits::UA_QUEUE_MAX;
+use crate::nexus::Nexus;
 use crate::sense::{AdditionalSense, Sense, asc};
 
 /// Which group a Unit Attention belongs to in the order of checks.
@@ -16,6 +17,17 @@ pub enum UaClass {
     Reset,
     /// Reported only when no reservation conflict stands in the way.
     Other,
+}
+
+/// Who gets a Unit Attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UaScope {
+    /// Every nexus to which the unit is mapped.
+    All,
+    /// Only this one.
+    Only(Nexus),
+    /// Every one but this.
+    AllExcept(Nexus),
 }
 
 /// One pending Unit Attention.

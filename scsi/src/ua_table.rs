@@ -99,6 +99,15 @@ pub const TABLE: &[Condition] = &[
         ("scsi/tests/scenarios/pr_preempt_type_change.txt", "C: TUR -> UA 2A/04"),
     ),
     row(
+        asc::RESERVATIONS_RELEASED,
+        "the node of the holder of an SPC-2 reservation lost its lease: the reservation ended",
+        "that nexus, if it is still there",
+        (
+            "controller/src/state/tests/lu_state.rs",
+            "what_hangs_on_a_nexus_ends_with_its_node_and_the_holder_is_told",
+        ),
+    ),
+    row(
         asc::REGISTRATIONS_PREEMPTED,
         "PREEMPT or PREEMPT AND ABORT removed the registration",
         "every nexus that lost it",
@@ -117,10 +126,49 @@ pub const TABLE: &[Condition] = &[
         ("controller/src/state/tests/rules.rs", "volume_grows_and_tells_everyone"),
     ),
     row(
+        asc::TIMESTAMP_CHANGED,
+        "SET TIMESTAMP",
+        "every nexus of the unit but the sender's",
+        ("scsi/tests/scenarios/information.txt", "B: TUR -> UA 2A/10"),
+    ),
+    Condition {
+        cleared_by: "REQUEST SENSE",
+        ..row(
+            asc::PREVIOUS_BUSY_STATUS,
+            "a command ended with BUSY while UA_INTLCK_CTRL is 11b",
+            "its nexus",
+            ("scsi/src/device_server/mod.rs", "Some(asc::PREVIOUS_BUSY_STATUS)"),
+        )
+    },
+    Condition {
+        cleared_by: "REQUEST SENSE",
+        ..row(
+            asc::PREVIOUS_TASK_SET_FULL_STATUS,
+            "a command ended with TASK SET FULL while UA_INTLCK_CTRL is 11b",
+            "its nexus",
+            ("scsi/src/device_server/mod.rs", "Some(asc::PREVIOUS_TASK_SET_FULL_STATUS)"),
+        )
+    },
+    Condition {
+        cleared_by: "REQUEST SENSE",
+        ..row(
+            asc::PREVIOUS_RESERVATION_CONFLICT_STATUS,
+            "a command ended with RESERVATION CONFLICT while UA_INTLCK_CTRL is 11b",
+            "its nexus",
+            ("scsi/tests/scenarios/unit_attention_interlock.txt", "B: TUR -> UA 2C/0B"),
+        )
+    },
+    row(
         asc::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR,
         "CLEAR TASK SET",
         "every nexus but the sender's that had a task",
         ("scsi/tests/scenarios/clear_task_set.txt", "UA 2F/00"),
+    ),
+    row(
+        asc::DEVICE_IDENTIFIER_CHANGED,
+        "SET IDENTIFYING INFORMATION changed it",
+        "every nexus of the unit but the sender's",
+        ("scsi/tests/scenarios/information.txt", "B: TUR -> UA 3F/05"),
     ),
     Condition {
         cleared_by: "its report, or REPORT LUNS through any LUN of the nexus: on all of them",

@@ -91,7 +91,7 @@ fn reserved_world(kind: u8) -> World {
     for (host, (cdb, data)) in registrations.into_iter().chain([('A', cdbs::pr_out(1, kind, 1, 0, 0))]) {
         world.send(host, lun, &cdb, data, false, TaskAttribute::Simple);
     }
-    assert!(world.truth.reservation().is_some());
+    assert!(world.truth.reservations.reservation().is_some());
     world
 }
 
@@ -158,6 +158,6 @@ proptest! {
         prop_assert_eq!(world.live_tasks(), Vec::<u64>::new());
         prop_assert_eq!(world.server.task_count(), 0);
         prop_assert!(world.functions.values().all(Option::is_some));
-        prop_assert_eq!(world.server.reservations().1, &world.truth);
+        prop_assert_eq!(world.server.state().1, &world.truth);
     }
 }

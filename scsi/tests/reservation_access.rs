@@ -85,7 +85,7 @@ fn server(kind: Option<ReservationType>) -> DeviceServer {
         geometry: geometry(),
         physical_block_exponent: 3,
     };
-    let mode = ModeParameters { write_cache: true, software_write_protect: false, descriptor_sense: false };
+    let mode = ModeParameters::new(true);
     let mut server = DeviceServer::new(LuConfig { properties, mode, read_only: false });
     let ports = vec![RelativePort(1), RelativePort(2)];
     let group = PortGroup { id: 1, state: AluaState::ActiveOptimized, preferred: true, ports };
@@ -95,7 +95,7 @@ fn server(kind: Option<ReservationType>) -> DeviceServer {
     let registrants = [Sender::Holder, Sender::Registrant].map(registrant).to_vec();
     let reservation = kind.map(|kind| Reservation::new(kind, Sender::Holder.nexus()));
     let state = Reservations::from_parts(1, false, registrants, reservation).unwrap();
-    server.install_reservations(Instant(1), 1, state);
+    server.install_state(Instant(1), 1, state.into());
     server.handle_barrier(Instant(1), 1);
     while server.poll_action().is_some() {}
     server

@@ -7,7 +7,7 @@
 //! A: WRITE 0 1 y as w -> PENDING            named, because it does not end at once
 //! w -> GOOD                                 how it ended since
 //! store holds | store goes on | store fails one
-//! controller holds | controller goes on | controller loses quorum | controller has quorum
+//! controller holds | controller goes on | controller loses quorum | controller has quorum | a second passes
 //! data w                                    the Data-Out of a command sent with `later`
 //! map A 0=v 2=x                             a new LUN map
 //! cluster tells 2A/09                       a Unit Attention for every nexus of the unit
@@ -119,6 +119,7 @@ impl Script {
             }
             ["controller", "loses", "quorum"] => self.world.quorum = Quorum::Lost,
             ["controller", "has", "quorum"] => self.world.quorum = Quorum::There,
+            ["a", "second", "passes"] => self.world.pass_second(),
             ["data", name] => self.world.send_data(self.names[*name]),
             ["map", host, entries @ ..] => {
                 let entry = |text: &&str| {
@@ -198,6 +199,31 @@ impl Script {
             "DEVICE-ID" => (vec![0x12, 1, 0x83, 1, 0, 0], none),
             "REQUEST-SENSE" => (vec![0x03, 0, 0, 0, 252, 0], none),
             "MODE-SENSE" => (vec![0x1a, 0, 0x3f, 0, 255, 0], none),
+            // Bytes 2 to 5 of the Control mode page, as its fields make them.
+            "CONTROL" => {
+                let fields = [
+                    0x02 | (w.key("tst") as u8) << 5 | (w.key("dsense") as u8) << 2,
+                    0x10 | (w.key("qerr") as u8) << 1,
+                    (w.key("intlck") as u8) << 4 | (w.key("swp") as u8) << 3,
+                    (w.key("tas") as u8) << 6,
+                ];
+                cdbs::mode_select_control(w.has("save"), fields)
+            }
+            "CONTROL?" => (vec![0x1a, 0x08, if w.has("saved") { 0xca } else { 0x0a }, 0, 255, 0], none),
+            "CACHE-ON" => cdbs::mode_select_write_cache(true),
+            "CACHE-OFF" => cdbs::mode_select_write_cache(false),
+            "SET-TIMESTAMP" => {
+                let mut list = vec![0; 12];
+                list[2..10].copy_from_slice(&w.number(1).to_be_bytes());
+                list[2..4].fill(0);
+                (vec![0xa4, 0x0f, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0], list)
+            }
+            "TIMESTAMP" => (vec![0xa3, 0x0f, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0], none),
+            "SET-IDENTIFYING" => {
+                let text = w.plain[1].as_bytes().to_vec();
+                (vec![0xa4, 0x06, 0, 0, 0, 0, 0, 0, 0, text.len() as u8, 0, 0], text)
+            }
+            "IDENTIFYING" => (vec![0xa3, 0x05, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0], none),
             "SET-SWP" => cdbs::mode_select_swp(true),
             "CLEAR-SWP" => cdbs::mode_select_swp(false),
             "READ-CAPACITY" => (vec![0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], none),
@@ -341,6 +367,11 @@ impl Script {
             }
             "REQUEST-SENSE" => text.push_str(&triple(&Sense::parse(data).unwrap())),
             "INQUIRY" => write!(text, "{:02x}", data[0]).unwrap(),
+            "CONTROL?" => {
+                write!(text, "{:02x} {:02x} {:02x} {:02x}", data[6], data[7], data[8], data[9]).unwrap();
+            }
+            "TIMESTAMP" => write!(text, "origin {} {}", data[2], be64(2) & 0xffff_ffff_ffff).unwrap(),
+            "IDENTIFYING" => text.push_str(std::str::from_utf8(&data[4..]).unwrap()),
             "MODE-SENSE" if data[2] & 0x80 != 0 => text.push_str("protected"),
             _ => {}
         }

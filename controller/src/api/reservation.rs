@@ -9,7 +9,7 @@ use super::{Api, status};
 use crate::state::{Kind, Refusal, StateMachine, Volume, names::printable, reservation::type_name};
 
 fn view(state: &StateMachine, volume: &Volume) -> Reservation {
-    let reservations = volume.reservations.view();
+    let reservations = volume.lu.reservations.view();
     let registrations = reservations.registrants.iter().map(|registrant| {
         let nexus = &registrant.nexus;
         let host = nexus.initiator.iscsi_name().and_then(|name| state.host_of_initiator(name));

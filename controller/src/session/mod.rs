@@ -200,6 +200,8 @@ impl NodeAgent for NodeAgentService {
             nexus: request.nexus,
             cdb: request.cdb,
             parameter_list: request.parameter_list,
+            now_unix_ms: request.now_unix_ms,
+            event: request.event,
         });
         let outcome = match self.write(&call, body).await?.response {
             Ok(Outcome::Proposal(outcome)) => outcome,

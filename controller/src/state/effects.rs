@@ -26,6 +26,8 @@ pub(super) enum Audience<'a> {
     Everyone,
     /// One nexus.
     Only(&'a Nexus),
+    /// Every nexus but this one.
+    Except(&'a Nexus),
 }
 
 impl Effects {
@@ -57,14 +59,16 @@ impl Effects {
 
     /// A Unit Attention on one volume.
     pub(super) fn unit_attention(&mut self, volume: VolumeId, additional: AdditionalSense, to: Audience<'_>) {
-        let only = match to {
-            Audience::Everyone => None,
-            Audience::Only(nexus) => Some(nexus_name(nexus)),
+        let (only, except) = match to {
+            Audience::Everyone => (None, None),
+            Audience::Only(nexus) => (Some(nexus_name(nexus)), None),
+            Audience::Except(nexus) => (None, Some(nexus_name(nexus))),
         };
         self.push(records::UnitAttentionEvent {
             volume_id: volume.0.to_vec(),
             additional: code(additional),
             only,
+            except,
             ..Default::default()
         });
     }

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | what may be asked for | [`command`] |
 //! | why it is refused | [`refusal`] |
-//! | where PR OUT commits | [`reservation`] |
+//! | where PR OUT, MODE SELECT and RESERVE commit | [`reservation`] |
+//! | their record, and what ends with a node | `lu_state` |
 //! | what ends with the power (APTPL = 0) | `power_loss` |
 //! | long work and its progress | [`job`] |
 //! | who owns a volume | `ownership` |
@@ -25,6 +26,7 @@ mod effects;
 pub mod host;
 pub mod job;
 pub mod limits;
+mod lu_state;
 pub mod names;
 mod node;
 mod ownership;

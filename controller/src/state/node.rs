@@ -68,6 +68,9 @@ impl StateMachine {
             );
             effects.event("node.joined", format!("node/{}", node.name), message);
         }
+        if is_new_process {
+            self.end_nexuses_of(&node.ports, effects);
+        }
         if has_booted {
             self.end_what_lost_power(effects);
         }
@@ -138,6 +141,8 @@ impl StateMachine {
             let message = format!("the lease of node {} has run out", node.name);
             effects.event("node.lost", format!("node/{}", node.name), message);
             effects.change(change::Change::Node(node.clone()));
+            let ports = node.ports.clone();
+            self.end_nexuses_of(&ports, effects);
         }
         Ok(Outcome::Done)
     }
@@ -226,7 +231,9 @@ impl StateMachine {
         let message = format!("node {name}, number {}, was removed", command.number);
         effects.event("node.removed", format!("node/{name}"), message);
         effects.change(change::Change::RemovedNode(name));
-        self.nodes.remove(&command.number);
+        if let Some(removed) = self.nodes.remove(&command.number) {
+            self.end_nexuses_of(&removed.ports, effects);
+        }
         self.end_what_lost_power(effects);
         Ok(Outcome::Done)
     }

@@ -1,6 +1,7 @@
-//! Where PERSISTENT RESERVE OUT commits, and where other Unit Attentions enter the log.
+//! Where PERSISTENT RESERVE OUT and the other commands that change a unit's state commit, and where other Unit Attentions enter the
+//! log.
 //!
-//! Invariants: the change is made by `holdfast_scsi::pr`, the same function that the owner validated with; a change is
+//! Invariants: the change is made by `holdfast_scsi::lu_state`, the same function that the owner validated with; a change is
 //! carried out once per proposal id and only against the version that the proposer saw; one entry holds the new state, the Unit
 //! Attentions it establishes and the nexuses whose tasks it aborts. A refusal for a stale epoch or version is final: both only
 //! grow, so a proposal refused once cannot be carried out later.
@@ -10,21 +11,22 @@ use std::collections::VecDeque;
 use holdfast_proto::state::{self as records, change};
 use holdfast_replica::ids::{NodeNumber, VolumeId};
 use holdfast_scsi::{
+    lu_state::{Change, LuState},
     nexus::RelativePort,
     pr::{
         Registrant, Reservation, ReservationType,
-        out::PrOut,
         state::{Refusal as PrRefusal, Reservations},
     },
     sense::Sense,
     status::Status,
+    ua::UaScope,
 };
 
 use super::{
     CorruptState, Kind, Outcome, Refusal, StateMachine,
     convert::{corrupt, epoch_of, nexus_of},
     effects::{Audience, Effects, nexus_name},
-    limits,
+    limits, lu_state,
     volume::Volume,
 };
 
@@ -61,10 +63,19 @@ impl StateMachine {
             .filter(|n| ports.contains(&n.port))
             .ok_or_else(|| Refusal::invalid("nexus", "is no nexus of a port of this cluster"))?;
 
-        let done = PrOut::parse(&command.cdb, &command.parameter_list)
-            .map_err(PrRefusal::Sense)
-            .and_then(|request| volume.reservations.apply(&nexus, &request, &ports));
-        let applied = match done {
+        let change = match records::UnitEvent::try_from(command.event) {
+            Ok(records::UnitEvent::Unspecified) => {
+                Change::Command { nexus: &nexus, cdb: &command.cdb, parameter_list: &command.parameter_list }
+            }
+            Ok(records::UnitEvent::NexusLost) => Change::NexusLost(&nexus),
+            Ok(records::UnitEvent::Reset) => Change::Reset,
+            Err(_) => return Err(Refusal::invalid("event", "is none that this version knows")),
+        };
+        let context = volume
+            .context(&ports, command.now_unix_ms)
+            .ok_or_else(|| Refusal::Precondition(format!("volume {} has no shape", volume.name)))?;
+        let reserved_before = (volume.lu.reservations.clone(), volume.lu.unit.spc2_holder);
+        let applied = match volume.lu.apply(&change, &context) {
             Ok(applied) => applied,
             // Nothing happened: asked again, it is decided again.
             Err(refusal) => return Ok(Outcome::Proposal(refused(command, volume, refusal))),
@@ -84,14 +95,23 @@ impl StateMachine {
             }
             volume.outcomes.push_back(outcome.clone());
             effects.change(change::Change::Reservation(volume.reservation_record()));
-            effects.event(
-                "reservation.changed",
-                format!("volume/{}", volume.name),
-                format!("{} of volume {} by {nexus}", describe(&volume.reservations), volume.name),
-            );
+            let (kind, what) = if (&reserved_before.0, &reserved_before.1)
+                == (&volume.lu.reservations, &volume.lu.unit.spc2_holder)
+            {
+                ("unit.changed", "mode parameters or information".to_owned())
+            } else {
+                ("reservation.changed", describe(&volume.lu))
+            };
+            let message = format!("{what} of volume {} by {nexus}", volume.name);
+            effects.event(kind, format!("volume/{}", volume.name), message);
         }
         for (whom, additional) in &applied.unit_attentions {
-            effects.unit_attention(volume.id, *additional, Audience::Only(whom));
+            let audience = match whom {
+                UaScope::All => Audience::Everyone,
+                UaScope::Only(nexus) => Audience::Only(nexus),
+                UaScope::AllExcept(nexus) => Audience::Except(nexus),
+            };
+            effects.unit_attention(volume.id, *additional, audience);
         }
         effects.abort(volume.id, &applied.abort_tasks_of);
         Ok(Outcome::Proposal(outcome))
@@ -161,17 +181,17 @@ impl StateMachine {
 impl Volume {
     /// The durable record of the reservations.
     pub fn reservation_record(&self) -> records::Reservation {
-        let reservation = self.reservations.reservation();
+        let reservations = &self.lu.reservations;
+        let reservation = reservations.reservation();
         let holder = reservation.and_then(Reservation::holder);
         let position =
-            holder.and_then(|holder| self.reservations.registrants().iter().position(|r| r.nexus == *holder));
+            holder.and_then(|holder| reservations.registrants().iter().position(|r| r.nexus == *holder));
         records::Reservation {
             volume_id: self.id.0.to_vec(),
             version: self.reservation_version,
-            generation: self.reservations.generation(),
-            aptpl: self.reservations.aptpl(),
-            registrants: self
-                .reservations
+            generation: reservations.generation(),
+            aptpl: reservations.aptpl(),
+            registrants: reservations
                 .registrants()
                 .iter()
                 .map(|r| records::Registrant {
@@ -184,6 +204,7 @@ impl Volume {
             r#type: reservation.map_or(0, |r| u32::from(r.kind().code())),
             holder: position.and_then(|at| i32::try_from(at).ok()).unwrap_or(-1),
             outcomes: self.outcomes.iter().cloned().collect(),
+            unit: lu_state::record(&self.lu.unit),
         }
     }
 
@@ -211,9 +232,10 @@ impl Volume {
         if record.outcomes.len() > limits::OUTCOMES_PER_VOLUME_KEPT {
             return Err(wrong("too many outcomes"));
         }
-        self.reservations =
-            Reservations::from_parts(record.generation, record.aptpl, registrants, reservation)
-                .map_err(|error| wrong(&format!("{error:?}")))?;
+        let unit = lu_state::from_record(record.unit).ok_or_else(|| wrong("the unit's state"))?;
+        self.lu = Reservations::from_parts(record.generation, record.aptpl, registrants, reservation)
+            .and_then(|reservations| LuState::from_parts(reservations, unit))
+            .map_err(|error| wrong(&format!("{error:?}")))?;
         self.reservation_version = record.version;
         self.outcomes = VecDeque::from(record.outcomes);
         Ok(())
@@ -256,7 +278,11 @@ fn fixed(sense: &Sense) -> Vec<u8> {
 }
 
 /// "write exclusive, 2 registrations", for events.
-fn describe(reservations: &Reservations) -> String {
+fn describe(lu: &LuState) -> String {
+    if lu.unit.spc2_holder.is_some() {
+        return "RESERVE".to_owned();
+    }
+    let reservations = &lu.reservations;
     let kind = reservations.reservation().map_or("no reservation", |r| type_name(r.kind()));
     let registrations = reservations.registrants().len();
     format!("{kind}, {registrations} registration{}", if registrations == 1 { "" } else { "s" })

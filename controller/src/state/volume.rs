@@ -10,7 +10,7 @@ use holdfast_replica::{
     config::{Member, Owner, VolumeConfig},
     ids::{BootId, Incarnation, NodeNumber, VolumeId},
 };
-use holdfast_scsi::{pr::state::Reservations, sense::asc};
+use holdfast_scsi::{lu_state::LuState, sense::asc};
 
 use super::{
     CorruptState, Kind, Outcome, Refusal, StateMachine,
@@ -54,9 +54,9 @@ pub struct Volume {
     pub removing: Vec<Member>,
     /// Replicas (second) that take the place of others (first).
     pub moves: Vec<(NodeNumber, NodeNumber)>,
-    /// Persistent reservations.
-    pub reservations: Reservations,
-    /// Log index of the reservations' last change; 0 = never changed.
+    /// Persistent reservations, mode parameters and what else commands change.
+    pub lu: LuState,
+    /// Log index of the last change of `lu`; 0 = never changed.
     pub reservation_version: u64,
     /// The last changes of the reservations, by proposal.
     pub(super) outcomes: VecDeque<records::ProposalOutcome>,
@@ -145,7 +145,7 @@ impl Volume {
             hand_over_to,
             removing: members(&record.removing)?,
             moves: moves.ok_or_else(|| wrong("moves"))?,
-            reservations: Reservations::default(),
+            lu: LuState::default(),
             reservation_version: 0,
             outcomes: VecDeque::new(),
         })
@@ -201,7 +201,7 @@ impl StateMachine {
             hand_over_to: None,
             removing: Vec::new(),
             moves: Vec::new(),
-            reservations: Reservations::default(),
+            lu: LuState::default(),
             reservation_version: 0,
             outcomes: VecDeque::new(),
         };

@@ -6,7 +6,9 @@
 use std::fmt;
 
 use holdfast_proto::{node::ReplicaState, state};
-use holdfast_scsi::{nexus::Nexus, sense::AdditionalSense, sense::Sense, status::Status};
+use holdfast_scsi::{
+    limits::CDB_LEN_MAX, nexus::Nexus, sense::AdditionalSense, sense::Sense, status::Status,
+};
 use tokio::sync::mpsc;
 
 use crate::view::{BootId, Epoch, Incarnation, NodeNumber, VolumeId};
@@ -18,7 +20,7 @@ const REQUESTS_MAX: usize = 4096;
 /// Told once how a request ended. Called on the agent's thread: post to a mailbox, do not work in it.
 pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
 
-/// A PERSISTENT RESERVE OUT that the owner has validated.
+/// A change of what the cluster keeps of a logical unit, validated by its owner.
 #[derive(Clone, Debug)]
 pub struct ProposeReservation {
     /// Of which volume.
@@ -29,12 +31,28 @@ pub struct ProposeReservation {
     pub expected_version: u64,
     /// From whom.
     pub nexus: Nexus,
-    /// The CDB.
-    pub cdb: [u8; 10],
-    /// The parameter list as received.
-    pub parameter_list: Vec<u8>,
+    /// What changes it.
+    pub change: ProposedChange,
+    /// This node's clock, in milliseconds since 1970 (UTC).
+    pub now_unix_ms: u64,
     /// Drawn at random, once for each command.
     pub proposal_id: [u8; 16],
+}
+
+/// What is proposed.
+#[derive(Clone, Debug)]
+pub enum ProposedChange {
+    /// A command of the nexus.
+    Command {
+        /// The CDB.
+        cdb: [u8; CDB_LEN_MAX],
+        /// The parameter list as received.
+        parameter_list: Vec<u8>,
+    },
+    /// The nexus is gone.
+    NexusLost,
+    /// LOGICAL UNIT RESET, which the nexus asked for.
+    Reset,
 }
 
 /// How a proposal ended.
@@ -171,7 +189,7 @@ impl Handle {
         (Handle { requests, reports }, Requests { requests: requests_received, reports: reports_received })
     }
 
-    /// Proposes a validated PERSISTENT RESERVE OUT. The agent asks again by the same id until the outcome is known or the
+    /// Proposes a validated change. The agent asks again by the same id until the outcome is known or the
     /// lease is lost.
     pub fn propose_reservation(&self, proposal: ProposeReservation, reply: Reply<ProposalResult>) {
         let request = Request::ProposeReservation(proposal, reply);

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 pub use handle::{
     ChangeConfiguration, ChangeResult, EstablishUnitAttention, Established, Handle, ProposalResult,
-    ProposeReservation, UnitAttentionScope, WantedChange,
+    ProposeReservation, ProposedChange, UnitAttentionScope, WantedChange,
 };
 pub use heartbeat::Heartbeats;
 pub use runtime::{Agent, AgentEnd, Options};

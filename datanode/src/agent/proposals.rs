@@ -17,7 +17,8 @@ use tokio::{sync::watch, time};
 use tonic::{Code, Status, transport::Channel};
 
 use super::handle::{
-    EstablishUnitAttention, Established, ProposalResult, ProposeReservation, Reply, UnitAttentionScope,
+    EstablishUnitAttention, Established, ProposalResult, ProposeReservation, ProposedChange, Reply,
+    UnitAttentionScope,
 };
 use crate::{
     clock,
@@ -158,14 +159,23 @@ pub(super) async fn propose_reservation(
     proposal: ProposeReservation,
     reply: Reply<ProposalResult>,
 ) {
+    let (event, cdb, parameter_list) = match proposal.change {
+        ProposedChange::Command { cdb, parameter_list } => {
+            (state::UnitEvent::Unspecified, cdb.to_vec(), parameter_list)
+        }
+        ProposedChange::NexusLost => (state::UnitEvent::NexusLost, Vec::new(), Vec::new()),
+        ProposedChange::Reset => (state::UnitEvent::Reset, Vec::new(), Vec::new()),
+    };
     let request = ProposeReservationRequest {
         proposal_id: proposal.proposal_id.to_vec(),
         volume_id: proposal.volume.0.to_vec(),
         epoch: Some(parse::epoch_record(proposal.epoch)),
         expected_version: proposal.expected_version,
         nexus: Some(parse::nexus_name(&proposal.nexus)),
-        cdb: proposal.cdb.to_vec(),
-        parameter_list: proposal.parameter_list,
+        cdb,
+        parameter_list,
+        now_unix_ms: proposal.now_unix_ms,
+        event: event.into(),
     };
     let end = road
         .ask(|mut client| {

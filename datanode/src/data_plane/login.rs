@@ -237,7 +237,9 @@ impl Worker {
     pub(super) fn end_session(&mut self, now: Instant, connection: u64, reason: &str) {
         let address = self.address(connection);
         let Some(portal) = self.connections.get_mut(&connection) else { return };
-        let Stage::Session(session) = std::mem::replace(&mut portal.stage, Stage::NoSession) else { return };
+        let Stage::Session(mut session) = std::mem::replace(&mut portal.stage, Stage::NoSession) else {
+            return;
+        };
         let nexus = session.nexus();
         tracing::info!(%nexus, reason, "session ended");
         self.holding.remove(&connection);
@@ -245,6 +247,16 @@ impl Worker {
             self.requests.remove(token);
         }
         self.requests.retain(|_, request| request.connection != connection);
+        // An owner that never had a command of it may have inherited something that hangs on it.
+        if let Some(view) = &self.view {
+            for volume in view.volumes.values().filter(|volume| volume.reservations.state.hangs_on(&nexus)) {
+                match volume.config.owner().map(|owner| owner.node) {
+                    Some(node) if node == view.me => _ = session.local.insert(volume.id),
+                    Some(node) => _ = session.remote.insert(node),
+                    None => {}
+                }
+            }
+        }
         let mut driver = Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
         for volume in &session.local {
             if let Some(unit) = self.table.get(*volume) {

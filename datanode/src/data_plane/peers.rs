@@ -93,6 +93,7 @@ impl Worker {
     pub(super) fn lu_answer(&mut self, answer: LuAnswer) {
         match answer {
             LuAnswer::Proposal { unit, task, result } => unit.proposal_done(&mut self.driver(), task, result),
+            LuAnswer::Event { unit, id, result } => unit.event_done(&mut self.driver(), id, result),
             LuAnswer::Established { unit, id, result } => {
                 unit.unit_attention_done(&mut self.driver(), id, result)
             }

@@ -7,17 +7,18 @@
 
 use std::sync::{Arc, MutexGuard};
 
+use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::device_server::{
-    Action, Completion, DataIn, IoFailure, ModeOutcome, ProposalOutcome, Response, TaskId, TmfResponse,
-    UaScope,
+    Action, Completion, DataIn, IoFailure, ProposalOutcome, Response, TaskId, TmfResponse, UaScope, UnitEvent,
 };
 use holdfast_scsi::geometry::Geometry;
+use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::time::Instant;
 
 use super::io::{Asked, Io, IoResult};
 use super::logical_unit::{Inner, LogicalUnit, Task};
 use super::{Answer, Driver, Finished, LuAnswer};
-use crate::agent::{EstablishUnitAttention, ProposeReservation, UnitAttentionScope};
+use crate::agent::{EstablishUnitAttention, ProposeReservation, ProposedChange, UnitAttentionScope};
 use crate::clock;
 use crate::data_plane::mailbox::Message;
 use crate::data_plane::router::{Bytes, LuFunctionOutcome, Outcome, Reply};
@@ -33,6 +34,7 @@ const BARRIER_MS_MAX: u64 = 15_000;
 enum Work {
     Io(TaskId, Io, Geometry, Instant),
     Propose(TaskId, ProposeReservation),
+    ProposeEvent(u64, ProposeReservation),
     Establish(u64, EstablishUnitAttention),
     AwaitBarrier(u64),
     Answer(Finished, MayChange),
@@ -76,6 +78,14 @@ impl LogicalUnit {
                     (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
                 let reply = Box::new(move |result| {
                     mailboxes.post(worker, Message::LuAnswer(LuAnswer::Proposal { unit, task, result }));
+                });
+                driver.services.agent.propose_reservation(proposal, reply);
+            }
+            Work::ProposeEvent(id, proposal) => {
+                let (unit, mailboxes, worker) =
+                    (Arc::clone(self), driver.services.mailboxes.clone(), driver.worker());
+                let reply = Box::new(move |result| {
+                    mailboxes.post(worker, Message::LuAnswer(LuAnswer::Event { unit, id, result }));
                 });
                 driver.services.agent.propose_reservation(proposal, reply);
             }
@@ -186,7 +196,14 @@ impl Inner {
     fn take_other(&mut self, unit: &LogicalUnit, action: Action) -> Option<Work> {
         let epoch = unit.serving_epoch().unwrap_or_default();
         match action {
-            Action::ProposeReservation { task, nexus, expected_version, cdb, parameter_list } => {
+            Action::ProposeEvent { id, event, expected_version } => {
+                let (nexus, change) = match event {
+                    UnitEvent::NexusLost(nexus) => (nexus, ProposedChange::NexusLost),
+                    UnitEvent::Reset(nexus) => (nexus, ProposedChange::Reset),
+                };
+                Some(Work::ProposeEvent(id, propose(unit, epoch, expected_version, nexus, change)))
+            }
+            Action::ProposeChange { task, nexus, expected_version, cdb, parameter_list } => {
                 if let Some(entry) = self.tasks.get_mut(&task) {
                     if clock::scsi_now() > entry.execute_by {
                         self.server.handle_proposal(clock::scsi_now(), task, ProposalOutcome::NotProposed);
@@ -194,19 +211,8 @@ impl Inner {
                     }
                     entry.changing = true;
                 }
-                let (volume, proposal_id) = (unit.id(), random_id());
-                Some(Work::Propose(
-                    task,
-                    ProposeReservation {
-                        volume,
-                        epoch,
-                        expected_version,
-                        nexus,
-                        cdb,
-                        parameter_list,
-                        proposal_id,
-                    },
-                ))
+                let change = ProposedChange::Command { cdb, parameter_list };
+                Some(Work::Propose(task, propose(unit, epoch, expected_version, nexus, change)))
             }
             Action::EstablishUnitAttention { id, additional, scope } => {
                 let scope = match scope {
@@ -230,11 +236,6 @@ impl Inner {
                 let asked = self.barriers.awaited.iter().any(|(awaited, _)| *awaited == version);
                 self.barriers.awaited.push((version, passes_at));
                 (!asked).then_some(Work::AwaitBarrier(version))
-            }
-            Action::ProposeModeParameters { task, .. } => {
-                // The controller keeps no mode parameters yet: a change would be lost with the owner, so none is made.
-                self.server.handle_mode_parameters(clock::scsi_now(), task, ModeOutcome::NotProposed);
-                None
             }
             Action::Complete { task, response } => {
                 let task = self.tasks.remove(&task)?;
@@ -296,6 +297,24 @@ fn reply(completion: Completion, task: &Task) -> Reply {
         data,
         transfer_len: completion.transfer_len,
         unit_attention_reported: completion.unit_attention_reported,
+    }
+}
+
+fn propose(
+    unit: &LogicalUnit,
+    epoch: Epoch,
+    expected_version: u64,
+    nexus: Nexus,
+    change: ProposedChange,
+) -> ProposeReservation {
+    ProposeReservation {
+        volume: unit.id(),
+        epoch,
+        expected_version,
+        nexus,
+        change,
+        now_unix_ms: clock::unix_millis().0,
+        proposal_id: random_id(),
     }
 }
 

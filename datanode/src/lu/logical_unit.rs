@@ -236,7 +236,7 @@ impl LogicalUnit {
         }
         if inner.barriers.installed.is_none_or(|(version, _)| r.version > version) {
             inner.barriers.installed = Some((r.version, now.0));
-            inner.server.install_reservations(now, r.version, r.state.clone());
+            inner.server.install_state(now, r.version, r.state.clone());
         }
         inner.server.install_topology(topology);
         self.drive(driver, inner);
@@ -259,19 +259,7 @@ impl LogicalUnit {
         task: TaskId,
         result: ProposalResult,
     ) {
-        let outcome = match result {
-            ProposalResult::Outcome { status: Status::Good, version, .. } => {
-                ProposalOutcome::Committed { version }
-            }
-            ProposalResult::Outcome { status: Status::ReservationConflict, .. } => ProposalOutcome::Conflict,
-            ProposalResult::Outcome { sense: Some(sense), .. } => ProposalOutcome::Refused(sense),
-            ProposalResult::Outcome { sense: None, .. } | ProposalResult::Unknown => ProposalOutcome::Unknown,
-            ProposalResult::StaleVersion => ProposalOutcome::VersionChanged,
-            ProposalResult::NotExecuted(reason) => {
-                tracing::warn!(volume = %self.id(), reason, "a reservation was not proposed");
-                ProposalOutcome::NotProposed
-            }
-        };
+        let outcome = self.outcome(result);
         let now = clock::scsi_now();
         let mut inner = self.lock();
         if let Some(entry) = inner.tasks.get_mut(&task) {
@@ -283,6 +271,33 @@ impl LogicalUnit {
             inner.barrier_passed(version);
         }
         self.drive(driver, inner);
+    }
+
+    /// The agent's answer to the proposal of an event.
+    pub(crate) fn event_done(self: &Arc<Self>, driver: &mut Driver<'_>, id: u64, result: ProposalResult) {
+        let outcome = self.outcome(result);
+        let mut inner = self.lock();
+        inner.server.handle_event_proposal(clock::scsi_now(), id, outcome);
+        if let ProposalOutcome::Committed { version } = outcome {
+            inner.barrier_passed(version);
+        }
+        self.drive(driver, inner);
+    }
+
+    fn outcome(&self, result: ProposalResult) -> ProposalOutcome {
+        match result {
+            ProposalResult::Outcome { status: Status::Good, version, .. } => {
+                ProposalOutcome::Committed { version }
+            }
+            ProposalResult::Outcome { status: Status::ReservationConflict, .. } => ProposalOutcome::Conflict,
+            ProposalResult::Outcome { sense: Some(sense), .. } => ProposalOutcome::Refused(sense),
+            ProposalResult::Outcome { sense: None, .. } | ProposalResult::Unknown => ProposalOutcome::Unknown,
+            ProposalResult::StaleVersion => ProposalOutcome::VersionChanged,
+            ProposalResult::NotExecuted(reason) => {
+                tracing::warn!(volume = %self.id(), reason, "a change of the unit was not proposed");
+                ProposalOutcome::NotProposed
+            }
+        }
     }
 
     /// The agent's answer to a Unit Attention.
@@ -311,16 +326,18 @@ impl LogicalUnit {
         self.drive(driver, inner);
     }
 
-    /// Barriers that have passed by time alone.
+    /// Barriers that have passed by time alone, and what could not be proposed before.
     pub(crate) fn tick(self: &Arc<Self>, driver: &mut Driver<'_>) {
         let now_ms = clock::now_ms();
         let mut inner = self.lock();
+        inner.server.install_clock(clock::scsi_now(), clock::unix_millis());
+        inner.server.handle_tick(clock::scsi_now());
         let due =
             inner.barriers.awaited.iter().filter(|(_, at)| *at <= now_ms).map(|(version, _)| *version).max();
         if let Some(version) = due {
             inner.barrier_passed(version);
-            self.drive(driver, inner);
         }
+        self.drive(driver, inner);
     }
 
     /// Ends the unit here: nothing more is executed, and every task and function is answered now.

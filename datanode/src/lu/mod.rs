@@ -62,6 +62,7 @@ pub(crate) enum Answer {
 /// What the agent answered to a unit, on its way through a worker's mailbox: the agent's thread does no I/O.
 pub(crate) enum LuAnswer {
     Proposal { unit: Arc<LogicalUnit>, task: TaskId, result: ProposalResult },
+    Event { unit: Arc<LogicalUnit>, id: u64, result: ProposalResult },
     Established { unit: Arc<LogicalUnit>, id: u64, result: Established },
     BarrierPassed { unit: Arc<LogicalUnit>, version: u64 },
 }

@@ -169,11 +169,7 @@ fn lu_config(volume: &VolumeView) -> LuConfig {
             geometry: volume.geometry,
             physical_block_exponent: volume.physical_block_exponent,
         },
-        mode: ModeParameters {
-            write_cache: volume.write_cache,
-            software_write_protect: false,
-            descriptor_sense: false,
-        },
+        mode: ModeParameters::new(volume.write_cache),
         read_only: !volume.config.takes_writes(),
     }
 }

@@ -172,7 +172,7 @@ impl Bench {
                 geometry: Geometry::new(512, BLOCKS).unwrap(),
                 physical_block_exponent: 0,
             },
-            mode: ModeParameters { write_cache, software_write_protect: false, descriptor_sense: false },
+            mode: ModeParameters::new(write_cache),
             read_only: false,
         };
         let unit = Arc::new(LogicalUnit::new(volume, config));

@@ -8,7 +8,9 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use holdfast_proto::state::{self, change::Change as Record};
 use holdfast_scsi::{
     geometry::Geometry,
+    lu_state::{IdentifyingInformation, LuState, UnitState},
     lun::Lun,
+    mode::{InformationalExceptions, Interlock, ModeParameters, QueueError, ReportMethod, Thresholds},
     nexus::{Nexus, RelativePort},
     pr::{Registrant, Reservation, ReservationType, state::Reservations},
     sense::AdditionalSense,
@@ -417,9 +419,49 @@ fn reservation(record: &state::Reservation) -> Field<ReservationView> {
             Some(Reservation::from_parts(kind, holder).ok_or("holder and reservation type do not agree")?)
         }
     };
+    let unit = unit_state(record.unit.as_ref())?;
     let state = Reservations::from_parts(record.generation, record.aptpl, registrants, held)
+        .and_then(|reservations| LuState::from_parts(reservations, unit))
         .map_err(|why| format!("{why:?}"))?;
     Ok(ReservationView { version: record.version, state })
+}
+
+fn unit_state(record: Option<&state::UnitState>) -> Field<UnitState> {
+    let Some(record) = record else { return Ok(UnitState::default()) };
+    Ok(UnitState {
+        spc2_holder: record.spc2_holder.as_ref().map(nexus).transpose()?,
+        mode: record.mode.as_ref().map(mode_parameters).transpose()?,
+        saved_mode: record.saved_mode.as_ref().map(mode_parameters).transpose()?,
+        preventing: record.preventing.iter().map(nexus).collect::<Field<_>>()?,
+        identifying: IdentifyingInformation {
+            device: record.identifying_device.clone(),
+            text: record.identifying_text.clone(),
+        },
+        timestamp_ahead: record.timestamp_ahead_ms,
+    })
+}
+
+fn mode_parameters(record: &state::ModeParameters) -> Field<ModeParameters> {
+    let code = |code: u32| u8::try_from(code).map_err(|_| format!("{code} is no mode parameter"));
+    Ok(ModeParameters {
+        write_cache: record.write_cache,
+        software_write_protect: record.software_write_protect,
+        descriptor_sense: record.descriptor_sense,
+        task_set_per_nexus: record.task_set_per_nexus,
+        queue_error: QueueError::from_code(code(record.queue_error)?).ok_or("QERR is out of range")?,
+        task_aborted_status: record.task_aborted_status,
+        interlock: Interlock::from_code(code(record.interlock)?).ok_or("UA_INTLCK_CTRL is out of range")?,
+        exceptions: InformationalExceptions {
+            disabled: record.exceptions_disabled,
+            test: record.exceptions_test,
+            method: ReportMethod::from_code(code(record.exceptions_method)?).ok_or("MRIE is out of range")?,
+        },
+        provisioning: Thresholds {
+            single_initiator: record.threshold_single_initiator,
+            available: record.threshold_available,
+            used: record.threshold_used,
+        },
+    })
 }
 
 fn host(record: &state::Host, open: OpenSecret<'_>) -> Field<HostView> {

@@ -91,7 +91,7 @@ fn whole_picture_is_read() {
     assert_eq!(view.index, 20);
     let volume = view.owned_volume(VolumeId([9; 16])).unwrap();
     assert_eq!(volume.reservations.version, 10);
-    let reservation = volume.reservations.state.reservation().unwrap();
+    let reservation = volume.reservations.state.reservations.reservation().unwrap();
     assert_eq!(reservation.holder().unwrap().port, RelativePort(2));
     assert_eq!(view.owner_of(volume).unwrap().name, "node-1");
     assert_eq!(view.host_of("iqn.2026-01.X:db1").unwrap().name, "db1");

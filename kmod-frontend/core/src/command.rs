@@ -11,7 +11,7 @@ use holdfast_scsi::{
     checks::{self, Conditions, Verdict, WriteProtect},
     geometry::Extent,
     inquiry,
-    mode::{self, ModeParameters, ModeState},
+    mode::{self, ModeState},
     nexus::Nexus,
     pr::{Relation, access, report},
     reply::Reply,
@@ -177,9 +177,8 @@ fn run(image: &Image<'_>, asker: &Asker<'_>, command: &Command, out: &mut [u8]) 
         Command::ModeSense(request) => {
             let state = ModeState {
                 current: head.mode,
+                saved: head.mode,
                 default: head.mode,
-                // What MODE SELECT changes is the cluster's to say, and the data node's to ask.
-                changeable: ModeParameters::NONE,
                 read_only: head.read_only,
                 geometry: unit.geometry,
             };

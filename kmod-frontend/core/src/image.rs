@@ -294,7 +294,7 @@ impl Fixed {
         if usize::from(self.groups) > GROUPS_MAX {
             return Err(ImageError::TooMany);
         }
-        let mut mode = ModeParameters::NONE;
+        let mut mode = ModeParameters::new(false);
         mode.write_cache = has(flag::WRITE_CACHE);
         mode.software_write_protect = has(flag::SOFTWARE_WRITE_PROTECT);
         mode.descriptor_sense = has(flag::DESCRIPTOR_SENSE);

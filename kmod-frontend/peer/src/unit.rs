@@ -77,7 +77,7 @@ impl Unit {
                 ports: vec![RelativePort(99)],
             },
         ];
-        let mut mode = ModeParameters::NONE;
+        let mut mode = ModeParameters::new(false);
         mode.write_cache = self.write_cache;
         let facts = Facts {
             unit: LuProperties {

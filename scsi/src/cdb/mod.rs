@@ -54,10 +54,12 @@ pub enum Command {
     },
     /// MODE SENSE (6) and (10).
     ModeSense(ModeSense),
-    /// MODE SELECT (6) and (10), PF=1 and SP=0.
+    /// MODE SELECT (6) and (10), PF=1.
     ModeSelect {
         /// Which of both.
         form: ModeForm,
+        /// SP: the values are saved too.
+        save: bool,
         /// PARAMETER LIST LENGTH in bytes.
         parameter_list_length: u16,
     },
@@ -231,6 +233,30 @@ pub enum Command {
         /// PREVENT.
         prevent: bool,
     },
+    /// REPORT IDENTIFYING INFORMATION.
+    ReportIdentifyingInformation {
+        /// IDENTIFYING INFORMATION TYPE.
+        kind: IdentifyingKind,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u32,
+    },
+    /// SET IDENTIFYING INFORMATION, of a kind that can be set.
+    SetIdentifyingInformation {
+        /// IDENTIFYING INFORMATION TYPE.
+        kind: IdentifyingKind,
+        /// PARAMETER LIST LENGTH in bytes, within the limit of the kind; 0 clears it.
+        parameter_list_length: u32,
+    },
+    /// REPORT TIMESTAMP.
+    ReportTimestamp {
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u32,
+    },
+    /// SET TIMESTAMP.
+    SetTimestamp {
+        /// PARAMETER LIST LENGTH in bytes: 12.
+        parameter_list_length: u32,
+    },
     /// SEND DIAGNOSTIC with SELFTEST=1: the default self-test. (Without SELFTEST and without parameters: nothing.)
     SendDiagnostic {
         /// SELFTEST.
@@ -241,6 +267,28 @@ pub enum Command {
         /// ALLOCATION LENGTH in bytes.
         allocation_length: u16,
     },
+}
+
+/// IDENTIFYING INFORMATION TYPE (SPC-5 6.33).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentifyingKind {
+    /// 0000000b: peripheral device identifying information.
+    Device,
+    /// 0000010b: peripheral device text identifying information.
+    Text,
+    /// 1111111b: which kinds there are. Only to be reported.
+    Supported,
+}
+
+impl IdentifyingKind {
+    /// The code, 7 bits.
+    pub const fn code(self) -> u8 {
+        match self {
+            IdentifyingKind::Device => 0b000_0000,
+            IdentifyingKind::Text => 0b000_0010,
+            IdentifyingKind::Supported => 0b111_1111,
+        }
+    }
 }
 
 /// Log pages that exist ([`crate::log_pages`]).
@@ -282,7 +330,7 @@ pub struct ModeSense {
     pub allocation_length: u16,
 }
 
-/// PAGE CONTROL of MODE SENSE. Saved values (11b) are not supported and refused by [`parse`].
+/// PAGE CONTROL of MODE SENSE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageControl {
     /// 00b.
@@ -291,6 +339,8 @@ pub enum PageControl {
     Changeable,
     /// 10b.
     Default,
+    /// 11b.
+    Saved,
 }
 
 /// What VERIFY compares (BYTCHK).

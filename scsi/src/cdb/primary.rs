@@ -2,12 +2,12 @@
 
 use super::fields::RawCdb;
 use super::{
-    Command, LogPage, ModeForm, ModeSense, PageControl, PrInAction, PrOutAction, ReportingOptions,
-    SelectReport,
+    Command, IdentifyingKind, LogPage, ModeForm, ModeSense, PageControl, PrInAction, PrOutAction,
+    ReportingOptions, SelectReport,
 };
 use crate::geometry::Geometry;
 use crate::limits;
-use crate::sense::{Sense, asc};
+use crate::sense::Sense;
 
 pub(crate) fn test_unit_ready(_: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
     Ok(Command::TestUnitReady)
@@ -37,7 +37,7 @@ fn mode_sense(
         0b00 => PageControl::Current,
         0b01 => PageControl::Changeable,
         0b10 => PageControl::Default,
-        _ => return Err(Sense::illegal(asc::SAVING_PARAMETERS_NOT_SUPPORTED)),
+        _ => PageControl::Saved,
     };
     Ok(Command::ModeSense(ModeSense {
         form,
@@ -59,14 +59,14 @@ pub(crate) fn mode_sense10(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense>
 }
 
 fn mode_select(raw: &RawCdb, form: ModeForm, parameter_list_length: u16) -> Result<Command, Sense> {
-    // PF=0 would make the list vendor specific. (SP=1 is refused by the row of the table.)
+    // PF=0 would make the list vendor specific.
     if !raw.bit::<1, 4>() && parameter_list_length != 0 {
         return Err(Sense::illegal_field_cdb(1, Some(4)));
     }
     if u32::from(parameter_list_length) > limits::MODE_PARAMETER_LIST_MAX {
         return Err(Sense::parameter_list_length());
     }
-    Ok(Command::ModeSelect { form, parameter_list_length })
+    Ok(Command::ModeSelect { form, save: raw.bit::<1, 0>(), parameter_list_length })
 }
 
 pub(crate) fn mode_select6(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
@@ -230,4 +230,39 @@ pub(crate) fn send_diagnostic(raw: &RawCdb, _: &Geometry) -> Result<Command, Sen
         return Err(Sense::illegal_field_cdb(3, None));
     }
     Ok(Command::SendDiagnostic { self_test: raw.bit::<1, 2>() })
+}
+
+fn identifying_kind(raw: &RawCdb) -> Option<IdentifyingKind> {
+    let kinds = [IdentifyingKind::Device, IdentifyingKind::Text, IdentifyingKind::Supported];
+    kinds.into_iter().find(|kind| kind.code() == raw.u8::<10>() >> 1)
+}
+
+pub(crate) fn report_identifying_information(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let kind = identifying_kind(raw).ok_or(Sense::illegal_field_cdb(10, Some(7)))?;
+    Ok(Command::ReportIdentifyingInformation { kind, allocation_length: raw.u32::<6>() })
+}
+
+pub(crate) fn set_identifying_information(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let (kind, max) = match identifying_kind(raw) {
+        Some(IdentifyingKind::Device) => (IdentifyingKind::Device, limits::IDENTIFYING_INFORMATION_MAX),
+        Some(IdentifyingKind::Text) => (IdentifyingKind::Text, limits::IDENTIFYING_TEXT_MAX),
+        Some(IdentifyingKind::Supported) | None => return Err(Sense::illegal_field_cdb(10, Some(7))),
+    };
+    let parameter_list_length = raw.u32::<6>();
+    if parameter_list_length as usize > max {
+        return Err(Sense::illegal_field_cdb(6, None));
+    }
+    Ok(Command::SetIdentifyingInformation { kind, parameter_list_length })
+}
+
+pub(crate) fn report_timestamp(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    Ok(Command::ReportTimestamp { allocation_length: raw.u32::<6>() })
+}
+
+pub(crate) fn set_timestamp(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    match raw.u32::<6>() {
+        // Nothing to set: no error (SPC-5 4.3.5.5).
+        parameter_list_length @ (0 | 12) => Ok(Command::SetTimestamp { parameter_list_length }),
+        _ => Err(Sense::parameter_list_length()),
+    }
 }

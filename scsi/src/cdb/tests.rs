@@ -312,19 +312,22 @@ fn mode_commands_decode_both_forms() {
         ..six
     };
     assert_eq!(sense10, Ok(Command::ModeSense(ten)));
-    let saved = Sense::illegal(asc::SAVING_PARAMETERS_NOT_SUPPORTED);
-    assert_eq!(parse(&[0x1a, 0, 0xca, 0, 255, 0], &small()), Err(saved));
+    let saved = ModeSense { control: PageControl::Saved, subpage: 0, block_descriptor: true, ..six };
+    assert_eq!(parse(&[0x1a, 0, 0xca, 0, 255, 0], &small()), Ok(Command::ModeSense(saved)));
     assert_eq!(parse(&[0x1a, 0x10, 0x0a, 0, 255, 0], &small()), field(1, 4), "no LLBAA in the six-byte form");
 
     assert_eq!(
         parse(&[0x15, 0x10, 0, 0, 24, 0], &small()),
-        Ok(Command::ModeSelect { form: ModeForm::Six, parameter_list_length: 24 })
+        Ok(Command::ModeSelect { form: ModeForm::Six, save: false, parameter_list_length: 24 })
     );
     assert_eq!(
         parse(&[0x55, 0x10, 0, 0, 0, 0, 0, 1, 0, 0], &small()),
-        Ok(Command::ModeSelect { form: ModeForm::Ten, parameter_list_length: 256 })
+        Ok(Command::ModeSelect { form: ModeForm::Ten, save: false, parameter_list_length: 256 })
     );
-    assert_eq!(parse(&[0x15, 0x11, 0, 0, 24, 0], &small()), field(1, 0), "SP");
+    assert_eq!(
+        parse(&[0x15, 0x11, 0, 0, 24, 0], &small()),
+        Ok(Command::ModeSelect { form: ModeForm::Six, save: true, parameter_list_length: 24 })
+    );
     assert_eq!(parse(&[0x15, 0x00, 0, 0, 24, 0], &small()), field(1, 4), "PF");
     assert_eq!(parse(&[0x55, 0x10, 0, 0, 0, 0, 0, 2, 1, 0], &small()), Err(Sense::parameter_list_length()));
 }

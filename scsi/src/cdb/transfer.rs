@@ -41,8 +41,12 @@ impl Command {
             | Command::ReportTargetPortGroups { .. }
             | Command::ReportSupportedOperationCodes { .. }
             | Command::ReportSupportedTaskManagementFunctions { .. }
+            | Command::ReportIdentifyingInformation { .. }
+            | Command::ReportTimestamp { .. }
             | Command::PersistentReserveIn { .. } => Direction::In,
             Command::ModeSelect { .. }
+            | Command::SetIdentifyingInformation { .. }
+            | Command::SetTimestamp { .. }
             | Command::Write { .. }
             | Command::WriteAndVerify { .. }
             | Command::Verify { .. }
@@ -95,13 +99,17 @@ impl Command {
             | Command::ReportLuns { allocation_length, .. }
             | Command::ReportTargetPortGroups { allocation_length, .. }
             | Command::ReportSupportedOperationCodes { allocation_length, .. }
+            | Command::ReportIdentifyingInformation { allocation_length, .. }
+            | Command::ReportTimestamp { allocation_length }
             | Command::ReportSupportedTaskManagementFunctions { allocation_length, .. } => {
                 *allocation_length as u64
             }
             Command::ModeSelect { parameter_list_length, .. } | Command::Unmap { parameter_list_length } => {
                 *parameter_list_length as u64
             }
-            Command::PersistentReserveOut { parameter_list_length, .. } => *parameter_list_length as u64,
+            Command::SetIdentifyingInformation { parameter_list_length, .. }
+            | Command::SetTimestamp { parameter_list_length }
+            | Command::PersistentReserveOut { parameter_list_length, .. } => *parameter_list_length as u64,
         };
         (self.data_direction(), len)
     }

@@ -5,6 +5,7 @@ use super::{Completion, DeviceServer, task::Task};
 use crate::{
     alua::AluaState,
     checks::{self, Conditions, Verdict, WriteProtect},
+    mode::Interlock,
     pr::access::{self, Access},
     task_set::TaskId,
 };
@@ -14,7 +15,13 @@ impl DeviceServer {
     pub(super) fn admission(&mut self, id: TaskId) -> Option<Completion> {
         let task = self.tasks.get(&id)?;
         let opcode = task.cdb.first().copied().unwrap_or(0);
-        let refused = refusal(checks::check(opcode, &task.command, &self.conditions(task)));
+        let mut refused = refusal(checks::check(opcode, &task.command, &self.conditions(task)));
+        if self.mode.interlock != Interlock::None
+            && let Some(completion) = &mut refused
+        {
+            // Only REQUEST SENSE takes it out of the queue.
+            completion.unit_attention_reported = None;
+        }
         // Before any data is fetched: a length that the CDB contradicts.
         refused.or_else(|| self.data_length_refusal(task))
     }
@@ -34,7 +41,7 @@ impl DeviceServer {
             Err(_) => (Access::Conflict, Access::Conflict),
             Ok(command) => (
                 self.reservations.spc2_access(command, &task.nexus),
-                access::check_view(command, &self.reservations.installed().view(), &task.nexus),
+                access::check_view(command, &self.reservations.installed().reservations.view(), &task.nexus),
             ),
         };
         let already = self.reported.get(&task.nexus).copied();

@@ -1,23 +1,24 @@
-//! Commands that only tell something, and MODE SELECT.
+//! Commands that only tell something.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Action, Completion, DeviceServer, ModeOutcome, UaScope, UaWaiter, task::Stage};
+use super::{Completion, DeviceServer};
 use crate::{
     alua, capacity,
-    cdb::{Command, ModeForm},
+    cdb::Command,
     checks,
     checks::WriteProtect,
     identity::PortContext,
-    inquiry, log_pages, mode,
+    inquiry, log_pages,
+    lu_state::{self, UnixMillis},
+    mode,
     mode::ModeState,
     reply::Reply,
     rsoc,
     sense::{Sense, SenseKey, asc},
     status::Status,
     task_set::TaskId,
-    time::Instant,
     vpd,
 };
 
@@ -57,10 +58,9 @@ impl DeviceServer {
     fn parameter_data_of(&self, id: TaskId, command: &Command) -> Result<Completion, Sense> {
         let unit = &self.config.properties;
         let data = match *command {
-            // What would be written is nothing: there is no medium to prevent removal of, no self-test that differs from
-            // what every I/O tests, and a PRE-FETCH into a cache without room for it is GOOD (SBC-4 5.15).
+            // There is no self-test that differs from what every I/O tests, and a PRE-FETCH into a cache without room for it
+            // is GOOD (SBC-4 5.15).
             Command::TestUnitReady
-            | Command::PreventAllowMediumRemoval { .. }
             | Command::SendDiagnostic { .. }
             | Command::PreFetch { .. }
             | Command::StartStopUnit { .. } => return Ok(Completion::good()),
@@ -122,6 +122,19 @@ impl DeviceServer {
                     rsoc::supported_task_management_functions(extended, allocation_length, out)
                 })
             }
+            Command::ReportIdentifyingInformation { kind, allocation_length } => {
+                let information = &self.reservations.installed().unit.identifying;
+                parameter_data(allocation_length, |out| {
+                    lu_state::report_identifying_information(kind, information, allocation_length, out)
+                })
+            }
+            Command::ReportTimestamp { allocation_length } => {
+                let ahead = self.reservations.installed().unit.timestamp_ahead;
+                let now = self.cluster_clock();
+                parameter_data(allocation_length, |out| {
+                    lu_state::report_timestamp(now, ahead, allocation_length, out)
+                })
+            }
             // REPORT LUNS is the port's to answer, the rest is not of this kind.
             _ => return Err(Sense::new(SenseKey::HardwareError, asc::INTERNAL_TARGET_FAILURE)),
         };
@@ -148,54 +161,20 @@ impl DeviceServer {
         })
     }
 
+    /// What the cluster's clock shows now.
+    pub(super) fn cluster_clock(&self) -> UnixMillis {
+        let (then, shown) = self.clock;
+        UnixMillis(shown.0.saturating_add(self.now.millis_since(then)))
+    }
+
     fn mode_state(&self, id: TaskId) -> ModeState {
         let protect = self.tasks.get(&id).map(|task| self.write_protect(task));
         ModeState {
             current: self.mode,
+            saved: self.reservations.installed().saved_mode(self.config.mode),
             default: self.config.mode,
-            changeable: self.mode_changeable,
             read_only: protect == Some(WriteProtect::ReadOnly),
             geometry: self.config.properties.geometry,
         }
-    }
-
-    /// MODE SELECT: what it changes is proposed to the cluster.
-    pub(super) fn mode_select(&mut self, id: TaskId, form: ModeForm, parameter_list_length: u16) {
-        let Some(task) = self.tasks.get(&id) else { return };
-        let state = self.mode_state(id);
-        let Some(list) = task.data.get(..usize::from(parameter_list_length)) else {
-            return self.complete(id, Completion::check(Sense::parameter_list_length()));
-        };
-        match mode::parse_select(form, list, &state) {
-            Err(sense) => self.complete(id, Completion::check(sense)),
-            Ok(parameters) if parameters == self.mode => self.complete(id, Completion::good()),
-            Ok(parameters) => {
-                self.set_stage(id, Stage::Proposed { expected_version: 0, drains: false });
-                self.actions.push_back(Action::ProposeModeParameters { task: id, parameters });
-            }
-        }
-    }
-
-    /// A change of mode parameters ended. Once committed, the other nexuses are told (2A/01) before GOOD.
-    pub fn handle_mode_parameters(&mut self, now: Instant, task: TaskId, outcome: ModeOutcome) {
-        self.now = now;
-        let Some(proposer) = self.tasks.get(&task) else { return };
-        let is_mode_select = matches!(proposer.command, Ok(Command::ModeSelect { .. }));
-        if !matches!(proposer.stage, Stage::Proposed { .. }) || !is_mode_select {
-            return;
-        }
-        match outcome {
-            ModeOutcome::Committed => {
-                let others = UaScope::AllExcept(proposer.nexus);
-                self.set_stage(task, Stage::AwaitingUnitAttention);
-                self.establish(UaWaiter::Task(task), asc::MODE_PARAMETERS_CHANGED, others);
-            }
-            ModeOutcome::NotProposed => self.complete(task, Completion::status(Status::Busy)),
-            ModeOutcome::Unknown => {
-                let sense = Sense::new(SenseKey::AbortedCommand, asc::COMMUNICATION_FAILURE);
-                self.complete(task, Completion::check(sense));
-            }
-        }
-        self.run();
     }
 }

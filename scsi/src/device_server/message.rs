@@ -10,6 +10,8 @@ use crate::{
     geometry::Extent,
     identity::LuProperties,
     lba_status::LbaStatus,
+    limits::CDB_LEN_MAX,
+    lu_state::Change,
     mode::ModeParameters,
     nexus::{Nexus, RelativePort},
     sense::{AdditionalSense, Sense},
@@ -18,12 +20,14 @@ use crate::{
     ua::UnitAttention,
 };
 
+pub use crate::ua::UaScope;
+
 /// What a logical unit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LuConfig {
     /// Names, block size, capacity.
     pub properties: LuProperties,
-    /// Mode parameters in force after creation. While WCE is 0, every write is asked for as durable.
+    /// Mode parameters of the unit when it was new. While WCE is 0, every write is asked for as durable.
     pub mode: ModeParameters,
     /// The volume as a whole is write protected.
     pub read_only: bool,
@@ -112,7 +116,26 @@ pub enum IoFailure {
     Unknown,
 }
 
-/// What became of [`Action::ProposeReservation`].
+/// Changes the unit's state without a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitEvent {
+    /// The nexus is gone, and something hung on it.
+    NexusLost(Nexus),
+    /// LOGICAL UNIT RESET, which this nexus asked for.
+    Reset(Nexus),
+}
+
+impl UnitEvent {
+    /// The change that it is.
+    pub const fn change(&self) -> Change<'_> {
+        match self {
+            UnitEvent::NexusLost(nexus) => Change::NexusLost(nexus),
+            UnitEvent::Reset(_) => Change::Reset,
+        }
+    }
+}
+
+/// What became of a proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProposalOutcome {
     /// Committed as this version, and its barrier has passed.
@@ -129,17 +152,6 @@ pub enum ProposalOutcome {
     /// Definitely not proposed: no quorum, not the owner. BUSY.
     NotProposed,
     /// Perhaps committed, and that could not be found out in time.
-    Unknown,
-}
-
-/// What became of [`Action::ProposeModeParameters`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModeOutcome {
-    /// In force everywhere; installed here before.
-    Committed,
-    /// Definitely not: BUSY.
-    NotProposed,
-    /// Perhaps.
     Unknown,
 }
 
@@ -186,17 +198,6 @@ pub enum TmfResponse {
     NotSupported,
     /// FUNCTION REJECTED: it could not be carried out for the whole cluster.
     Rejected,
-}
-
-/// Who gets a Unit Attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UaScope {
-    /// Every nexus to which the unit is mapped.
-    All,
-    /// Only this one.
-    Only(Nexus),
-    /// Every one but this.
-    AllExcept(Nexus),
 }
 
 /// What the shell has to do. I/O actions name their task and are answered by `handle_io`; a task has at most one under
@@ -270,25 +271,28 @@ pub enum Action {
         /// Blocks of interest, never empty.
         extent: Extent,
     },
-    /// Propose a PERSISTENT RESERVE OUT under a new proposal id; answered by `handle_proposal`.
-    ProposeReservation {
+    /// Propose a command that changes the unit's state ([`crate::lu_state`]) under a new proposal id; answered by
+    /// `handle_proposal`.
+    ProposeChange {
         /// The task.
         task: TaskId,
         /// Who asks.
         nexus: Nexus,
         /// The version that it was validated against.
         expected_version: u64,
-        /// The CDB.
-        cdb: [u8; 10],
+        /// The CDB, filled up with zeroes.
+        cdb: [u8; CDB_LEN_MAX],
         /// The parameter list.
         parameter_list: Vec<u8>,
     },
-    /// Make these mode parameters those of the whole cluster (MODE SELECT); answered by `handle_mode_parameters`.
-    ProposeModeParameters {
-        /// The task.
-        task: TaskId,
-        /// The new values.
-        parameters: ModeParameters,
+    /// Propose what no command asked for, under a new proposal id; answered by `handle_event_proposal`.
+    ProposeEvent {
+        /// Names the event.
+        id: u64,
+        /// What happened.
+        event: UnitEvent,
+        /// The version that it was judged by.
+        expected_version: u64,
     },
     /// An answer waits until the barrier of this installed version has passed: answered by `handle_barrier`.
     AwaitBarrier {

@@ -12,9 +12,10 @@
 //! | the order of checks | `admission`, which asks [`crate::checks`] |
 //! | range locks, submission, what follows an I/O | `block` |
 //! | COMPARE AND WRITE, ORWRITE, VERIFY, WRITE SAME | `compare_and_write` |
-//! | PERSISTENT RESERVE OUT and IN, barriers, draining | `reservations` |
+//! | commands that change the unit's state, PERSISTENT RESERVE IN, barriers, draining | `reservations` |
+//! | changes of the unit's state that no command asked for | `events` |
 //! | ABORT TASK ... LUN RESET, loss of a nexus | `task_management` |
-//! | commands that only tell something, MODE SELECT | `inform` |
+//! | commands that only tell something | `inform` |
 //! | the words of the seam | `message` |
 //!
 //! Invariants: every task completes exactly once; I/O that was submitted is waited for before its task ends or a task
@@ -24,6 +25,7 @@
 mod admission;
 mod block;
 mod compare_and_write;
+mod events;
 mod inform;
 mod message;
 mod reservations;
@@ -33,21 +35,26 @@ mod task_management;
 #[cfg(test)]
 mod tests;
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
 
 pub use crate::task_set::{TaskAttribute, TaskId};
 pub use message::*;
 
 use crate::{
     cdb::{self, Command},
-    mode::ModeParameters,
+    lu_state::UnixMillis,
+    mode::{Interlock, ModeParameters},
     nexus::Nexus,
     range_lock::RangeLocks,
-    sense::{Sense, asc},
+    sense::{AdditionalSense, Sense, asc},
     status::Status,
     task_set::{NotAdmitted, TaskSet},
     time::Instant,
 };
+use events::PendingEvent;
 use reservations::ReservationState;
 use task::{Stage, Task};
 use task_management::PendingFunction;
@@ -72,6 +79,19 @@ enum Work {
 enum UaWaiter {
     Function(u64),
     Task(TaskId),
+    Nobody,
+}
+
+/// The Unit Attention that a status establishes (SPC-5 7.5.10, UA_INTLCK_CTRL).
+fn interlocked(interlock: Interlock, status: Status) -> Option<AdditionalSense> {
+    match (interlock, status) {
+        (Interlock::KeepAndEstablish, Status::Busy) => Some(asc::PREVIOUS_BUSY_STATUS),
+        (Interlock::KeepAndEstablish, Status::TaskSetFull) => Some(asc::PREVIOUS_TASK_SET_FULL_STATUS),
+        (Interlock::KeepAndEstablish, Status::ReservationConflict) => {
+            Some(asc::PREVIOUS_RESERVATION_CONFLICT_STATUS)
+        }
+        _ => None,
+    }
 }
 
 /// Executes the commands of one logical unit. Sans-io: `handle_*` tell it what happened, [`DeviceServer::poll_action`]
@@ -80,13 +100,16 @@ enum UaWaiter {
 pub struct DeviceServer {
     config: LuConfig,
     mode: ModeParameters,
-    mode_changeable: ModeParameters,
+    /// The cluster's clock at a moment.
+    clock: (Instant, UnixMillis),
     topology: Topology,
     reservations: ReservationState,
     task_set: TaskSet,
     tasks: BTreeMap<TaskId, Task>,
     locks: RangeLocks<TaskId>,
     functions: VecDeque<PendingFunction>,
+    events: Vec<PendingEvent>,
+    last_event: u64,
     ua_waiters: BTreeMap<u64, UaWaiter>,
     last_ua_request: u64,
     /// The Unit Attention reported last to each nexus: commands sent before the port heard of it still carry it.
@@ -102,13 +125,15 @@ impl DeviceServer {
         DeviceServer {
             config,
             mode: config.mode,
-            mode_changeable: ModeParameters::NONE,
+            clock: (Instant(0), UnixMillis(0)),
             topology: Topology::default(),
             reservations: ReservationState::default(),
             task_set: TaskSet::default(),
             tasks: BTreeMap::new(),
             locks: RangeLocks::default(),
             functions: VecDeque::new(),
+            events: Vec::new(),
+            last_event: 0,
             ua_waiters: BTreeMap::new(),
             last_ua_request: 0,
             reported: BTreeMap::new(),
@@ -121,6 +146,7 @@ impl DeviceServer {
     /// Replaces the configuration (resize, write protection). Ranges of waiting tasks are checked again.
     pub fn install_config(&mut self, config: LuConfig) {
         self.config = config;
+        self.mode = self.reservations.installed().mode(config.mode);
     }
 
     /// The configuration.
@@ -133,15 +159,9 @@ impl DeviceServer {
         self.topology = topology;
     }
 
-    /// Puts mode parameters into force that the cluster agreed on.
-    pub fn install_mode_parameters(&mut self, parameters: ModeParameters) {
-        self.mode = parameters;
-    }
-
-    /// Says which mode parameters (those that are true) a change of would be kept by the whole cluster. MODE SELECT changes
-    /// only those, and MODE SENSE says so. None at first.
-    pub fn install_mode_changeable(&mut self, changeable: ModeParameters) {
-        self.mode_changeable = changeable;
+    /// What the cluster's clock shows at a moment of ours, for the timestamp.
+    pub fn install_clock(&mut self, now: Instant, shows: UnixMillis) {
+        self.clock = (now, shows);
     }
 
     /// The mode parameters in force.
@@ -168,6 +188,9 @@ impl DeviceServer {
         match self.task_set.admit(id, request.nexus, request.attribute) {
             Err(NotAdmitted::Duplicate) => return Err(DuplicateTask),
             Err(NotAdmitted::Full) => {
+                if let Some(additional) = interlocked(self.mode.interlock, Status::TaskSetFull) {
+                    self.establish(UaWaiter::Nobody, additional, UaScope::Only(*request.nexus));
+                }
                 let response = Response::Completed(Completion::status(Status::TaskSetFull));
                 self.actions.push_back(Action::Complete { task: id, response });
                 return Ok(());
@@ -222,7 +245,7 @@ impl DeviceServer {
                 Some(Work::Start(id)) => self.start(id),
                 Some(Work::Locked(id)) => self.after_wait(id, Self::submit_first),
                 Some(Work::Execute(id)) => self.after_wait(id, Self::execute),
-                None if self.finish_drained() => {}
+                None if self.finish_drained() || self.settle_events() => {}
                 None => break,
             }
         }
@@ -268,12 +291,13 @@ impl DeviceServer {
             Command::PersistentReserveIn { action, allocation_length } => {
                 self.persistent_reserve_in(id, action, allocation_length);
             }
-            Command::PersistentReserveOut { .. } => self.persistent_reserve_out(id),
-            Command::Reserve => self.reserve(id),
-            Command::Release => self.release(id),
-            Command::ModeSelect { form, parameter_list_length } => {
-                self.mode_select(id, form, parameter_list_length);
-            }
+            Command::PersistentReserveOut { .. }
+            | Command::Reserve
+            | Command::Release
+            | Command::PreventAllowMediumRemoval { .. }
+            | Command::SetIdentifyingInformation { .. }
+            | Command::SetTimestamp { .. }
+            | Command::ModeSelect { .. } => self.change_state(id),
             Command::TestUnitReady
             | Command::RequestSense { .. }
             | Command::Inquiry { .. }
@@ -288,7 +312,8 @@ impl DeviceServer {
             | Command::ReportSupportedOperationCodes { .. }
             | Command::ReportSupportedTaskManagementFunctions { .. }
             | Command::StartStopUnit { start: true, .. }
-            | Command::PreventAllowMediumRemoval { .. }
+            | Command::ReportIdentifyingInformation { .. }
+            | Command::ReportTimestamp { .. }
             | Command::SendDiagnostic { .. } => {
                 let completion = self.inform(id, &command);
                 self.complete(id, completion);
@@ -296,8 +321,22 @@ impl DeviceServer {
         }
     }
 
-    /// Ends a task with a status; or as aborted, if that was asked for meanwhile.
+    /// Ends a task with a status; or as aborted, if that was asked for meanwhile. With UA_INTLCK_CTRL=11b some statuses
+    /// establish a Unit Attention first.
     fn complete(&mut self, id: TaskId, completion: Completion) {
+        match interlocked(self.mode.interlock, completion.status) {
+            Some(additional) if self.tasks.get(&id).is_some_and(|task| !task.aborting) => {
+                let Some(task) = self.tasks.get_mut(&id) else { return };
+                task.ends_with = Some(completion);
+                task.stage = Stage::AwaitingUnitAttention;
+                let scope = UaScope::Only(task.nexus);
+                self.establish(UaWaiter::Task(id), additional, scope);
+            }
+            _ => self.end(id, completion),
+        }
+    }
+
+    fn end(&mut self, id: TaskId, completion: Completion) {
         let Some(task) = self.tasks.remove(&id) else { return };
         let response = if task.aborting {
             Response::Aborted

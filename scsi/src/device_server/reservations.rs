@@ -1,4 +1,4 @@
-//! Reservations at the owner: PERSISTENT RESERVE OUT and IN, RESERVE and RELEASE of SPC-2, installed versions.
+//! The unit's state at its owner: the commands that change it, PERSISTENT RESERVE IN, installed versions.
 //!
 //! A request is validated against the installed state. A refusal is final; a change is proposed to the cluster and
 //! becomes GOOD when it is committed, its barrier has passed, it is installed here, and, if it takes access away, all
@@ -11,16 +11,16 @@ use alloc::vec::Vec;
 use super::{
     Action, Completion, DeviceServer, ProposalOutcome, Work,
     inform::parameter_data,
-    task::{Stage, Task},
+    task::{Stage, Step, Task},
 };
 use crate::{
     cdb::{Command, PrInAction},
+    lu_state::{Applied, Change, Context, LuState},
     nexus::{Nexus, RelativePort},
     pr::{
         access::{self, Access},
-        out::PrOut,
         report,
-        state::{Refusal, Reservations},
+        state::Refusal,
     },
     sense::{Sense, SenseKey, asc},
     status::Status,
@@ -31,7 +31,7 @@ use crate::{
 /// What is installed, and how far it is agreed on.
 #[derive(Debug, Default)]
 pub(super) struct ReservationState {
-    installed: Reservations,
+    installed: LuState,
     version: u64,
     /// Newest version whose barrier has passed.
     settled: u64,
@@ -41,11 +41,10 @@ pub(super) struct ReservationState {
     undrained: VecDeque<u64>,
     /// Tasks in [`Stage::AwaitingDrain`].
     draining: Vec<TaskId>,
-    spc2_holder: Option<Nexus>,
 }
 
 impl ReservationState {
-    pub(super) fn installed(&self) -> &Reservations {
+    pub(super) fn installed(&self) -> &LuState {
         &self.installed
     }
 
@@ -54,16 +53,9 @@ impl ReservationState {
     }
 
     pub(super) fn spc2_access(&self, command: &Command, nexus: &Nexus) -> Access {
-        match &self.spc2_holder {
+        match &self.installed.unit.spc2_holder {
             None => Access::Allowed,
             Some(holder) => access::check_spc2(command, holder == nexus),
-        }
-    }
-
-    /// Ends an SPC-2 reservation: of this nexus, or any.
-    pub(super) fn end_spc2(&mut self, of: Option<&Nexus>) {
-        if of.is_none_or(|nexus| self.spc2_holder.as_ref() == Some(nexus)) {
-            self.spc2_holder = None;
         }
     }
 
@@ -75,12 +67,13 @@ impl ReservationState {
 impl DeviceServer {
     /// Installs the state of a newer version; an older or equal one is ignored. Tasks that wait for data or ranges and
     /// that it shuts out end with RESERVATION CONFLICT at once.
-    pub fn install_reservations(&mut self, now: Instant, version: u64, reservations: Reservations) {
+    pub fn install_state(&mut self, now: Instant, version: u64, state: LuState) {
         self.now = now;
         if version <= self.reservations.version {
             return;
         }
-        self.reservations.installed = reservations;
+        self.mode = state.mode(self.config.mode);
+        self.reservations.installed = state;
         self.reservations.version = version;
         self.reservations.undrained.push_back(version);
         let waiting: Vec<(TaskId, Stage)> = self.tasks.iter().map(|(id, task)| (*id, task.stage)).collect();
@@ -100,8 +93,8 @@ impl DeviceServer {
         self.run();
     }
 
-    /// The reservation state installed, and its version.
-    pub fn reservations(&self) -> (u64, &Reservations) {
+    /// The state installed, and its version.
+    pub fn state(&self) -> (u64, &LuState) {
         (self.reservations.version, &self.reservations.installed)
     }
 
@@ -115,11 +108,6 @@ impl DeviceServer {
     /// True if this version is installed and all I/O submitted under older ones has ended.
     pub fn reservations_drained(&self, version: u64) -> bool {
         self.reservations.drained(version)
-    }
-
-    /// The nexus that holds an SPC-2 reservation.
-    pub fn spc2_holder(&self) -> Option<&Nexus> {
-        self.reservations.spc2_holder.as_ref()
     }
 
     fn settle(&mut self, version: u64) {
@@ -151,23 +139,27 @@ impl DeviceServer {
         if !self.is_settled() {
             return self.await_barrier(id);
         }
-        let view = self.reservations.installed.view();
+        let view = self.reservations.installed.reservations.view();
         let data = parameter_data(u32::from(allocation_length), |out| {
             report::persistent_reserve_in(action, &view, allocation_length, out)
         });
         self.complete(id, Completion::bytes(data));
     }
 
-    pub(super) fn persistent_reserve_out(&mut self, id: TaskId) {
+    /// A command that changes the unit's state: validated here, decided by the cluster.
+    pub(super) fn change_state(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(&id) else { return };
         if let Some(refused) = self.data_length_refusal(task) {
             return self.complete(id, refused);
         }
-        let ports: Vec<RelativePort> =
-            self.topology.groups.iter().flat_map(|g| g.ports.iter().copied()).collect();
-        let validated = PrOut::parse(&task.cdb, &task.data)
-            .map_err(Refusal::Sense)
-            .and_then(|request| self.reservations.installed.clone().apply(&task.nexus, &request, &ports));
+        if self.awaits_event(&task.nexus) {
+            return self.set_stage(id, Stage::AwaitingEvent);
+        }
+        let Task { nexus, cdb, .. } = *task;
+        let parameter_list = task.data.clone();
+        let change = Change::Command { nexus: &nexus, cdb: &cdb, parameter_list: &parameter_list };
+        let mut next = self.reservations.installed.clone();
+        let validated = self.judge(&mut next, &change);
         match validated {
             Err(Refusal::Conflict) => self.complete(id, Completion::status(Status::ReservationConflict)),
             Err(Refusal::Sense(sense)) => self.complete(id, Completion::check(sense)),
@@ -178,10 +170,12 @@ impl DeviceServer {
             Ok(applied) => {
                 let drains = applied.narrowed || !applied.abort_tasks_of.is_empty();
                 let expected_version = self.reservations.version;
-                let Task { nexus, cdb, ref data, .. } = *task;
-                let parameter_list = data.clone();
+                let write_cache_goes = self.mode.write_cache && !next.mode(self.config.mode).write_cache;
+                if let Some(task) = self.tasks.get_mut(&id) {
+                    task.flushes = write_cache_goes;
+                }
                 self.set_stage(id, Stage::Proposed { expected_version, drains });
-                self.actions.push_back(Action::ProposeReservation {
+                self.actions.push_back(Action::ProposeChange {
                     task: id,
                     nexus,
                     expected_version,
@@ -192,14 +186,24 @@ impl DeviceServer {
         }
     }
 
+    /// What a change would do to this state.
+    pub(super) fn judge(&self, state: &mut LuState, change: &Change<'_>) -> Result<Applied, Refusal> {
+        let ports: Vec<RelativePort> =
+            self.topology.groups.iter().flat_map(|g| g.ports.iter().copied()).collect();
+        let context = Context {
+            ports: &ports,
+            geometry: self.config.properties.geometry,
+            mode_default: self.config.mode,
+            now: self.cluster_clock(),
+        };
+        state.apply(change, &context)
+    }
+
     /// A proposal ended. GOOD follows when the change is in force here too.
     pub fn handle_proposal(&mut self, now: Instant, task: TaskId, outcome: ProposalOutcome) {
         self.now = now;
         let Some(proposer) = self.tasks.get(&task) else { return };
         let Stage::Proposed { expected_version, drains } = proposer.stage else { return };
-        if !matches!(proposer.command, Ok(Command::PersistentReserveOut { .. })) {
-            return;
-        }
         let aborting = proposer.aborting;
         match outcome {
             ProposalOutcome::Committed { version } => {
@@ -245,21 +249,13 @@ impl DeviceServer {
         };
         let Some(at) = state.draining.iter().position(in_force) else { return false };
         let id = self.reservations.draining.remove(at);
-        self.complete(id, Completion::good());
-        true
-    }
-
-    /// RESERVE of SPC-2. The checks have found no other holder.
-    pub(super) fn reserve(&mut self, id: TaskId) {
-        self.reservations.spc2_holder = self.tasks.get(&id).map(|task| task.nexus);
-        self.complete(id, Completion::good());
-    }
-
-    /// RELEASE of SPC-2: without effect, but GOOD, for all but the holder.
-    pub(super) fn release(&mut self, id: TaskId) {
-        if let Some(nexus) = self.tasks.get(&id).map(|task| task.nexus) {
-            self.reservations.end_spc2(Some(&nexus));
+        match self.tasks.get(&id) {
+            // The write cache is off now: what it still holds has been acknowledged.
+            Some(task) if task.flushes => {
+                self.submit(id, Step::Flush, Action::Flush { task: id, extent: None })
+            }
+            _ => self.complete(id, Completion::good()),
         }
-        self.complete(id, Completion::good());
+        true
     }
 }

@@ -2,10 +2,11 @@
 
 use alloc::vec::Vec;
 
-use super::message::{CommandRequest, DataOut};
+use super::message::{CommandRequest, Completion, DataOut};
 use crate::{
     cdb::{Command, Direction, VerifyCheck, WriteSameSource},
     geometry::Geometry,
+    limits::CDB_LEN_MAX,
     nexus::Nexus,
     sense::Sense,
     time::Instant,
@@ -19,7 +20,7 @@ pub(super) struct Task {
     /// The command, or why its CDB is refused when its turn comes.
     pub(super) command: Result<Command, Sense>,
     /// The CDB's first bytes, for a proposal.
-    pub(super) cdb: [u8; 10],
+    pub(super) cdb: [u8; CDB_LEN_MAX],
     /// Bytes of Data-Out that the CDB asks for: what the residual is counted from.
     pub(super) data_out_asked: u64,
     /// Bytes that the initiator sends.
@@ -35,6 +36,10 @@ pub(super) struct Task {
     pub(super) aborting: bool,
     /// Something was written: BUSY would be a lie.
     pub(super) wrote: bool,
+    /// How it ends once a Unit Attention for its nexus is established.
+    pub(super) ends_with: Option<Completion>,
+    /// Its change turns the write cache off: what is in it becomes durable before GOOD.
+    pub(super) flushes: bool,
 }
 
 /// How far a task is. What is under way outside ([`Stage::is_under_way`]) can only be waited for.
@@ -73,6 +78,8 @@ pub(super) enum Stage {
         /// Older I/O is waited for.
         drains: bool,
     },
+    /// Something that the nexus did before it was lost has to end first.
+    AwaitingEvent,
     /// Waits until a Unit Attention is established.
     AwaitingUnitAttention,
 }
@@ -124,7 +131,7 @@ impl Task {
         data: DataOut<'_>,
         geometry: &Geometry,
     ) -> Task {
-        let mut cdb = [0; 10];
+        let mut cdb = [0; CDB_LEN_MAX];
         for (to, from) in cdb.iter_mut().zip(request.cdb) {
             *to = *from;
         }
@@ -141,6 +148,8 @@ impl Task {
             stage: Stage::Dormant,
             aborting: false,
             wrote: false,
+            ends_with: None,
+            flushes: false,
         };
         match data {
             DataOut::None => task.data_out_len = 0,
@@ -198,6 +207,8 @@ const fn looks_at_data(command: &Command) -> bool {
             | Command::WriteSame { source: WriteSameSource::DataOutBlock, unmap: true, .. }
             | Command::Unmap { .. }
             | Command::ModeSelect { .. }
+            | Command::SetIdentifyingInformation { .. }
+            | Command::SetTimestamp { .. }
             | Command::PersistentReserveOut { .. }
     )
 }

@@ -9,11 +9,12 @@ use alloc::vec::Vec;
 
 use super::{
     Action, Completion, DeviceServer, TaskManagementFunction, TaskManagementRequest, TmfResponse, UaScope,
-    UaWaiter,
+    UaWaiter, UnitEvent,
 };
 use crate::{
     nexus::Nexus,
-    sense::{AdditionalSense, Sense, SenseKey, asc},
+    sense::{AdditionalSense, asc},
+    status::Status,
     task_set::TaskId,
     time::Instant,
 };
@@ -24,12 +25,13 @@ pub(super) struct PendingFunction {
     id: u64,
     tasks: BTreeSet<TaskId>,
     unit_attentions: BTreeSet<u64>,
+    event: Option<u64>,
     response: TmfResponse,
 }
 
 impl PendingFunction {
     fn is_done(&self) -> bool {
-        self.tasks.is_empty() && self.unit_attentions.is_empty()
+        self.tasks.is_empty() && self.unit_attentions.is_empty() && self.event.is_none()
     }
 }
 
@@ -63,9 +65,10 @@ impl DeviceServer {
                 self.abort_for(id, all, told);
             }
             TaskManagementFunction::LogicalUnitReset => {
-                self.reservations.end_spc2(None);
                 let all = self.task_set.select(|_, _| true);
-                self.abort_for(id, all, Vec::from([(asc::BUS_DEVICE_RESET, UaScope::All)]));
+                let told = Vec::from([(asc::BUS_DEVICE_RESET, UaScope::All)]);
+                let event = self.begin_event(UnitEvent::Reset(*nexus), Some(id));
+                self.abort_and_wait(id, all, told, Some(event));
             }
         }
         self.run();
@@ -82,8 +85,8 @@ impl DeviceServer {
     /// The nexus is gone: its tasks end, and its SPC-2 reservation. Registrations stay.
     pub fn handle_nexus_loss(&mut self, now: Instant, nexus: &Nexus) {
         self.now = now;
-        self.reservations.end_spc2(Some(nexus));
         self.reported.remove(nexus);
+        self.begin_event(UnitEvent::NexusLost(*nexus), None);
         let own = self.task_set.select(|_, of| of == nexus);
         self.abort(own);
         self.run();
@@ -94,13 +97,9 @@ impl DeviceServer {
         self.now = now;
         match self.ua_waiters.remove(&id) {
             Some(UaWaiter::Task(task)) => {
-                let completion = match established {
-                    true => Completion::good(),
-                    false => {
-                        Completion::check(Sense::new(SenseKey::AbortedCommand, asc::COMMUNICATION_FAILURE))
-                    }
-                };
-                self.complete(task, completion);
+                // Not established: the status says all that is known.
+                let ends_with = self.tasks.get_mut(&task).and_then(|task| task.ends_with.take());
+                self.end(task, ends_with.unwrap_or(Completion::status(Status::Busy)));
             }
             Some(UaWaiter::Function(function)) => {
                 for pending in self.functions.iter_mut().filter(|pending| pending.id == function) {
@@ -111,7 +110,7 @@ impl DeviceServer {
                 }
                 self.answer_finished();
             }
-            None => {}
+            Some(UaWaiter::Nobody) | None => {}
         }
         self.run();
     }
@@ -136,7 +135,28 @@ impl DeviceServer {
         self.answer_finished();
     }
 
+    /// What a function started has ended, well or not.
+    pub(super) fn event_ended(&mut self, function: u64, well: bool) {
+        for pending in self.functions.iter_mut().filter(|pending| pending.id == function) {
+            pending.event = None;
+            if !well {
+                pending.response = TmfResponse::Rejected;
+            }
+        }
+        self.answer_finished();
+    }
+
     fn abort_for(&mut self, id: u64, doomed: Vec<TaskId>, told: Vec<(AdditionalSense, UaScope)>) {
+        self.abort_and_wait(id, doomed, told, None);
+    }
+
+    fn abort_and_wait(
+        &mut self,
+        id: u64,
+        doomed: Vec<TaskId>,
+        told: Vec<(AdditionalSense, UaScope)>,
+        event: Option<u64>,
+    ) {
         let tasks = self.abort(doomed);
         let unit_attentions = told
             .into_iter()
@@ -146,6 +166,7 @@ impl DeviceServer {
             id,
             tasks,
             unit_attentions,
+            event,
             response: TmfResponse::Complete,
         });
         self.answer_finished();

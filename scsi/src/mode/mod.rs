@@ -11,10 +11,10 @@ pub use select::parse_select;
 use crate::cdb::{ModeForm, ModeSense, PageControl};
 use crate::geometry::Geometry;
 use crate::reply::{Reply, ReplyWriter};
-use crate::sense::Sense;
+use crate::sense::{AdditionalSense, Sense, asc};
 use pages::PageId;
 
-/// What MODE SELECT can change, where the cluster keeps it.
+/// What MODE SELECT can change. The cluster keeps current and saved values ([`crate::lu_state`] in user space).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ModeParameters {
     /// WCE: a write may be acknowledged before it is on stable storage.
@@ -23,15 +23,144 @@ pub struct ModeParameters {
     pub software_write_protect: bool,
     /// D_SENSE: sense data in descriptor format.
     pub descriptor_sense: bool,
+    /// TST=001b: each I_T nexus has a task set of its own.
+    pub task_set_per_nexus: bool,
+    /// QERR.
+    pub queue_error: QueueError,
+    /// TAS: a task that another I_T nexus aborted ends with TASK ABORTED instead of in silence.
+    pub task_aborted_status: bool,
+    /// UA_INTLCK_CTRL.
+    pub interlock: Interlock,
+    /// The Informational Exceptions Control page.
+    pub exceptions: InformationalExceptions,
+    /// The Logical Block Provisioning page.
+    pub provisioning: Thresholds,
+}
+
+/// QERR: what a CHECK CONDITION does to the other tasks of the task set (SPC-5 7.5.10).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum QueueError {
+    /// 00b: nothing.
+    #[default]
+    Continue = 0b00,
+    /// 01b: all of them are aborted.
+    AbortAll = 0b01,
+    /// 11b: those of the same I_T nexus are aborted.
+    AbortOwn = 0b11,
+}
+
+impl QueueError {
+    /// The value with this code.
+    pub const fn from_code(code: u8) -> Option<QueueError> {
+        Some(match code {
+            0b00 => QueueError::Continue,
+            0b01 => QueueError::AbortAll,
+            0b11 => QueueError::AbortOwn,
+            _ => return None,
+        })
+    }
+}
+
+/// UA_INTLCK_CTRL: how a Unit Attention leaves its queue (SPC-5 7.5.10).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Interlock {
+    /// 00b: by any report.
+    #[default]
+    None = 0b00,
+    /// 10b: by REQUEST SENSE only.
+    Keep = 0b10,
+    /// 11b: by REQUEST SENSE only, and BUSY, TASK SET FULL and RESERVATION CONFLICT establish one.
+    KeepAndEstablish = 0b11,
+}
+
+impl Interlock {
+    /// The value with this code.
+    pub const fn from_code(code: u8) -> Option<Interlock> {
+        Some(match code {
+            0b00 => Interlock::None,
+            0b10 => Interlock::Keep,
+            0b11 => Interlock::KeepAndEstablish,
+            _ => return None,
+        })
+    }
+}
+
+/// How informational exceptions are reported (SBC-4 6.5.7). The only one there is comes from TEST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InformationalExceptions {
+    /// DEXCPT: none are reported.
+    pub disabled: bool,
+    /// TEST: there is one, a false failure prediction.
+    pub test: bool,
+    /// MRIE.
+    pub method: ReportMethod,
+}
+
+/// MRIE.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ReportMethod {
+    /// 0h: only the log page tells of it.
+    #[default]
+    None = 0x0,
+    /// 2h: a Unit Attention.
+    UnitAttention = 0x2,
+    /// 6h: REQUEST SENSE tells of it.
+    OnRequest = 0x6,
+}
+
+impl ReportMethod {
+    /// The value with this code.
+    pub const fn from_code(code: u8) -> Option<ReportMethod> {
+        Some(match code {
+            0x0 => ReportMethod::None,
+            0x2 => ReportMethod::UnitAttention,
+            0x6 => ReportMethod::OnRequest,
+            _ => return None,
+        })
+    }
+}
+
+impl InformationalExceptions {
+    /// None are reported.
+    pub const OFF: InformationalExceptions =
+        InformationalExceptions { disabled: true, test: false, method: ReportMethod::None };
+
+    /// What is to be reported now.
+    pub const fn exception(&self) -> Option<AdditionalSense> {
+        if self.test && !self.disabled { Some(asc::FAILURE_PREDICTION_FALSE) } else { None }
+    }
+}
+
+/// Soft thresholds of thin provisioning (SBC-4 6.5.9), in threshold sets of `1 << `[`crate::limits::THRESHOLD_EXPONENT`]
+/// logical blocks. `None`: not enabled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Thresholds {
+    /// SITUA: a Unit Attention for one I_T nexus instead of all.
+    pub single_initiator: bool,
+    /// Reached when no more than this is available.
+    pub available: Option<u32>,
+    /// Reached when at least this is used.
+    pub used: Option<u32>,
 }
 
 impl ModeParameters {
-    /// All off: as a mask, nothing is changeable.
-    pub const NONE: ModeParameters =
-        ModeParameters { write_cache: false, software_write_protect: false, descriptor_sense: false };
-    /// All on: as a mask, everything is changeable.
-    pub const ALL: ModeParameters =
-        ModeParameters { write_cache: true, software_write_protect: true, descriptor_sense: true };
+    /// What a new unit has.
+    pub const fn new(write_cache: bool) -> ModeParameters {
+        ModeParameters {
+            write_cache,
+            software_write_protect: false,
+            descriptor_sense: false,
+            task_set_per_nexus: false,
+            queue_error: QueueError::Continue,
+            task_aborted_status: false,
+            interlock: Interlock::None,
+            exceptions: InformationalExceptions::OFF,
+            provisioning: Thresholds { single_initiator: false, available: None, used: None },
+        }
+    }
 }
 
 /// What MODE SENSE reports of.
@@ -39,10 +168,10 @@ impl ModeParameters {
 pub struct ModeState {
     /// In force now.
     pub current: ModeParameters,
+    /// In force after a reset.
+    pub saved: ModeParameters,
     /// In force after creation.
     pub default: ModeParameters,
-    /// True for those that MODE SELECT may change: only what the whole cluster would follow.
-    pub changeable: ModeParameters,
     /// The mapping or the volume is read-only. (SWP need not be repeated here.)
     pub read_only: bool,
     /// For the block descriptor.
@@ -97,7 +226,8 @@ pub fn sense(request: &ModeSense, state: &ModeState, out: &mut [u8]) -> Result<R
         match request.control {
             PageControl::Current => w.put(id.bytes(&state.current).as_slice()),
             PageControl::Default => w.put(id.bytes(&state.default).as_slice()),
-            PageControl::Changeable => w.put(id.changeable(&state.changeable).as_slice()),
+            PageControl::Saved => w.put(id.bytes(&state.saved).as_slice()),
+            PageControl::Changeable => w.put(id.changeable().as_slice()),
         }
     }
     match request.form {

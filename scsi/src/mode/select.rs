@@ -1,7 +1,10 @@
 //! The parameter list of MODE SELECT: all of it is checked before anything changes (SPC-5 6.13).
 
-use super::pages::{D_SENSE, D_SENSE_AT, PageId, SWP, SWP_AT, WCE, WCE_AT};
-use super::{LONGLBA, ModeParameters, ModeState, long_block_descriptor, short_block_descriptor};
+use super::pages::{self, Field, PageId};
+use super::{
+    Interlock, LONGLBA, ModeParameters, QueueError, ReportMethod, long_block_descriptor,
+    short_block_descriptor,
+};
 use crate::cdb::ModeForm;
 use crate::geometry::Geometry;
 use crate::sense::Sense;
@@ -18,8 +21,12 @@ const PAGE_CODE: u8 = 0x3f;
 /// PARAMETER LIST LENGTH ERROR if the list ends inside its header, its block descriptor or a page; INVALID FIELD IN
 /// PARAMETER LIST, pointing at the bit, for an unknown page, a wrong page length, another block size or capacity, or a
 /// bit that is not changeable.
-pub fn parse_select(form: ModeForm, list: &[u8], state: &ModeState) -> Result<ModeParameters, Sense> {
-    let (current, geometry) = (&state.current, &state.geometry);
+pub fn parse_select(
+    form: ModeForm,
+    list: &[u8],
+    current: &ModeParameters,
+    geometry: &Geometry,
+) -> Result<ModeParameters, Sense> {
     if list.is_empty() {
         return Ok(*current);
     }
@@ -44,7 +51,7 @@ pub fn parse_select(form: ModeForm, list: &[u8], state: &ModeState) -> Result<Mo
     let mut selected = *current;
     let mut at = pages_at;
     while let Some(rest @ [_, ..]) = list.get(at..) {
-        at = at.saturating_add(select_page(rest, at, state, &mut selected)?);
+        at = at.saturating_add(select_page(rest, at, current, &mut selected)?);
     }
     Ok(selected)
 }
@@ -94,7 +101,7 @@ fn check_descriptor_fields(given: &[u8], ours: &[u8], at: usize, count_len: usiz
 fn select_page(
     rest: &[u8],
     at: usize,
-    state: &ModeState,
+    current: &ModeParameters,
     selected: &mut ModeParameters,
 ) -> Result<usize, Sense> {
     let first = rest.first().copied().unwrap_or(0);
@@ -109,8 +116,8 @@ fn select_page(
             id.page() == first & PAGE_CODE && id.subpage() == subpage && format_fits
         })
         .ok_or(Sense::illegal_field_parameter(pointer(at), Some(5)))?;
-    let ours = id.bytes(&state.current);
-    let mask = id.changeable(&state.changeable);
+    let ours = id.bytes(current);
+    let mask = id.changeable();
     let header_len = if id.subpage() == 0 { 2 } else { 4 };
 
     let length_at = if id.subpage() == 0 { 1 } else { 2 };
@@ -128,14 +135,67 @@ fn select_page(
             return Err(Sense::illegal_field_parameter(pointer(at.saturating_add(offset)), Some(bit)));
         }
     }
-    let set = |offset: usize, bit: u8| given.get(offset).is_some_and(|byte| byte & bit != 0);
+    let page = Given { bytes: given, at };
     match id {
-        PageId::Caching => selected.write_cache = set(WCE_AT, WCE),
+        PageId::Caching => selected.write_cache = page.is_set(pages::WCE),
         PageId::Control => {
-            selected.descriptor_sense = set(D_SENSE_AT, D_SENSE);
-            selected.software_write_protect = set(SWP_AT, SWP);
+            selected.task_set_per_nexus = page.is_set(pages::TST);
+            selected.descriptor_sense = page.is_set(pages::D_SENSE);
+            selected.queue_error = page.code(pages::QERR, QueueError::from_code)?;
+            selected.interlock = page.code(pages::UA_INTLCK, Interlock::from_code)?;
+            selected.software_write_protect = page.is_set(pages::SWP);
+            selected.task_aborted_status = page.is_set(pages::TAS);
         }
-        PageId::ReadWriteErrorRecovery | PageId::ControlExtension | PageId::InformationalExceptions => {}
+        PageId::InformationalExceptions => {
+            selected.exceptions.disabled = page.is_set(pages::DEXCPT);
+            selected.exceptions.test = page.is_set(pages::TEST);
+            selected.exceptions.method = page.code(pages::MRIE, ReportMethod::from_code)?;
+        }
+        PageId::LogicalBlockProvisioning => {
+            let thresholds = &mut selected.provisioning;
+            thresholds.single_initiator = page.is_set(pages::SITUA);
+            thresholds.available = page.threshold(pages::AVAILABLE_ENABLED, pages::AVAILABLE_COUNT_AT)?;
+            thresholds.used = page.threshold(pages::USED_ENABLED, pages::USED_COUNT_AT)?;
+        }
+        PageId::ReadWriteErrorRecovery | PageId::ControlExtension => {}
     }
     Ok(given.len())
+}
+
+/// A page as the initiator gave it; it begins at byte `at` of the list.
+struct Given<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Given<'_> {
+    fn byte(&self, at: usize) -> u8 {
+        self.bytes.get(at).copied().unwrap_or(0)
+    }
+
+    fn is_set(&self, (at, bits): Field) -> bool {
+        self.byte(at) & bits != 0
+    }
+
+    /// The value of a field of several bits; a reserved one is refused.
+    fn code<T>(&self, (at, bits): Field, read: fn(u8) -> Option<T>) -> Result<T, Sense> {
+        let shift = bits.trailing_zeros().min(7);
+        let most_significant = 7u32.saturating_sub(bits.leading_zeros()) as u8;
+        let wrong =
+            Sense::illegal_field_parameter(pointer(self.at.saturating_add(at)), Some(most_significant));
+        read((self.byte(at) & bits) >> shift).ok_or(wrong)
+    }
+
+    /// A count without ENABLED would be lost: refused.
+    fn threshold(&self, enabled: Field, count_at: usize) -> Result<Option<u32>, Sense> {
+        let count = self.bytes.get(count_at..).and_then(|rest| rest.first_chunk()).copied();
+        let count = count.map_or(0, u32::from_be_bytes);
+        match (self.is_set(enabled), count) {
+            (true, count) => Ok(Some(count)),
+            (false, 0) => Ok(None),
+            (false, _) => {
+                Err(Sense::illegal_field_parameter(pointer(self.at.saturating_add(count_at)), None))
+            }
+        }
+    }
 }

@@ -3,21 +3,15 @@ use crate::reply::full_reply;
 use proptest::prelude::*;
 use std::vec::Vec;
 
-const DEFAULT: ModeParameters =
-    ModeParameters { write_cache: true, software_write_protect: false, descriptor_sense: false };
+const DEFAULT: ModeParameters = ModeParameters::new(true);
+const SAVED: ModeParameters = ModeParameters { task_aborted_status: true, ..DEFAULT };
 
 fn unit() -> Geometry {
     Geometry::new(512, 0x1_2345).unwrap()
 }
 
 fn state(current: ModeParameters) -> ModeState {
-    ModeState {
-        current,
-        default: DEFAULT,
-        changeable: ModeParameters::ALL,
-        read_only: false,
-        geometry: unit(),
-    }
+    ModeState { current, default: DEFAULT, saved: SAVED, read_only: false, geometry: unit() }
 }
 
 fn ask(form: ModeForm, control: PageControl, page: u8, subpage: u8) -> ModeSense {
@@ -76,7 +70,7 @@ fn all_pages_are_each_page_in_order_with_and_without_subpages() {
     };
     let all = |subpage| pages(ask(ModeForm::Ten, PageControl::Current, 0x3f, subpage), state(DEFAULT));
     assert_eq!(all(0x00), each(&[(1, 0), (8, 0), (0x0a, 0), (0x1c, 0)]));
-    assert_eq!(all(0xff), each(&[(1, 0), (8, 0), (0x0a, 0), (0x0a, 1), (0x1c, 0)]));
+    assert_eq!(all(0xff), each(&[(1, 0), (8, 0), (0x0a, 0), (0x0a, 1), (0x1c, 0), (0x1c, 2)]));
     let control = pages(ask(ModeForm::Ten, PageControl::Current, 0x0a, 0xff), state(DEFAULT));
     assert_eq!(control, each(&[(0x0a, 0), (0x0a, 1)]));
 }
@@ -101,31 +95,54 @@ fn every_page_has_the_length_its_header_says() {
             _ => usize::from(u16::from_be_bytes([bytes[2], bytes[3]])) + 4,
         };
         assert_eq!((bytes[0] & 0x3f, body), (id.page(), bytes.len()));
-        assert_eq!(id.changeable(&ModeParameters::ALL).as_slice().len(), bytes.len());
+        assert_eq!(id.changeable().as_slice().len(), bytes.len());
     }
 }
 
 #[test]
 fn current_default_and_changeable_values_differ_as_they_should() {
-    let now = ModeParameters { write_cache: false, software_write_protect: true, descriptor_sense: true };
+    let now = ModeParameters {
+        write_cache: false,
+        software_write_protect: true,
+        descriptor_sense: true,
+        queue_error: QueueError::AbortOwn,
+        interlock: Interlock::Keep,
+        ..DEFAULT
+    };
     let page = |control, page| pages(ask(ModeForm::Six, control, page, 0), state(now));
     assert_eq!(page(PageControl::Current, 0x08)[2], 0x00);
     assert_eq!(page(PageControl::Default, 0x08)[2], 0x04);
-    assert_eq!(page(PageControl::Changeable, 0x08)[..3], [0x08, 0x12, 0x04]);
-    assert_eq!(page(PageControl::Current, 0x0a)[2..5], [0x06, 0x10, 0x08]);
-    assert_eq!(page(PageControl::Default, 0x0a)[2..5], [0x02, 0x10, 0x00]);
-    assert_eq!(page(PageControl::Changeable, 0x0a), [0x0a, 0x0a, 4, 0, 8, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(page(PageControl::Changeable, 0x08)[..3], [0x88, 0x12, 0x04]);
+    assert_eq!(page(PageControl::Current, 0x0a)[2..6], [0x06, 0x16, 0x28, 0]);
+    assert_eq!(page(PageControl::Default, 0x0a)[2..6], [0x02, 0x10, 0x00, 0]);
+    assert_eq!(page(PageControl::Saved, 0x0a)[2..6], [0x02, 0x10, 0x00, 0x40]);
+    assert_eq!(page(PageControl::Changeable, 0x0a), [0x8a, 0x0a, 0x24, 6, 0x38, 0x40, 0, 0, 0, 0, 0, 0]);
 }
 
 fn select(form: ModeForm, list: &[u8]) -> Result<ModeParameters, Sense> {
-    parse_select(form, list, &state(DEFAULT))
+    parse_select(form, list, &DEFAULT, &unit())
 }
 
 fn any_parameters() -> impl Strategy<Value = ModeParameters> {
-    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(a, b, c)| ModeParameters {
-        write_cache: a,
-        software_write_protect: b,
-        descriptor_sense: c,
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let codes = (0usize..3, 0usize..3, 0usize..3);
+    let thresholds = (any::<bool>(), any::<Option<u32>>(), any::<Option<u32>>());
+    (flags, codes, thresholds).prop_map(|((a, b, c, d, e, f), (queue, interlock, method), (g, h, i))| {
+        ModeParameters {
+            write_cache: a,
+            software_write_protect: b,
+            descriptor_sense: c,
+            task_set_per_nexus: d,
+            queue_error: [QueueError::Continue, QueueError::AbortAll, QueueError::AbortOwn][queue],
+            task_aborted_status: e,
+            interlock: [Interlock::None, Interlock::Keep, Interlock::KeepAndEstablish][interlock],
+            exceptions: InformationalExceptions {
+                disabled: f,
+                test: a ^ b,
+                method: [ReportMethod::None, ReportMethod::UnitAttention, ReportMethod::OnRequest][method],
+            },
+            provisioning: Thresholds { single_initiator: g, available: h, used: i },
+        }
     })
 }
 
@@ -140,7 +157,7 @@ proptest! {
             block_descriptor: descriptor, long_lba: ten && long, ..ask(form, PageControl::Current, 0x3f, 0xff)
         };
         let list = reply(request, state(new));
-        prop_assert_eq!(parse_select(form, &list, &state(old)), Ok(new));
+        prop_assert_eq!(parse_select(form, &list, &old, &unit()), Ok(new));
     }
 
     #[test]
@@ -149,10 +166,10 @@ proptest! {
     }
 
     #[test]
-    fn a_list_cut_anywhere_is_an_error_or_a_shorter_list(cut in 1usize..100) {
+    fn a_list_cut_anywhere_is_an_error_or_a_shorter_list(cut in 1usize..130) {
         let list = reply(ask(ModeForm::Six, PageControl::Current, 0x3f, 0xff), state(DEFAULT));
-        let ends = [4, 4 + 12, 4 + 32, 4 + 44, 4 + 76, 4 + 88];
-        prop_assert_eq!(list.len(), 92);
+        let ends = [4, 4 + 12, 4 + 32, 4 + 44, 4 + 76, 4 + 88, 4 + 120];
+        prop_assert_eq!(list.len(), 124);
         let cut = cut.min(list.len());
         match select(ModeForm::Six, &list[..cut]) {
             Ok(same) => prop_assert!(ends.contains(&cut) && same == DEFAULT),
@@ -161,16 +178,26 @@ proptest! {
     }
 
     #[test]
-    fn only_changeable_bits_change(at in 0usize..92, bit in 0u8..8) {
+    fn only_changeable_bits_change(at in 0usize..124, bit in 0u8..8) {
         let mut list = reply(ask(ModeForm::Six, PageControl::Current, 0x3f, 0xff), state(DEFAULT));
         list[at] ^= 1 << bit;
         let result = select(ModeForm::Six, &list);
         match (at, bit) {
             // Header: MODE DATA LENGTH and DEVICE-SPECIFIC PARAMETER are reserved here; PS of each page is ignored.
-            (0 | 2, _) | (4 | 16 | 36 | 48 | 80, 7) => prop_assert_eq!(result, Ok(DEFAULT)),
-            (18, 2) | (38, 2) | (40, 3) => prop_assert!(result.is_ok_and(|new| new != DEFAULT)),
+            (0 | 2, _) | (4 | 16 | 36 | 48 | 80 | 92, 7) => prop_assert_eq!(result, Ok(DEFAULT)),
+            // WCE; TST and D_SENSE; QERR 01b; UA_INTLCK 10b and SWP; TAS; DEXCPT and TEST; MRIE 2h; SITUA; ENABLED.
+            (18, 2) | (38, 5 | 2) | (39, 1) | (40, 5 | 3) | (41, 6) | (82, 2 | 3) | (83, 1) | (96, 0) | (108 | 116, 7) => {
+                prop_assert!(result.is_ok_and(|new| new != DEFAULT));
+            }
+            // Reserved values of a field point at its first bit.
+            (39, 2) | (40, 4) | (83, 0 | 2 | 3) => {
+                let first = match at { 39 => 2, 40 => 5, _ => 3 };
+                prop_assert_eq!(result, Err(Sense::illegal_field_parameter(at as u16, Some(first))));
+            }
+            // A count of a threshold that is not enabled.
+            (112..116 | 120..124, _) => prop_assert!(result.is_err()),
             // Body bytes: the pointer says exactly which bit.
-            (6..16 | 18..36 | 38..48 | 52..80 | 82.., _) => {
+            (6..16 | 18..36 | 38..48 | 52..80 | 82..92 | 96.., _) => {
                 prop_assert_eq!(result, Err(Sense::illegal_field_parameter(at as u16, Some(bit))));
             }
             _ => prop_assert!(result.is_err()),
@@ -199,28 +226,4 @@ fn capacity_of_zero_or_all_ones_means_unchanged() {
         assert_eq!(select(ModeForm::Six, &list), Ok(DEFAULT));
     }
     assert_eq!(select(ModeForm::Six, &[]), Ok(DEFAULT));
-}
-
-#[test]
-fn what_the_cluster_does_not_keep_is_neither_changeable_nor_changed() {
-    let fixed = ModeState { changeable: ModeParameters::NONE, ..state(DEFAULT) };
-    let protect = [0, 0, 0, 0, 0x0a, 0x0a, 0x02, 0x10, 0x08, 0, 0, 0, 0xff, 0xff, 0, 0];
-    assert!(parse_select(ModeForm::Six, &protect, &state(DEFAULT)).unwrap().software_write_protect);
-    let refused = parse_select(ModeForm::Six, &protect, &fixed).unwrap_err();
-    assert_eq!(refused.additional, crate::sense::asc::INVALID_FIELD_IN_PARAMETER_LIST);
-    let changeable = |state: &ModeState| {
-        let request = ModeSense {
-            form: ModeForm::Six,
-            control: PageControl::Changeable,
-            page: 0x0a,
-            subpage: 0,
-            block_descriptor: false,
-            long_lba: false,
-            allocation_length: 255,
-        };
-        let mut out = [0; 255];
-        sense(&request, state, &mut out).unwrap();
-        out[8]
-    };
-    assert_eq!((changeable(&state(DEFAULT)), changeable(&fixed)), (0x08, 0));
 }

@@ -38,6 +38,8 @@ const fn need(command: &Command) -> Need {
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::ReportTargetPortGroups { .. }
+        | Command::ReportIdentifyingInformation { .. }
+        | Command::ReportTimestamp { .. }
         | Command::PersistentReserveIn { .. }
         | Command::PersistentReserveOut { .. }
         | Command::StartStopUnit { start: true, .. }
@@ -60,6 +62,8 @@ const fn need(command: &Command) -> Need {
         | Command::Unmap { .. }
         | Command::SynchronizeCache { .. }
         | Command::ModeSelect { .. }
+        | Command::SetIdentifyingInformation { .. }
+        | Command::SetTimestamp { .. }
         | Command::SendDiagnostic { .. }
         | Command::StartStopUnit { start: false, .. }
         | Command::PreventAllowMediumRemoval { prevent: true }
@@ -107,6 +111,8 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::ReportTargetPortGroups { .. }
+        | Command::ReportIdentifyingInformation { .. }
+        | Command::ReportTimestamp { .. }
         | Command::StartStopUnit { start: true, .. }
         | Command::PreventAllowMediumRemoval { prevent: false }
         | Command::Release => true,
@@ -127,6 +133,8 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         | Command::Unmap { .. }
         | Command::SynchronizeCache { .. }
         | Command::ModeSelect { .. }
+        | Command::SetIdentifyingInformation { .. }
+        | Command::SetTimestamp { .. }
         | Command::SendDiagnostic { .. }
         | Command::StartStopUnit { start: false, .. }
         | Command::PreventAllowMediumRemoval { prevent: true }

@@ -57,6 +57,8 @@ pub enum InvalidParts {
     DuplicateRegistrant,
     /// A reservation whose holder is not registered, or without any registrant.
     HolderNotRegistered,
+    /// State beside the reservations that cannot be ([`crate::lu_state`]).
+    Unit,
 }
 
 impl Reservations {

@@ -36,9 +36,21 @@ pub(crate) fn unmap(lba: u64, blocks: u32) -> (Vec<u8>, Vec<u8>) {
 }
 
 pub(crate) fn mode_select_swp(on: bool) -> (Vec<u8>, Vec<u8>) {
-    let mut list = vec![0; 4];
-    // The Control mode page as MODE SENSE reports it, but for SWP.
-    list.extend([0x0a, 0x0a, 0x02, 0x10, if on { 0x08 } else { 0 }, 0, 0, 0, 0xff, 0xff, 0, 0]);
+    mode_select_control(false, [0x02, 0x10, if on { 0x08 } else { 0 }, 0])
+}
+
+/// MODE SELECT of the Control mode page with these bytes 2 to 5.
+pub(crate) fn mode_select_control(save: bool, fields: [u8; 4]) -> (Vec<u8>, Vec<u8>) {
+    let mut list = vec![0, 0, 0, 0, 0x0a, 0x0a];
+    list.extend(fields);
+    list.extend([0, 0, 0xff, 0xff, 0, 0]);
+    (vec![0x15, 0x10 | u8::from(save), 0, 0, list.len() as u8, 0], list)
+}
+
+/// MODE SELECT of the Caching mode page.
+pub(crate) fn mode_select_write_cache(on: bool) -> (Vec<u8>, Vec<u8>) {
+    let mut list = vec![0, 0, 0, 0, 0x08, 0x12, if on { 0x04 } else { 0 }];
+    list.extend([0; 17]);
     (vec![0x15, 0x10, 0, 0, list.len() as u8, 0], list)
 }
 

@@ -14,14 +14,14 @@ use holdfast_scsi::{
     geometry::{Extent, Geometry},
     identity::{LuIdentity, LuProperties},
     lba_status::{LbaStatus, Provisioning},
+    lu_state::{Change, Context, LuState, UnixMillis},
     lun::Lun,
     mode::ModeParameters,
     nexus::{Nexus, RelativePort},
     port::{LunMap, MappedUnit, NexusPort, Route},
     pr::{
         access::{self, Access},
-        out::PrOut,
-        state::{Refusal, Reservations},
+        state::Refusal,
     },
     sense::AdditionalSense,
     task_set::{TaskAttribute, TaskId},
@@ -74,7 +74,7 @@ pub(crate) struct Ended {
 pub(crate) struct World {
     pub(crate) server: DeviceServer,
     pub(crate) hosts: BTreeMap<char, Host>,
-    pub(crate) truth: Reservations,
+    pub(crate) truth: LuState,
     pub(crate) version: u64,
     pub(crate) store: Vec<u8>,
     pub(crate) store_pace: Pace,
@@ -110,12 +110,11 @@ impl World {
     pub(crate) fn new() -> World {
         let identity = LuIdentity { volume_uuid: [0x5a; 16], revision: *b"0001" };
         let geometry = Geometry::new(BLOCK as u32, BLOCKS).unwrap();
-        let mode =
-            ModeParameters { write_cache: true, software_write_protect: false, descriptor_sense: false };
+        let mode = ModeParameters::new(true);
         let properties = LuProperties { identity, geometry, physical_block_exponent: 3 };
         let mut server = DeviceServer::new(LuConfig { properties, mode, read_only: false });
         let group = |id, state| PortGroup { id, state, preferred: false, ports: vec![RelativePort(id)] };
-        server.install_mode_changeable(ModeParameters::ALL);
+        server.install_clock(Instant(0), UnixMillis(1_000_000));
         server.install_topology(Topology {
             target_name: "iqn.2026-01.test:target".into(),
             groups: vec![group(1, AluaState::ActiveOptimized), group(2, AluaState::ActiveNonOptimized)],
@@ -123,7 +122,7 @@ impl World {
         let mut world = World {
             server,
             hosts: BTreeMap::new(),
-            truth: Reservations::default(),
+            truth: LuState::default(),
             version: 0,
             store: vec![0; BLOCK * BLOCKS as usize],
             store_pace: Pace::Prompt,
@@ -253,6 +252,13 @@ impl World {
         self.pump();
     }
 
+    pub(crate) fn pass_second(&mut self) {
+        self.now += 1000;
+        let now = self.tick();
+        self.server.handle_tick(now);
+        self.pump();
+    }
+
     /// Lets the oldest held I/O end; false without any.
     pub(crate) fn release_one_io(&mut self, fail: bool) -> bool {
         let Some((_, action)) = self.held_io.pop_front() else { return false };
@@ -309,7 +315,7 @@ impl World {
 
     /// Takes what the last event led to before the next event happens, so that the state is the one it was decided in.
     fn collect(&mut self) {
-        let version = self.server.reservations().0;
+        let version = self.server.state().0;
         while let Some(action) = self.server.poll_action() {
             if is_io(&action) {
                 self.assert_may_run(&action);
@@ -343,10 +349,14 @@ impl World {
     /// No I/O is submitted for a nexus that the installed reservations shut out.
     fn assert_may_run(&self, io: &Action) {
         let live = &self.live[&task_of(io).0];
-        let (_, installed) = self.server.reservations();
+        let (_, installed) = self.server.state();
         let command = cdb::parse(&live.cdb, &self.server.config().properties.geometry).unwrap();
         let nexus = self.nexus(live.host);
-        assert_eq!(access::check_view(&command, &installed.view(), &nexus), Access::Allowed, "{io:?}");
+        assert_eq!(
+            access::check_view(&command, &installed.reservations.view(), &nexus),
+            Access::Allowed,
+            "{io:?}"
+        );
     }
 
     fn completed(&mut self, id: u64, response: Response) {
@@ -372,16 +382,14 @@ impl World {
     fn decide(&mut self, action: Action) {
         let now = self.tick();
         match action {
-            Action::ProposeReservation { task, nexus, expected_version, cdb, parameter_list } => {
-                let outcome = self.commit(task.0, &nexus, expected_version, &cdb, &parameter_list);
+            Action::ProposeChange { task, nexus, expected_version, cdb, parameter_list } => {
+                let change = Change::Command { nexus: &nexus, cdb: &cdb, parameter_list: &parameter_list };
+                let outcome = self.commit(Some(task.0), expected_version, &change);
                 self.server.handle_proposal(now, task, outcome);
             }
-            Action::ProposeModeParameters { task, parameters } if self.quorum == Quorum::There => {
-                self.server.install_mode_parameters(parameters);
-                self.server.handle_mode_parameters(now, task, ModeOutcome::Committed);
-            }
-            Action::ProposeModeParameters { task, .. } => {
-                self.server.handle_mode_parameters(now, task, ModeOutcome::NotProposed);
+            Action::ProposeEvent { id, event, expected_version } => {
+                let outcome = self.commit(None, expected_version, &event.change());
+                self.server.handle_event_proposal(now, id, outcome);
             }
             Action::AwaitBarrier { version } => self.server.handle_barrier(now, version),
             Action::EstablishUnitAttention { id, additional, scope } => {
@@ -395,36 +403,34 @@ impl World {
         }
     }
 
-    fn commit(
-        &mut self,
-        task: u64,
-        nexus: &Nexus,
-        expected: u64,
-        cdb: &[u8],
-        list: &[u8],
-    ) -> ProposalOutcome {
+    fn commit(&mut self, task: Option<u64>, expected: u64, change: &Change<'_>) -> ProposalOutcome {
         if self.quorum == Quorum::Lost {
             return ProposalOutcome::NotProposed;
         }
         if expected != self.version {
             return ProposalOutcome::VersionChanged;
         }
-        let request = PrOut::parse(cdb, list).unwrap();
-        match self.truth.apply(nexus, &request, &[RelativePort(1), RelativePort(2)]) {
+        let context = Context {
+            ports: &[RelativePort(1), RelativePort(2)],
+            geometry: self.server.config().properties.geometry,
+            mode_default: self.server.config().mode,
+            now: UnixMillis(1_000_000 + self.now),
+        };
+        match self.truth.apply(change, &context) {
             Err(Refusal::Conflict) => ProposalOutcome::Conflict,
             Err(Refusal::Sense(sense)) => ProposalOutcome::Refused(sense),
             Ok(applied) => {
                 self.version += 1;
                 let (version, now) = (self.version, Instant(self.now));
-                if applied.narrowed || !applied.abort_tasks_of.is_empty() {
+                if let Some(task) = task.filter(|_| applied.narrowed || !applied.abort_tasks_of.is_empty()) {
                     self.narrowing.insert(task, version);
                 }
                 for (told, what) in applied.unit_attentions {
-                    self.raise(what, UaScope::Only(told));
+                    self.raise(what, told);
                 }
                 self.server.abort_tasks_of(now, &applied.abort_tasks_of);
                 self.collect();
-                self.server.install_reservations(now, version, self.truth.clone());
+                self.server.install_state(now, version, self.truth.clone());
                 ProposalOutcome::Committed { version }
             }
         }

@@ -209,6 +209,8 @@ pub(super) fn propose(id: u8, expected_version: u64, n: u8, out: &PrOut) -> reco
         nexus: Some(nexus(n, 1)),
         cdb,
         parameter_list,
+        now_unix_ms: 0,
+        event: 0,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod build;
 mod job;
+mod lu_state;
 mod power_loss;
 mod random;
 mod removal;

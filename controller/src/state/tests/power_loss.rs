@@ -17,7 +17,7 @@ fn registered(aptpl: bool) -> Cluster {
 }
 
 fn registrations(cluster: &Cluster) -> usize {
-    cluster.volume("db1").reservations.registrants().len()
+    cluster.volume("db1").lu.reservations.registrants().len()
 }
 
 /// A node joins with a new process, under a boot id.

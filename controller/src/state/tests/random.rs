@@ -141,7 +141,7 @@ impl History {
             }
             let owner = volume.config.owner();
             assert!(owner.is_none_or(|o| volume.config.in_sync().iter().any(|m| m.node == o.node)));
-            assert!(volume.reservations.registrants().len() <= holdfast_scsi::limits::PR_REGISTRANTS_MAX);
+            assert!(volume.lu.reservations.registrants().len() <= holdfast_scsi::limits::PR_REGISTRANTS_MAX);
             assert!(volume.reservation_record().outcomes.len() <= limits::OUTCOMES_PER_VOLUME_KEPT);
         }
         self.dead.extend(self.epochs.keys().filter(|id| !alive.contains(*id)));

@@ -17,7 +17,7 @@ use tonic::Status;
 
 use super::super::{
     Agent, EstablishUnitAttention, Established, Heartbeats, Options, ProposalResult, ProposeReservation,
-    UnitAttentionScope,
+    ProposedChange, UnitAttentionScope,
 };
 use super::controller::{Controller, Session};
 use super::*;
@@ -105,8 +105,8 @@ impl Running {
             epoch: Epoch::FIRST,
             expected_version: 3,
             nexus: Nexus::new(initiator, RelativePort(1)),
-            cdb: [0x5f; 10],
-            parameter_list: vec![0; 24],
+            change: ProposedChange::Command { cdb: [0x5f; 16], parameter_list: vec![0; 24] },
+            now_unix_ms: 0,
             proposal_id: [id; 16],
         };
         self.handle.propose_reservation(proposal, Box::new(move |result| drop(reply.send(result))));

@@ -8,16 +8,18 @@ use std::thread::JoinHandle;
 
 use holdfast_iscsi::PortalOptions;
 use holdfast_proto::state::{self, change::Change as Record};
+use holdfast_scsi::lu_state::{Change, Context, UnixMillis};
+use holdfast_scsi::mode::ModeParameters;
 use holdfast_scsi::nexus::RelativePort;
-use holdfast_scsi::pr::out::PrOut;
 use holdfast_scsi::pr::state::Refusal;
 use holdfast_scsi::sense::AdditionalSense;
 use holdfast_scsi::status::Status;
+use holdfast_scsi::ua::UaScope;
 
 use crate::agent::handle::{Request, Requests};
 use crate::agent::{
     EstablishUnitAttention, Established, Handle, Heartbeats, Install, Installer, ProposalResult,
-    ProposeReservation, UnitAttentionScope,
+    ProposeReservation, ProposedChange, UnitAttentionScope,
 };
 use crate::clock;
 use crate::data_plane::router::Unconnected;
@@ -275,10 +277,20 @@ impl Authority {
             let ports: Vec<RelativePort> =
                 view.nodes.values().flat_map(|n| n.ports.iter().map(|p| p.relative_port)).collect();
             let mut state = volume.reservations.state.clone();
-            let applied = match PrOut::parse(&proposal.cdb, &proposal.parameter_list)
-                .map_err(Refusal::Sense)
-                .and_then(|request| state.apply(&proposal.nexus, &request, &ports))
-            {
+            let change = match &proposal.change {
+                ProposedChange::Command { cdb, parameter_list } => {
+                    Change::Command { nexus: &proposal.nexus, cdb, parameter_list }
+                }
+                ProposedChange::NexusLost => Change::NexusLost(&proposal.nexus),
+                ProposedChange::Reset => Change::Reset,
+            };
+            let context = Context {
+                ports: &ports,
+                geometry: volume.geometry,
+                mode_default: ModeParameters::new(volume.write_cache),
+                now: UnixMillis(proposal.now_unix_ms),
+            };
+            let applied = match state.apply(&change, &context) {
                 Ok(applied) => applied,
                 Err(refusal) => {
                     let (status, sense) = match refusal {
@@ -294,13 +306,20 @@ impl Authority {
             let changed = VolumeView { reservations, ..VolumeView::clone(volume) };
             let volumes: &mut BTreeMap<_, _> = Arc::make_mut(&mut next.volumes);
             volumes.insert(proposal.volume, Arc::new(changed));
-            let event = |(at, (nexus, additional)): (usize, &(_, AdditionalSense))| UnitAttentionEvent {
-                id: (index << 8) + at as u64,
-                volume: Some(proposal.volume),
-                additional: *additional,
-                only: Some(*nexus),
-                except: None,
-                host: None,
+            let event = |(at, (whom, additional)): (usize, &(UaScope, AdditionalSense))| {
+                let (only, except) = match whom {
+                    UaScope::All => (None, None),
+                    UaScope::Only(nexus) => (Some(*nexus), None),
+                    UaScope::AllExcept(nexus) => (None, Some(*nexus)),
+                };
+                UnitAttentionEvent {
+                    id: (index << 8) + at as u64,
+                    volume: Some(proposal.volume),
+                    additional: *additional,
+                    only,
+                    except,
+                    host: None,
+                }
             };
             let events = applied.unit_attentions.iter().enumerate().map(event).collect();
             let aborts = match applied.abort_tasks_of.is_empty() {

@@ -31,7 +31,7 @@ pub(crate) fn facts<'a>(groups: &'a [encode::Group]) -> Facts<'a> {
             geometry: Geometry::new(512, 2048).unwrap(),
             physical_block_exponent: 3,
         },
-        mode: ModeParameters::NONE,
+        mode: ModeParameters::new(false),
         read_only: false,
         version: 9,
         barrier_passed: true,

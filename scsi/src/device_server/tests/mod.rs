@@ -7,6 +7,7 @@ use crate::{
     geometry::{Extent, Geometry},
     identity::{LuIdentity, LuProperties},
     limits,
+    lu_state::LuState,
     nexus::RelativePort,
     pr::state::Reservations,
     sense::SenseKey,
@@ -32,7 +33,7 @@ fn config(blocks: u64, write_cache: bool) -> LuConfig {
         geometry: Geometry::new(512, blocks).unwrap(),
         physical_block_exponent: 3,
     };
-    let mode = ModeParameters { write_cache, software_write_protect: false, descriptor_sense: false };
+    let mode = ModeParameters::new(write_cache);
     LuConfig { properties, mode, read_only: false }
 }
 
@@ -312,24 +313,24 @@ fn write_that_waited_while_the_unit_shrank_is_out_of_range() {
 #[test]
 fn older_versions_are_not_installed() {
     let mut server = server();
-    server.install_reservations(NOW, 5, registered());
-    server.install_reservations(NOW, 4, Reservations::default());
-    server.install_reservations(NOW, 5, Reservations::default());
-    assert_eq!(server.reservations(), (5, &registered()));
+    server.install_state(NOW, 5, registered().into());
+    server.install_state(NOW, 4, LuState::default());
+    server.install_state(NOW, 5, LuState::default());
+    assert_eq!(server.state(), (5, &registered().into()));
     assert_eq!(actions(&mut server), [Action::ReservationsDrained { version: 5 }]);
 }
 
 #[test]
 fn persistent_reserve_in_shows_settled_versions_only() {
     let mut server = server();
-    server.install_reservations(NOW, 5, registered());
+    server.install_state(NOW, 5, registered().into());
     actions(&mut server);
     send(&mut server, 1, &READ_KEYS, DataOut::None);
     send(&mut server, 2, &READ_KEYS, DataOut::None);
     assert_eq!(actions(&mut server), [Action::AwaitBarrier { version: 5 }], "asked for once");
     server.handle_barrier(NOW, 4);
     assert!(actions(&mut server).is_empty());
-    server.install_reservations(NOW, 6, Reservations::default());
+    server.install_state(NOW, 6, LuState::default());
     server.handle_barrier(NOW, 5);
     let now = [Action::ReservationsDrained { version: 6 }, Action::AwaitBarrier { version: 6 }];
     let mut asked = actions(&mut server);
@@ -342,7 +343,7 @@ fn persistent_reserve_in_shows_settled_versions_only() {
 #[test]
 fn request_that_changes_nothing_is_good_only_once_its_state_is_settled() {
     let mut server = server();
-    server.install_reservations(NOW, 5, registered());
+    server.install_state(NOW, 5, registered().into());
     actions(&mut server);
     let nothing = [0; 24];
     send(&mut server, 1, &REGISTER, DataOut::Ready(&nothing));
@@ -357,10 +358,10 @@ fn committed_change_is_good_only_once_it_is_installed() {
     let mut list = [0; 24];
     list[15] = 1;
     send(&mut server, 1, &REGISTER, DataOut::Ready(&list));
-    let [Action::ProposeReservation { expected_version: 0, .. }] = actions(&mut server)[..] else { panic!() };
+    let [Action::ProposeChange { expected_version: 0, .. }] = actions(&mut server)[..] else { panic!() };
     server.handle_proposal(NOW, TaskId(1), ProposalOutcome::Committed { version: 3 });
     assert!(actions(&mut server).is_empty());
-    server.install_reservations(NOW, 3, registered());
+    server.install_state(NOW, 3, registered().into());
     let ended = actions(&mut server);
     assert!(ended.contains(&Action::ReservationsDrained { version: 3 }), "{ended:?}");
     assert_eq!(ended.iter().filter(|a| matches!(a, Action::Complete { .. })).count(), 1);
@@ -419,7 +420,7 @@ fn long_parameter_data_is_complete() {
         key: 1,
         all_target_ports: false,
     });
-    server.install_reservations(NOW, 1, Reservations::from_parts(1, false, many.collect(), None).unwrap());
+    server.install_state(NOW, 1, (Reservations::from_parts(1, false, many.collect(), None).unwrap()).into());
     server.handle_barrier(NOW, 1);
     actions(&mut server);
     send(&mut server, 1, &[0x5e, 3, 0, 0, 0, 0, 0, 0xff, 0xff, 0], DataOut::None);
