@@ -146,6 +146,55 @@ pub(crate) enum Pki {
 pub(crate) enum Cluster {
     /// Show the cluster, its controllers and their leader.
     Show,
+    /// Change options.
+    Set(ClusterSet),
+    /// Spread ownership evenly over the nodes; hosts see no error.
+    Rebalance {
+        /// End it early.
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Go on with what is left of a volume that no node can serve: shows what each copy would lose; with --from and
+    /// --accept-data-loss, goes on with that one.
+    Recover {
+        /// The volume.
+        volume: String,
+        /// Node whose copy wins.
+        #[arg(long, value_name = "NODE", requires = "accept_data_loss")]
+        from: Option<String>,
+        /// Agree to the loss that was shown, by naming the epoch that was shown with it, "GENERATION.NUMBER".
+        #[arg(long, value_name = "EPOCH", requires = "from", value_parser = parse_epoch)]
+        accept_data_loss: Option<(u32, u64)>,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ClusterSet {
+    /// Replace a copy whose node has been away for so long, where another node has room: "90s", "15m", "2h".
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    pub(crate) replace_after: Option<u32>,
+    /// Never replace a copy without being asked to.
+    #[arg(long)]
+    pub(crate) replace_never: bool,
+}
+
+fn parse_epoch(text: &str) -> Result<(u32, u64), String> {
+    let parts = text.split_once('.').and_then(|(g, n)| Some((g.parse().ok()?, n.parse().ok()?)));
+    parts.ok_or_else(|| "an epoch is GENERATION.NUMBER, as shown".to_owned())
+}
+
+fn parse_seconds(text: &str) -> Result<u32, String> {
+    let wrong = || "a time is a number with s, m or h behind it".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "s" => Some(number),
+        "m" => number.checked_mul(60),
+        "h" => number.checked_mul(3600),
+        _ => return Err(wrong()),
+    };
+    seconds.filter(|s| *s > 0).ok_or_else(wrong)
 }
 
 #[derive(Subcommand)]
@@ -189,10 +238,17 @@ pub(crate) enum Node {
         /// The node.
         name: String,
     },
-    /// Hand over all that it owns, and place nothing new on it.
+    /// Hand over all that it owns, move its copies where there is room, and place nothing new on it. Waits until that is
+    /// done; hosts see no error.
     Drain {
         /// The node.
         name: String,
+        /// Only hand over what it owns (for a short stop of the node).
+        #[arg(long)]
+        keep_replicas: bool,
+        /// Do not wait.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Allow new volumes on it again.
     Uncordon {
@@ -225,7 +281,10 @@ pub(crate) enum Volume {
         #[arg(long)]
         size: Size,
     },
-    /// Hand it over to another node that has it in sync.
+    /// Its copies: add, move, remove.
+    #[command(subcommand)]
+    Replica(Replica),
+    /// Hand it over to another node that has it in sync; hosts see no error.
     Move {
         /// The volume.
         name: String,
@@ -247,7 +306,7 @@ pub(crate) struct VolumeCreate {
     /// Size: "10GiB", "500MB", or bytes.
     #[arg(long)]
     pub(crate) size: Size,
-    /// Copies.
+    /// Copies, 1 to 3, each on a node of its own.
     #[arg(long, default_value_t = 1)]
     pub(crate) replicas: u32,
     /// Bytes in a logical block.
@@ -256,12 +315,49 @@ pub(crate) struct VolumeCreate {
     /// Acknowledge writes from memory (on), or only once they are on disk (off).
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub(crate) write_cache: Switch,
-    /// Node that keeps the first copy (default: chosen).
-    #[arg(long)]
-    pub(crate) node: Option<String>,
-    /// Pool on that node (default: chosen).
-    #[arg(long, requires = "node")]
-    pub(crate) pool: Option<String>,
+    /// Node that keeps the first copy and owns the volume at first, then those of the other copies (default: chosen).
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) node: Vec<String>,
+    /// Pools on those nodes, in the same order (default: chosen).
+    #[arg(long, requires = "node", value_delimiter = ',')]
+    pub(crate) pool: Vec<String>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Replica {
+    /// One more copy.
+    Add {
+        /// The volume.
+        volume: String,
+        /// Node for it (default: chosen).
+        #[arg(long)]
+        node: Option<String>,
+        /// Pool on that node (default: chosen).
+        #[arg(long, requires = "node")]
+        pool: Option<String>,
+    },
+    /// One copy less.
+    Remove {
+        /// The volume.
+        volume: String,
+        /// Node whose copy goes.
+        #[arg(long)]
+        node: String,
+    },
+    /// Move a copy to another node.
+    Move {
+        /// The volume.
+        volume: String,
+        /// Node that it leaves.
+        #[arg(long)]
+        from: String,
+        /// Node that it goes to (default: chosen).
+        #[arg(long)]
+        to: Option<String>,
+        /// Pool on that node (default: chosen).
+        #[arg(long, requires = "to")]
+        pool: Option<String>,
+    },
 }
 
 fn parse_block_size(text: &str) -> Result<u32, String> {
@@ -433,6 +529,16 @@ mod tests {
             "holdfast node list",
             "holdfast node drain node-1",
             "holdfast volume move db1 --node node-2",
+            "holdfast volume create db1 --size 10GiB --replicas 3 --node node-1,node-2 --pool ssd",
+            "holdfast volume replica add db1 --node node-3 --pool ssd",
+            "holdfast volume replica move db1 --from node-1 --to node-3",
+            "holdfast volume replica remove db1 --node node-1",
+            "holdfast node drain node-1 --keep-replicas --no-wait",
+            "holdfast cluster set --replace-after 15m",
+            "holdfast cluster set --replace-never",
+            "holdfast cluster rebalance",
+            "holdfast cluster recover db1",
+            "holdfast cluster recover db1 --from node-2 --accept-data-loss 0.17",
             "holdfast volume create db1 --size 10GiB --replicas 2 --block-size 4096 --write-cache off",
             "holdfast volume resize db1 --size 20GiB",
             "holdfast host create h --initiator iqn.a:1 iqn.a:2 --chap-user u --chap-secret-file f",
@@ -451,6 +557,10 @@ mod tests {
     fn nonsense_is_refused() {
         for line in [
             "holdfast volume create db1",
+            "holdfast cluster recover db1 --from node-2",
+            "holdfast cluster recover db1 --from node-2 --accept-data-loss yes",
+            "holdfast cluster set",
+            "holdfast cluster set --replace-after 15",
             "holdfast volume create db1 --size 10XB",
             "holdfast volume create db1 --size 1GiB --block-size 513",
             "holdfast map create db1 h --lun 16384",

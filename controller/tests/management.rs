@@ -144,7 +144,15 @@ async fn bad_requests_are_told_what_is_wrong() {
     let two = VolumeSpec { replicas: 2, ..mib(1) };
     assert_eq!(
         told(c.volume("", "db1", two).await),
-        bad("spec.replicas: 2 copies asked for; this version keeps exactly 1")
+        (
+            Code::FailedPrecondition,
+            "no place for the volume with 2 replicas: node node-1 holds a copy already".to_owned()
+        )
+    );
+    let four = VolumeSpec { replicas: 4, ..mib(1) };
+    assert_eq!(
+        told(c.volume("", "db1", four).await),
+        bad("spec.replicas: 4 copies asked for; 1 to 3 are kept")
     );
     let elsewhere = VolumeSpec { node: "node-9".to_owned(), ..mib(1) };
     assert_eq!(

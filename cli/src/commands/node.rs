@@ -4,7 +4,9 @@ use holdfast_proto::v1::{
     CordonNodeRequest, DrainNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse,
     Node as NodeRecord, RemoveNodeRequest, UncordonNodeRequest, node_service_client::NodeServiceClient,
 };
-use tonic::transport::Channel;
+use std::time::Duration;
+
+use tonic::{Response, Status, transport::Channel};
 
 use super::PAGE_SIZE;
 use crate::{
@@ -13,6 +15,9 @@ use crate::{
     output::{or_dash, print, table},
     size::Size,
 };
+
+/// How often a drain is looked at.
+const DRAIN_ASKED_EVERY: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(client: &Client, verb: Node) -> anyhow::Result<()> {
     let mut service = NodeServiceClient::new(connect(client).await?);
@@ -29,11 +34,46 @@ pub(crate) async fn run(client: &Client, verb: Node) -> anyhow::Result<()> {
             println!("node {name} removed");
             return Ok(());
         }
-        Node::Drain { name } => service.drain_node(DrainNodeRequest { name }).await,
+        Node::Drain { name, keep_replicas, no_wait } => {
+            let request = DrainNodeRequest { name: name.clone(), keep_replicas };
+            let begun = service.drain_node(request).await;
+            if no_wait {
+                begun
+            } else {
+                drained(&mut service, name, begun.map_err(refusal)?.into_inner()).await
+            }
+        }
         Node::Uncordon { name } => service.uncordon_node(UncordonNodeRequest { name }).await,
     };
     let node = one.map_err(refusal)?.into_inner();
     print(client.output, "Node", &node, || rows(std::slice::from_ref(&node)))
+}
+
+/// Follows a drain to its end, and says on standard error what is left whenever that changes.
+async fn drained(
+    service: &mut NodeServiceClient<Channel>,
+    name: String,
+    mut node: NodeRecord,
+) -> Result<Response<NodeRecord>, Status> {
+    let mut said = String::new();
+    loop {
+        let status = node.status.clone().unwrap_or_default();
+        let draining = node.spec.as_ref().is_some_and(|spec| spec.draining);
+        if status.drained || !draining {
+            for line in &status.staying {
+                eprintln!("{name} {line}");
+            }
+            return Ok(Response::new(node));
+        }
+        let left =
+            format!("{name} owns {} volumes and holds {} copies", status.volumes_owned, status.replicas);
+        if left != said {
+            eprintln!("{left}");
+            said = left;
+        }
+        tokio::time::sleep(DRAIN_ASKED_EVERY).await;
+        node = service.get_node(GetNodeRequest { name: name.clone() }).await?.into_inner();
+    }
 }
 
 /// Every node, page by page.
@@ -54,7 +94,7 @@ pub(crate) async fn list(service: &mut NodeServiceClient<Channel>) -> anyhow::Re
 fn rows(nodes: &[NodeRecord]) -> String {
     let join = |texts: Vec<String>| or_dash(&texts.join("\n"));
     table(
-        ["node", "number", "state", "portals", "rtpi", "pools", "volumes owned"],
+        ["node", "number", "state", "portals", "rtpi", "pools", "owned", "copies"],
         nodes.iter().map(|node| {
             let status = node.status.clone().unwrap_or_default();
             let cordoned = node.spec.as_ref().is_some_and(|spec| spec.cordoned);
@@ -62,7 +102,12 @@ fn rows(nodes: &[NodeRecord]) -> String {
             [
                 node.name.clone(),
                 status.number.to_string(),
-                if cordoned { format!("{state}, cordoned") } else { state.to_owned() },
+                match node.spec.as_ref() {
+                    Some(spec) if spec.draining && status.drained => format!("{state}, drained"),
+                    Some(spec) if spec.draining => format!("{state}, draining"),
+                    _ if cordoned => format!("{state}, cordoned"),
+                    _ => state.to_owned(),
+                },
                 join(status.ports.iter().map(|port| port.portal.clone()).collect()),
                 join(status.ports.iter().map(|port| port.relative_port.to_string()).collect()),
                 join(
@@ -80,6 +125,7 @@ fn rows(nodes: &[NodeRecord]) -> String {
                         .collect(),
                 ),
                 status.volumes_owned.to_string(),
+                status.replicas.to_string(),
             ]
         }),
     )

@@ -1,14 +1,15 @@
 //! `holdfast volume`.
 
 use holdfast_proto::v1::{
-    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse,
-    MoveVolumeRequest, ResizeVolumeRequest, Volume as VolumeRecord, VolumeSpec,
+    AddReplicaRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest,
+    ListVolumesResponse, MoveReplicaRequest, MoveVolumeRequest, RemoveReplicaRequest,
+    Replica as ReplicaRecord, ReplicaPlace, ResizeVolumeRequest, Volume as VolumeRecord, VolumeSpec,
     volume_service_client::VolumeServiceClient,
 };
 
 use super::PAGE_SIZE;
 use crate::{
-    arguments::{Client, Switch, Volume},
+    arguments::{Client, Replica, Switch, Volume},
     connection::{connect, refusal, request_id},
     output::{facts, or_dash, print, table},
     size::Size,
@@ -18,13 +19,20 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
     let mut service = VolumeServiceClient::new(connect(client).await?);
     let one = match verb {
         Volume::Create(create) => {
+            let pools = create.pool.iter().cloned().map(Some).chain(std::iter::repeat(None));
+            let mut places = create
+                .node
+                .iter()
+                .zip(pools)
+                .map(|(node, pool)| ReplicaPlace { node: node.clone(), pool: pool.unwrap_or_default() });
             let spec = VolumeSpec {
                 size_bytes: create.size.0,
                 block_size: create.block_size,
                 replicas: create.replicas,
                 write_cache: Some(create.write_cache == Switch::On),
-                node: create.node.unwrap_or_default(),
-                pool: create.pool.unwrap_or_default(),
+                node: places.next().unwrap_or_default().node,
+                pool: create.pool.first().cloned().unwrap_or_default(),
+                others: places.collect(),
             };
             let request =
                 CreateVolumeRequest { request_id: request_id(), name: create.name, spec: Some(spec) };
@@ -50,6 +58,19 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
         Volume::Resize { name, size } => {
             service
                 .resize_volume(ResizeVolumeRequest { request_id: request_id(), name, size_bytes: size.0 })
+                .await
+        }
+        Volume::Replica(Replica::Add { volume, node, pool }) => {
+            let (node, pool) = (node.unwrap_or_default(), pool.unwrap_or_default());
+            service.add_replica(AddReplicaRequest { request_id: request_id(), volume, node, pool }).await
+        }
+        Volume::Replica(Replica::Remove { volume, node }) => {
+            service.remove_replica(RemoveReplicaRequest { request_id: request_id(), volume, node }).await
+        }
+        Volume::Replica(Replica::Move { volume, from, to, pool }) => {
+            let (to, pool) = (to.unwrap_or_default(), pool.unwrap_or_default());
+            service
+                .move_replica(MoveReplicaRequest { request_id: request_id(), volume, from, to, pool })
                 .await
         }
         Volume::Move { name, node } => service.move_volume(MoveVolumeRequest { name, node }).await,
@@ -84,10 +105,10 @@ fn rows(volumes: &[VolumeRecord]) -> String {
     )
 }
 
-fn details(volume: &VolumeRecord) -> String {
+pub(super) fn details(volume: &VolumeRecord) -> String {
     let spec = volume.spec.clone().unwrap_or_default();
     let status = volume.status.clone().unwrap_or_default();
-    facts([
+    let head = facts([
         ("volume", volume.name.clone()),
         ("id", status.id),
         ("naa", status.naa),
@@ -99,6 +120,39 @@ fn details(volume: &VolumeRecord) -> String {
         ("epoch", format!("{}.{}", status.epoch_generation, status.epoch_number)),
         ("in sync", or_dash(&status.in_sync.join(", "))),
         ("state", status.state),
+        ("hand over to", or_dash(&status.hand_over_to)),
         ("mappings", status.mappings.to_string()),
-    ])
+    ]);
+    format!("{head}\n{}", replicas(&status.replicas, &status.owner))
+}
+
+fn replicas(replicas: &[ReplicaRecord], owner: &str) -> String {
+    table(
+        ["node", "pool", "copy", "now", "progress"],
+        replicas.iter().map(|replica| {
+            let copy = match replica.node == owner {
+                true => format!("{}, owner", replica.state),
+                false if replica.replaces.is_empty() => replica.state.clone(),
+                false => format!("{}, for {}", replica.state, replica.replaces),
+            };
+            let now = match (replica.phase.as_str(), replica.node_live) {
+                (_, false) => "node away",
+                (phase, true) => phase,
+            };
+            [replica.node.clone(), replica.pool.clone(), copy, or_dash(now), progress(replica)]
+        }),
+    )
+}
+
+fn progress(replica: &ReplicaRecord) -> String {
+    if replica.total_bytes == 0 {
+        return or_dash("");
+    }
+    let done = replica.total_bytes.saturating_sub(replica.remaining_bytes);
+    let left = match replica.estimated_seconds_left {
+        Some(seconds) => format!(", {seconds} s left"),
+        None => String::new(),
+    };
+    let rate = Size(replica.bytes_per_second);
+    format!("{} of {}, {rate}/s{left}", Size(done), Size(replica.total_bytes))
 }

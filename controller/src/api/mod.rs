@@ -4,8 +4,8 @@
 //! |---|---|
 //! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `mapping`, `reservation`, `job`, `event` |
 //! | refusals as gRPC statuses | `status` |
+//! | copies made, moved, removed; forced recovery | `replica` |
 //! | request ids | `request` |
-//! | where a new volume goes | `placement` |
 //! | pages of a list | `page` |
 //! | watches of resources | `watch` |
 //!
@@ -23,11 +23,12 @@ mod job;
 mod mapping;
 mod node;
 mod page;
-mod placement;
+mod replica;
 mod request;
 mod reservation;
 pub(crate) mod status;
 mod volume;
+mod volume_view;
 mod watch;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use holdfast_proto::{
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::{Api, called, page::page, placement::owned, status, unexpected};
+use super::{Api, called, page::page, status, unexpected};
 use crate::server::Call;
 use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
 
@@ -18,7 +18,11 @@ impl Api {
     fn node_view(&self, state: &StateMachine, node: &records::Node) -> Node {
         Node {
             name: node.name.clone(),
-            spec: Some(NodeSpec { cordoned: node.cordoned }),
+            spec: Some(NodeSpec {
+                cordoned: node.cordoned,
+                draining: node.draining,
+                evacuating: node.evacuating,
+            }),
             status: Some(NodeStatus {
                 number: node.number,
                 ports: node
@@ -41,7 +45,10 @@ impl Api {
                 lease_ms_left: 0,
                 incarnation: node.incarnation,
                 applied_index: 0,
-                volumes_owned: u32::try_from(owned(state, node.number)).unwrap_or(u32::MAX),
+                volumes_owned: u32::try_from(state.owned_by(node.number)).unwrap_or(u32::MAX),
+                replicas: u32::try_from(state.held_by(node.number)).unwrap_or(u32::MAX),
+                drained: node.draining && state.is_drained(node),
+                staying: state.staying(node),
             }),
         }
     }
@@ -108,7 +115,12 @@ impl NodeService for Api {
         let (call, request) = called(request)?;
         self.cordon(
             &call,
-            records::CordonNode { name: request.name, cordoned: true, drain: true, evacuate: false },
+            records::CordonNode {
+                name: request.name,
+                cordoned: true,
+                drain: true,
+                evacuate: !request.keep_replicas,
+            },
         )
         .await
     }

@@ -18,9 +18,10 @@ pub(crate) fn refused(refusal: &Refusal) -> Status {
         Refusal::Invalid { .. } | Refusal::RequestIdReused(_) => Code::InvalidArgument,
         Refusal::NotFound { .. } => Code::NotFound,
         Refusal::AlreadyExists { .. } => Code::AlreadyExists,
-        Refusal::Precondition(_) | Refusal::StaleEpoch { .. } | Refusal::StaleIncarnation { .. } => {
-            Code::FailedPrecondition
-        }
+        Refusal::Precondition(_)
+        | Refusal::StaleEpoch { .. }
+        | Refusal::StaleIncarnation { .. }
+        | Refusal::NoLease { .. } => Code::FailedPrecondition,
         Refusal::Exhausted { .. } => Code::ResourceExhausted,
         Refusal::StaleVersion { .. } | Refusal::StaleLeaseTerm { .. } => Code::Aborted,
         Refusal::NotInitialised => Code::Unavailable,

@@ -1,92 +1,76 @@
 //! VolumeService.
 
+use std::time::Duration;
+
 use holdfast_proto::{
     state as records,
     v1::{
-        CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest,
-        ListVolumesResponse, MoveVolumeRequest, ResizeVolumeRequest, Volume, VolumeSpec, VolumeStatus,
-        volume_service_server::VolumeService,
+        AddReplicaRequest, AssessRecoveryRequest, AssessRecoveryResponse, CreateVolumeRequest,
+        DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse,
+        MoveReplicaRequest, MoveVolumeRequest, RecoverVolumeRequest, RemoveReplicaRequest,
+        ResizeVolumeRequest, Volume, volume_service_server::VolumeService,
     },
 };
 use holdfast_replica::ids::VolumeId;
-use holdfast_scsi::identity::LuIdentity;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Api, called, handover::in_the_way_of_move, page::page, placement, request::client_request, status,
-    unexpected,
+    Api, called, handover::in_the_way_of_move, page::page, request::client_request, status, unexpected,
+    volume_view::view,
 };
 use crate::state::{
-    Body, Kind, Outcome, Refusal, StateMachine,
+    Body, Kind, Outcome, Refusal,
+    convert::epoch_record,
     names::{check_name, printable},
-    volume::check_geometry,
+    placement::Wish,
+    volume::{check_geometry, check_replicas},
 };
 
 const BLOCK_SIZE_DEFAULT: u32 = 512;
 /// Sector of today's disks, in bytes: what the physical block exponent makes of a logical block.
 const PHYSICAL_BLOCK_BYTES: u32 = 4096;
-
-fn view(state: &StateMachine, record: &records::Volume) -> Volume {
-    let id = VolumeId::from_slice(&record.id);
-    let epoch = record.epoch.unwrap_or_default();
-    let pool = record.in_sync.iter().find(|m| m.node == record.owner).or(record.in_sync.first());
-    let names =
-        |members: &[records::ReplicaMember]| members.iter().map(|m| state.node_name(m.node)).collect();
-    Volume {
-        name: record.name.clone(),
-        spec: Some(VolumeSpec {
-            size_bytes: record.size_bytes,
-            block_size: record.block_size,
-            replicas: record.replicas,
-            write_cache: Some(record.write_cache),
-            node: pool.map_or(String::new(), |m| state.node_name(m.node)),
-            pool: pool.map_or(String::new(), |m| m.pool.clone()),
-        }),
-        status: Some(VolumeStatus {
-            id: id.map_or(String::new(), |id| id.to_string()),
-            naa: id.map_or(String::new(), naa),
-            owner: if record.owner == 0 { String::new() } else { state.node_name(record.owner) },
-            epoch_generation: epoch.generation,
-            epoch_number: epoch.number,
-            in_sync: names(&record.in_sync),
-            min_in_sync: record.min_in_sync,
-            state: describe(state, record),
-            mappings: id
-                .map_or(0, |id| u32::try_from(state.mappings_of_volume(id).count()).unwrap_or(u32::MAX)),
-        }),
-    }
-}
-
-/// The NAA designator that hosts see, in hex.
-fn naa(id: VolumeId) -> String {
-    let identity = LuIdentity { volume_uuid: id.0, revision: *b"0000" };
-    identity.naa().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// "online", "offline: REASON", "deleting".
-fn describe(state: &StateMachine, record: &records::Volume) -> String {
-    if record.deleting {
-        return "deleting".to_owned();
-    }
-    match state.node(record.owner) {
-        None => "offline: no node owns it".to_owned(),
-        Some(node) if !node.live => format!("offline: node {} holds no lease", node.name),
-        Some(node) if node.incarnation != record.owner_incarnation => {
-            format!(
-                "offline: node {} has restarted and takes it over once its old lease has run out",
-                node.name
-            )
-        }
-        Some(_) => "online".to_owned(),
-    }
-}
+/// How long a call waits for an owner to hand over.
+const HAND_OVER_WAIT: Duration = Duration::from_secs(15);
 
 impl Api {
-    fn volume_answer(&self, outcome: Outcome) -> Result<Response<Volume>, Status> {
+    pub(super) fn volume_answer(&self, outcome: Outcome) -> Result<Response<Volume>, Status> {
         match outcome {
-            Outcome::Volume(record) => Ok(Response::new(self.raft.read(|state| view(state, &record)))),
+            Outcome::Volume(record) => Ok(Response::new(self.volume_view(&record))),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// A volume as people see it: from the state, and what nodes said of its replicas.
+    fn volume_view(&self, record: &records::Volume) -> Volume {
+        self.leases.read_reports(|reports| self.raft.read(|state| view(state, reports, record)))
+    }
+
+    /// Waits until the node owns the volume, for a while.
+    async fn wait_hand_over(&self, id: VolumeId, to: u32) -> Result<Response<Volume>, Status> {
+        let mut applied = self.raft.watch_applied();
+        let handed_over = async {
+            loop {
+                applied.borrow_and_update();
+                let done = self.raft.read(|state| {
+                    // Gone: nothing to wait for.
+                    state.volume(id).is_none_or(|v| v.hand_over_to.map(|n| u32::from(n.get())) != Some(to))
+                });
+                if done || applied.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Not done in time: the answer says so.
+        let _ = tokio::time::timeout(HAND_OVER_WAIT, handed_over).await;
+        let record = self.raft.read(|state| state.volume(id).map(crate::state::Volume::record));
+        let record = record.ok_or_else(|| Status::not_found("the volume was deleted meanwhile"))?;
+        if record.owner != to && record.hand_over_to != to {
+            return Err(Status::aborted(format!(
+                "volume {} was not moved: its owner changed or did not hand over in time; look at it and try again",
+                record.name
+            )));
+        }
+        Ok(Response::new(self.volume_view(&record)))
     }
 }
 
@@ -102,11 +86,16 @@ impl VolumeService for Api {
         let block_size = if spec.block_size == 0 { BLOCK_SIZE_DEFAULT } else { spec.block_size };
         check_geometry(spec.size_bytes, block_size, 0).map_err(refused)?;
         let replicas = if spec.replicas == 0 { 1 } else { spec.replicas };
+        check_replicas(replicas).map_err(refused)?;
+        let first = (!spec.node.is_empty() || !spec.pool.is_empty() || !spec.others.is_empty())
+            .then(|| Wish { node: spec.node.clone(), pool: spec.pool.clone() });
+        let others = spec.others.iter().map(|p| Wish { node: p.node.clone(), pool: p.pool.clone() });
+        let wishes: Vec<Wish> = first.into_iter().chain(others).collect();
         // A request that was carried out needs no place any more.
-        let (answer, placement) = self
+        let (answer, places) = self
             .read(|state| {
                 let answer = state.answer(client.as_ref());
-                (answer, placement::choose(state, spec.size_bytes, &spec.node, &spec.pool))
+                (answer, state.places(spec.size_bytes, replicas as usize, &wishes))
             })
             .await?;
         if let Some(outcome) = answer.map_err(refused)? {
@@ -115,8 +104,14 @@ impl VolumeService for Api {
         if self.raft.read(|state| state.volume_by_name(&request.name).is_some_and(|v| !v.deleting)) {
             return Err(refused(Refusal::AlreadyExists { kind: Kind::Volume, name: request.name }));
         }
-        let placement = placement
-            .map_err(|reason| Status::failed_precondition(format!("no place for the volume: {reason}")))?;
+        let mut places = places
+            .map_err(|reason| {
+                let copies = if replicas == 1 { String::new() } else { format!(" with {replicas} replicas") };
+                Status::failed_precondition(format!("no place for the volume{copies}: {reason}"))
+            })?
+            .into_iter()
+            .map(|place| records::ReplicaPlace { node: place.node, pool: place.pool });
+        let owner = places.next().unwrap_or_default();
         let body = Body::CreateVolume(records::CreateVolume {
             request: client,
             id: draw_uuid()?.to_vec(),
@@ -127,18 +122,20 @@ impl VolumeService for Api {
             write_cache: spec.write_cache.unwrap_or(true),
             thin: true,
             replicas,
-            node: placement.node,
-            pool: placement.pool,
-            others: Vec::new(),
+            node: owner.node,
+            pool: owner.pool,
+            others: places.collect(),
         });
         self.write(&call, body).await.and_then(|outcome| self.volume_answer(outcome))
     }
 
     async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Result<Response<Volume>, Status> {
         let name = request.into_inner().name;
-        let found = self.read(|state| state.volume_by_name(&name).map(|v| view(state, &v.record()))).await?;
+        let found = self.read(|state| state.volume_by_name(&name).map(|v| v.record())).await?;
         let missing = || Refusal::NotFound { kind: Kind::Volume, name: printable(&name) };
-        found.map(Response::new).ok_or_else(|| status::refused(&missing()))
+        found
+            .map(|record| Response::new(self.volume_view(&record)))
+            .ok_or_else(|| status::refused(&missing()))
     }
 
     async fn list_volumes(
@@ -147,11 +144,10 @@ impl VolumeService for Api {
     ) -> Result<Response<ListVolumesResponse>, Status> {
         let request = request.into_inner();
         let rows = self
-            .read(|state| {
-                state.volumes().map(|v| (v.name.clone(), view(state, &v.record()))).collect::<Vec<_>>()
-            })
+            .read(|state| state.volumes().map(|v| (v.name.clone(), v.record())).collect::<Vec<_>>())
             .await?;
-        let (volumes, next_page_token) = page(rows, request.page_size, &request.page_token)?;
+        let (records, next_page_token) = page(rows, request.page_size, &request.page_token)?;
+        let volumes = records.iter().map(|record| self.volume_view(record)).collect();
         Ok(Response::new(ListVolumesResponse { volumes, next_page_token }))
     }
 
@@ -165,7 +161,7 @@ impl VolumeService for Api {
     }
 
     async fn move_volume(&self, request: Request<MoveVolumeRequest>) -> Result<Response<Volume>, Status> {
-        let (_, request) = called(request)?;
+        let (call, request) = called(request)?;
         let answer = self
             .read(|state| {
                 let volume = state
@@ -174,14 +170,53 @@ impl VolumeService for Api {
                 let node = state
                     .node_by_name(&request.node)
                     .ok_or(Refusal::NotFound { kind: Kind::Node, name: printable(&request.node) })?;
-                let record = volume.record();
-                match in_the_way_of_move(state, &record, node) {
+                match in_the_way_of_move(state, volume, node) {
                     Some(reason) => Err(Refusal::Precondition(reason)),
-                    None => Ok(view(state, &record)),
+                    None => Ok((volume.id, volume.config.epoch(), node.number)),
                 }
             })
             .await?;
-        answer.map(Response::new).map_err(|refusal| status::refused(&refusal))
+        let (id, epoch, to) = answer.map_err(|refusal| status::refused(&refusal))?;
+        let body = Body::RequestHandOver(records::RequestHandOver {
+            volume_id: id.0.to_vec(),
+            expected: Some(epoch_record(epoch)),
+            to,
+        });
+        self.write(&call, body).await?;
+        self.wait_hand_over(id, to).await
+    }
+
+    async fn add_replica(&self, request: Request<AddReplicaRequest>) -> Result<Response<Volume>, Status> {
+        let (call, request) = called(request)?;
+        self.new_replica(&call, request).await
+    }
+
+    async fn remove_replica(
+        &self,
+        request: Request<RemoveReplicaRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let (call, request) = called(request)?;
+        self.drop_replica(&call, request).await
+    }
+
+    async fn move_replica(&self, request: Request<MoveReplicaRequest>) -> Result<Response<Volume>, Status> {
+        let (call, request) = called(request)?;
+        self.replace_replica(&call, request).await
+    }
+
+    async fn assess_recovery(
+        &self,
+        request: Request<AssessRecoveryRequest>,
+    ) -> Result<Response<AssessRecoveryResponse>, Status> {
+        self.assess(&request.into_inner().volume).await.map(Response::new)
+    }
+
+    async fn recover_volume(
+        &self,
+        request: Request<RecoverVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let (call, request) = called(request)?;
+        self.recover(&call, request).await
     }
 
     async fn delete_volume(

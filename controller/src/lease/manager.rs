@@ -12,7 +12,10 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use holdfast_proto::{node::LeaseGrant, state as records};
+use holdfast_proto::{
+    node::{LeaseGrant, ReplicaReport},
+    state as records,
+};
 use parking_lot::Mutex;
 use tokio::{
     sync::watch,
@@ -21,7 +24,9 @@ use tokio::{
 
 use super::{
     LEASE_MS, Millis, TICK_MS,
+    memory::Memory,
     plan::proposals,
+    reports::Reports,
     table::{Barrier, LeaseTable, NotGranted, Renewal},
 };
 use crate::{
@@ -60,6 +65,8 @@ struct Inner {
     raft: Handle,
     origin: Instant,
     table: Mutex<LeaseTable>,
+    /// What nodes say of their replicas.
+    reports: Mutex<Reports>,
     /// Moves whenever a barrier may have passed.
     reported: watch::Sender<u64>,
     /// Moves whenever something may have to be proposed before the next tick.
@@ -74,6 +81,7 @@ impl Manager {
                 raft,
                 origin: Instant::now(),
                 table: Mutex::new(LeaseTable::new()),
+                reports: Mutex::new(Reports::default()),
                 reported: watch::Sender::new(0),
                 due: watch::Sender::new(0),
             }),
@@ -134,12 +142,14 @@ impl Manager {
         let mut woken = self.inner.due.subscribe();
         // Barriers may be waiting for the term to be in force.
         bump(&self.inner.reported);
+        let mut memory = Memory::default();
         loop {
             woken.borrow_and_update();
             let due = {
                 let table = self.inner.table.lock();
                 let now = self.now();
-                raft.read(|state| proposals(state, &table, now))
+                let reports = self.inner.reports.lock();
+                raft.read(|state| proposals(state, &table, &reports, &mut memory, now))
             };
             let refused = &AtomicBool::new(false);
             stream::iter(due)
@@ -203,6 +213,55 @@ impl Manager {
             bump(&self.inner.due);
         }
         Ok(LeaseGrant { sequence: renew.sequence, lease_ms: LEASE_MS, applied_index })
+    }
+
+    /// The lease term to name in a change that this process of the node asks for; `None` unless it holds a lease that was granted
+    /// here, in the term that is in force.
+    pub fn term_of(&self, node: u32, incarnation: u64) -> Option<u64> {
+        let table = self.inner.table.lock();
+        let in_force = self.inner.raft.read(|state| state.lease_term());
+        let term = table.term().filter(|term| *term == in_force)?;
+        table.is_leased(node, incarnation, self.now()).then_some(term)
+    }
+
+    /// The lease term in force, if no process of any of `nodes` can hold a lease.
+    ///
+    /// # Errors
+    /// The number of one that can, and for how many milliseconds at most as far as known; 0: this member grants none itself.
+    pub fn all_expired(&self, nodes: &[u32]) -> Result<u64, (u32, u64)> {
+        let table = self.inner.table.lock();
+        let in_force = self.inner.raft.read(|state| state.lease_term());
+        let term = table.term().filter(|term| *term == in_force).ok_or((0, 0))?;
+        let now = self.now();
+        match nodes.iter().find(|node| !table.is_expired(**node, now)) {
+            None => Ok(term),
+            Some(node) => Err((*node, u64::from(LEASE_MS))),
+        }
+    }
+
+    /// A session of the node begins: it says anew how its replicas are.
+    pub fn begin_reports(&self, node: u32) {
+        self.inner.reports.lock().begin(node);
+    }
+
+    /// A node says how replicas are.
+    pub fn note(&self, node: u32, report: ReplicaReport) {
+        let mut reports = self.inner.reports.lock();
+        self.inner.raft.read(|state| {
+            let exists = |id, node| {
+                let volume = state.volume(id);
+                volume.is_some_and(|v| v.held().any(|m| u32::from(m.node.get()) == node))
+            };
+            reports.prune(exists);
+            reports.note(node, report.replicas, exists);
+        });
+        drop(reports);
+        bump(&self.inner.due);
+    }
+
+    /// Looks at what nodes said of replicas.
+    pub fn read_reports<R>(&self, look: impl FnOnce(&Reports) -> R) -> R {
+        look(&self.inner.reports.lock())
     }
 
     /// From now on the node is granted nothing, so that it can be removed. Gives the lease term for the proposal.

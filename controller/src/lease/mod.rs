@@ -4,7 +4,11 @@
 //! |---|---|
 //! | who holds a lease, may one be granted, has a barrier passed | [`table`] (pure) |
 //! | what the leader proposes when leases begin and end | [`plan`] (pure) |
-//! | the task that drives both, renewals, waiting for barriers | [`manager`] |
+//! | what it proposes so that volumes become what was asked for | `plan_replicas` (pure) |
+//! | how far jobs are | `plan_jobs` (pure) |
+//! | what it remembers for that | [`memory`] (pure) |
+//! | what nodes say of their replicas | [`reports`] (pure) |
+//! | the task that drives all, renewals, waiting for barriers | [`manager`] |
 //!
 //! Invariants (all times are the leader's own)
 //! * A renewal is answered only after the leader has confirmed its leadership with a quorum asked after the renewal arrived.
@@ -14,7 +18,11 @@
 //! * Ownership moves only when no lease of the old owner, of any of its incarnations, can still run.
 
 pub mod manager;
+pub mod memory;
 pub mod plan;
+mod plan_jobs;
+mod plan_replicas;
+pub mod reports;
 pub mod table;
 
 pub use manager::{BarrierLost, Manager};

@@ -21,6 +21,7 @@ fn join(state: &mut StateMachine, process: u8) {
             interconnect: "127.0.0.1:3270".to_owned(),
             pools: vec![records::Pool { name: "p".to_owned(), capacity_bytes: 1 << 30, free_bytes: 1 << 30 }],
             version: String::new(),
+            replicates: true,
         }),
     );
 }
@@ -75,12 +76,17 @@ fn kinds(bodies: &[Body]) -> Vec<&'static str> {
         .collect()
 }
 
+/// What is due for a leader that remembers nothing.
+fn due(state: &StateMachine, table: &LeaseTable, now: u64) -> Vec<Body> {
+    proposals(state, table, &Reports::default(), &mut Memory::default(), Millis(now))
+}
+
 /// Proposes and applies what is due.
 fn run(state: &mut StateMachine, table: &LeaseTable, now: u64) -> Vec<&'static str> {
-    let due = proposals(state, table, Millis(now));
-    let kinds = kinds(&due);
-    due.into_iter().for_each(|body| apply(state, body));
-    assert_eq!(proposals(state, table, Millis(now)), [], "what was proposed settles it");
+    let due_now = due(state, table, now);
+    let kinds = kinds(&due_now);
+    due_now.into_iter().for_each(|body| apply(state, body));
+    assert_eq!(due(state, table, now), [], "what was proposed settles it");
     kinds
 }
 
@@ -89,7 +95,7 @@ fn nothing_is_due_while_the_owner_is_renewed() {
     let (state, mut table) = owned();
     for now in (10..20_000).step_by(400) {
         grant(&state, &mut table, 1, now);
-        assert_eq!(proposals(&state, &table, Millis(now)), []);
+        assert_eq!(due(&state, &table, now), []);
     }
 }
 
@@ -97,7 +103,7 @@ fn nothing_is_due_while_the_owner_is_renewed() {
 fn lost_lease_is_said_once_and_the_only_copy_keeps_its_owner() {
     let (mut state, mut table) = owned();
     grant(&state, &mut table, 1, 5000);
-    assert_eq!(proposals(&state, &table, Millis(5000 + LEASE - 1)), []);
+    assert_eq!(due(&state, &table, 5000 + LEASE - 1), []);
     assert_eq!(run(&mut state, &table, 5000 + LEASE), ["lost"]);
     grant(&state, &mut table, 1, 9000);
     assert_eq!(run(&mut state, &table, 9000), ["live"]);
@@ -109,10 +115,10 @@ fn new_incarnation_gets_its_volumes_after_the_old_lease_and_under_its_own() {
     grant(&state, &mut table, 1, 5000);
     join(&mut state, 2);
     table.joined(1, 2);
-    assert_eq!(proposals(&state, &table, Millis(5100)), []);
+    assert_eq!(due(&state, &table, 5100), []);
     grant(&state, &mut table, 2, 5200);
     assert_eq!(run(&mut state, &table, 5200), ["live"]);
-    assert_eq!(proposals(&state, &table, Millis(5000 + LEASE - 1)), []);
+    assert_eq!(due(&state, &table, 5000 + LEASE - 1), []);
     assert_eq!(run(&mut state, &table, 5000 + LEASE), ["owner"]);
     let volume = state.volume_by_name("db1").unwrap();
     assert_eq!(volume.config.owner().unwrap().incarnation.0, 2);
@@ -124,7 +130,7 @@ fn new_incarnation_without_a_lease_gets_nothing() {
     grant(&state, &mut table, 1, 5000);
     join(&mut state, 2);
     table.joined(1, 2);
-    assert_eq!(proposals(&state, &table, Millis(60_000)), []);
+    assert_eq!(due(&state, &table, 60_000), []);
 }
 
 #[test]
@@ -132,12 +138,12 @@ fn leader_whose_term_is_not_in_force_proposes_nothing() {
     let (mut state, mut table) = owned();
     grant(&state, &mut table, 1, 5000);
     table.begin(2, Millis(6000));
-    assert_eq!(proposals(&state, &table, Millis(60_000)), []);
+    assert_eq!(due(&state, &table, 60_000), []);
     apply(&mut state, Body::BeginLeaseTerm(records::BeginLeaseTerm { term: 2 }));
-    assert_eq!(proposals(&state, &table, Millis(6000 + LEASE - 1)), []);
+    assert_eq!(due(&state, &table, 6000 + LEASE - 1), []);
     assert_eq!(run(&mut state, &table, 60_000), ["lost"]);
     table.end();
-    assert_eq!(proposals(&state, &table, Millis(90_000)), []);
+    assert_eq!(due(&state, &table, 90_000), []);
 }
 
 #[test]

@@ -68,6 +68,20 @@ impl cluster_service::ClusterService for WhoAmI {
             ..Default::default()
         }))
     }
+
+    async fn set_cluster_options(
+        &self,
+        _: Request<v1::SetClusterOptionsRequest>,
+    ) -> Result<Response<v1::Cluster>, Status> {
+        Err(Status::unimplemented("only says who asks"))
+    }
+
+    async fn rebalance_cluster(
+        &self,
+        _: Request<v1::RebalanceClusterRequest>,
+    ) -> Result<Response<v1::Cluster>, Status> {
+        Err(Status::unimplemented("only says who asks"))
+    }
 }
 
 impl Cluster {

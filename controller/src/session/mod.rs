@@ -16,13 +16,15 @@ use holdfast_pki::Role;
 use holdfast_proto::{
     node::{
         AwaitBarrierRequest, AwaitBarrierResponse, ChangeConfigurationRequest, ChangeConfigurationResponse,
-        EstablishUnitAttentionRequest, EstablishUnitAttentionResponse, FromNode, Hello,
-        ProposeReservationRequest, ProposeReservationResponse, ToNode, Welcome, from_node,
+        ChangeOutcome, EstablishUnitAttentionRequest, EstablishUnitAttentionResponse, FromNode, Hello,
+        ProposeReservationRequest, ProposeReservationResponse, ToNode, Welcome, change_configuration_request,
+        from_node,
         node_agent_server::{NodeAgent, NodeAgentServer},
         to_node,
     },
-    state as records,
+    state::{self as records, change_configuration::Change},
 };
+use holdfast_replica::ids::VolumeId;
 use holdfast_scsi::status::Status as ScsiStatus;
 use tokio::{
     sync::mpsc,
@@ -37,7 +39,7 @@ use crate::{
     lease::{LEASE_MS, Manager, RENEW_INTERVAL_MS, manager::unix_ms},
     raft::{Commits, Handle, Written},
     server::{Call, Caller},
-    state::{Body, Command, Outcome},
+    state::{Body, Command, Outcome, Refusal, Volume},
 };
 
 /// How long a new connection may take to say hello.
@@ -143,6 +145,7 @@ impl NodeAgent for NodeAgentService {
             interconnect: hello.interconnect.clone(),
             pools: hello.pools.clone(),
             version: hello.version.chars().take(64).collect(),
+            replicates: hello.replicates,
         };
         let written = self.write(&call, Body::NodeJoin(join)).await?;
         let node = match written.response {
@@ -156,6 +159,7 @@ impl NodeAgent for NodeAgentService {
             self.leases.applied(node.number, node.incarnation, hello.applied_index);
         }
         let superseded = self.sessions.begin(node.number);
+        self.leases.begin_reports(node.number);
         let (resumes, mut outbox, commits) = self.start(&hello);
         let cluster = self.raft.read(|state| state.cluster().cloned()).unwrap_or_default();
         outbox.push_front(message(to_node::Message::Welcome(Welcome {
@@ -231,9 +235,55 @@ impl NodeAgent for NodeAgentService {
 
     async fn change_configuration(
         &self,
-        _: Request<ChangeConfigurationRequest>,
+        request: Request<ChangeConfigurationRequest>,
     ) -> Result<Response<ChangeConfigurationResponse>, Status> {
-        Err(Status::unimplemented("this version keeps one copy of a volume"))
+        let call = node_call(&request)?;
+        let proposer = self.caller(&call.caller)?;
+        let request = request.into_inner();
+        let id = VolumeId::from_slice(&request.volume_id)
+            .ok_or_else(|| Status::invalid_argument("volume_id: not 16 bytes"))?;
+        // What an earlier call made of it has to be seen here.
+        self.raft.ensure_linearizable().await.map_err(|error| status::not_confirmed(&error))?;
+        let answer = |outcome: ChangeOutcome, reason: String| {
+            let volume = self.raft.read(|state| state.volume(id).map(Volume::record));
+            let outcome = i32::from(outcome);
+            Ok(Response::new(ChangeConfigurationResponse { outcome, reason, volume }))
+        };
+        let Some(lease_term) = self.leases.term_of(proposer, request.owner_incarnation) else {
+            let reason = "the leader knows of no lease of this process";
+            return answer(ChangeOutcome::RefusedLease, reason.to_owned());
+        };
+        let body = Body::ChangeConfiguration(records::ChangeConfiguration {
+            volume_id: request.volume_id,
+            expected: request.expected,
+            proposer,
+            owner_incarnation: request.owner_incarnation,
+            lease_term,
+            change: request.change.map(|change| match change {
+                change_configuration_request::Change::Evict(evict) => Change::Evict(evict),
+                change_configuration_request::Change::Admit(admit) => Change::Admit(admit),
+                change_configuration_request::Change::HandOver(hand_over) => Change::HandOver(hand_over),
+            }),
+        });
+        match self.write(&call, body).await?.response {
+            Ok(Outcome::Volume(volume)) => {
+                let outcome = i32::from(ChangeOutcome::Committed);
+                let volume = Some(volume);
+                Ok(Response::new(ChangeConfigurationResponse { outcome, reason: String::new(), volume }))
+            }
+            Ok(_) => Err(Status::internal("a change of a configuration was answered like another command")),
+            Err(refusal) => {
+                let outcome = match refusal {
+                    Refusal::StaleEpoch { .. } | Refusal::StaleIncarnation { .. } => {
+                        ChangeOutcome::RefusedEpoch
+                    }
+                    Refusal::NoLease { .. } | Refusal::StaleLeaseTerm { .. } => ChangeOutcome::RefusedLease,
+                    Refusal::Precondition(_) => ChangeOutcome::RefusedRule,
+                    other => return Err(status::refused(&other)),
+                };
+                answer(outcome, refusal.to_string())
+            }
+        }
     }
 
     async fn establish_unit_attention(

@@ -160,8 +160,7 @@ impl Session {
                 let volume_id = removed.volume_id;
                 reports.push_back(Body::RemoveReplica(records::RemoveReplica { volume_id, number }));
             }
-            // Nothing here drives replicas yet.
-            Some(from_node::Message::Replicas(_)) => {}
+            Some(from_node::Message::Replicas(report)) => self.leases.note(number, report),
             Some(from_node::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("hello: only the first message of a session is one"));
             }

@@ -6,11 +6,18 @@
 //! * What is left out: reports of free space, which nobody asks for; entries of data nodes and controllers that changed
 //!   nothing, since they are made again and again.
 
-use holdfast_proto::{state as records, v1};
+use holdfast_proto::{
+    state::{self as records, change_configuration::Change},
+    v1,
+};
 use holdfast_replica::ids::VolumeId;
 use holdfast_scsi::status::Status;
 
-use super::{Body, Command, Outcome, Response, StateMachine, convert::nexus_of, job, limits};
+use super::{
+    Body, Command, Outcome, Response, StateMachine,
+    convert::{epoch_of, nexus_of},
+    job, limits,
+};
 
 /// Which bound a record counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,19 +75,51 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
     };
     let node = |number: u32| format!("node/{}", state.node_name(number));
     let host = |name: &str| format!("host/{name}");
+    let node_or_any = |number: u32| if number == 0 { "any".to_owned() } else { state.node_name(number) };
     let mapping = |volume: &str, host: &str| format!("mapping/{volume}/{host}");
     Some(match &command.body {
-        Body::ReportPools(_)
-        | Body::ReportJob(_)
-        | Body::RecordRefusals(_)
-        | Body::ChangeConfiguration(_)
-        | Body::RequestHandOver(_)
-        | Body::AddReplica(_)
-        | Body::DropReplica(_)
-        | Body::ReturnReplica(_)
-        | Body::ForceRecovery(_)
-        | Body::SetClusterOptions(_)
-        | Body::Rebalance(_) => return None,
+        Body::ReportPools(_) | Body::ReportJob(_) | Body::RecordRefusals(_) => return None,
+        Body::ChangeConfiguration(c) => match &c.change {
+            None => Asked::new("configuration.change", volume(&c.volume_id)),
+            Some(Change::Evict(evict)) => Asked::new("replica.evict", volume(&c.volume_id))
+                .with("node", state.node_name(evict.node))
+                .with("reason", &evict.reason),
+            Some(Change::Admit(admit)) => {
+                Asked::new("replica.admit", volume(&c.volume_id)).with("node", state.node_name(admit.node))
+            }
+            Some(Change::HandOver(hand_over)) => Asked::new("owner.hand-over", volume(&c.volume_id))
+                .with("to", node_or_any(hand_over.to))
+                .with("leave", hand_over.leave)
+                .with("reason", &hand_over.reason),
+        },
+        Body::RequestHandOver(c) if c.to == 0 => Asked::new("owner.keep", volume(&c.volume_id)),
+        Body::RequestHandOver(c) => {
+            Asked::new("owner.move", volume(&c.volume_id)).with("to", state.node_name(c.to))
+        }
+        Body::AddReplica(c) => {
+            let place = c.place.clone().unwrap_or_default();
+            let replaces = if c.replaces == 0 { String::new() } else { state.node_name(c.replaces) };
+            Asked::new("replica.add", format!("volume/{}", c.volume))
+                .with("node", state.node_name(place.node))
+                .with("pool", &place.pool)
+                .with("replaces", replaces)
+        }
+        Body::DropReplica(c) => Asked::new("replica.drop", format!("volume/{}", c.volume))
+            .with("node", state.node_name(c.node))
+            .with("fewer", c.fewer),
+        Body::ReturnReplica(c) => {
+            Asked::new("replica.return", volume(&c.volume_id)).with("node", state.node_name(c.node))
+        }
+        Body::ForceRecovery(c) => Asked::new("volume.recover", format!("volume/{}", c.volume))
+            .with("node", state.node_name(c.node))
+            .with("epoch", epoch_of(c.expected.as_ref()))
+            .with("agreed", "to the loss of what this copy lacks"),
+        Body::SetClusterOptions(c) => Asked::new("cluster.set", "cluster")
+            .with("replace_after_s", c.replace_after_s.map_or(String::new(), |s| s.to_string()))
+            .with("replace_never", c.replace_never.map_or(String::new(), |never| never.to_string())),
+        Body::Rebalance(c) => {
+            Asked::new(if c.on { "cluster.rebalance" } else { "cluster.rebalanced" }, "cluster")
+        }
         Body::ClusterInit(c) => Asked::new("cluster.create", "cluster").with("target_iqn", &c.target_iqn),
         Body::RecordMembership(c) => Asked::new(
             match c.change.as_str() {
@@ -119,6 +158,7 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
             .with("block_size", c.block_size)
             .with("replicas", c.replicas)
             .with("write_cache", c.write_cache)
+            .with("others", c.others.iter().map(|p| state.node_name(p.node)).collect::<Vec<_>>().join(","))
             .with("node", state.node_name(c.node))
             .with("pool", &c.pool),
         Body::ResizeVolume(c) => {

@@ -54,3 +54,11 @@ pub const REQUESTS_KEPT: u64 = 1024;
 /// Proposals of one volume whose outcomes are kept. An owner has one change of a reservation version in flight, and asks
 /// again before it proposes against another version, so that a handful would do.
 pub const OUTCOMES_PER_VOLUME_KEPT: usize = 16;
+/// Shortest time after which a replica of a node that is away may be replaced, in seconds.
+pub const REPLACE_AFTER_S_MIN: u32 = 10;
+/// Longest, in seconds: 30 days.
+pub const REPLACE_AFTER_S_MAX: u32 = 30 * 24 * 3600;
+/// The same when nobody has said otherwise, in seconds.
+pub const REPLACE_AFTER_S_DEFAULT: u32 = 600;
+/// Lines that say why a node that is drained keeps something.
+pub const STAYING_SHOWN_MAX: usize = 20;

@@ -9,6 +9,12 @@
 //! | what ends with the power (APTPL = 0) | `power_loss` |
 //! | long work and its progress | [`job`] |
 //! | who owns a volume | `ownership` |
+//! | what an owner may change: evict, admit, hand over | `configuration` |
+//! | replicas made, given up, coming back | `replicas` |
+//! | where a replica may go | [`placement`] |
+//! | nodes that are emptied, options, rebalancing | `drain` |
+//! | recovery by decision of an operator | `forced` |
+//! | volumes grown and deleted | `lifecycle` |
 //! | the whole state as records | `snapshot` |
 //! | what the audit keeps | [`audit`] |
 //! | bounds | [`limits`] |
@@ -21,17 +27,23 @@
 
 pub mod audit;
 pub mod command;
+mod configuration;
 pub mod convert;
+mod drain;
 mod effects;
+mod forced;
 pub mod host;
 pub mod job;
+mod lifecycle;
 pub mod limits;
 mod lu_state;
 pub mod names;
 mod node;
 mod ownership;
+pub mod placement;
 mod power_loss;
 pub mod refusal;
+mod replicas;
 mod requests;
 pub mod reservation;
 mod snapshot;
@@ -173,14 +185,14 @@ impl StateMachine {
             Body::RemoveNode(command) => self.remove_node(command, effects),
             Body::RemoveReplica(command) => self.remove_replica(command, effects),
             Body::ChangeOwner(command) => self.change_owner(command, effects),
-            Body::ChangeConfiguration(_)
-            | Body::RequestHandOver(_)
-            | Body::AddReplica(_)
-            | Body::DropReplica(_)
-            | Body::ReturnReplica(_)
-            | Body::ForceRecovery(_)
-            | Body::SetClusterOptions(_)
-            | Body::Rebalance(_) => Err(Refusal::Precondition("this version cannot do that".to_owned())),
+            Body::ChangeConfiguration(command) => self.change_configuration(command, effects),
+            Body::RequestHandOver(command) => self.request_hand_over(command, effects),
+            Body::ReturnReplica(command) => self.return_replica(command, effects),
+            Body::SetClusterOptions(command) => self.set_cluster_options(command, effects),
+            Body::Rebalance(command) => self.rebalance(command, effects),
+            Body::AddReplica(c) => self.once(&c.request, effects, |s, e| s.add_replica(c, e)),
+            Body::DropReplica(c) => self.once(&c.request, effects, |s, e| s.drop_replica(c, e)),
+            Body::ForceRecovery(c) => self.once(&c.request, effects, |s, e| s.force_recovery(c, e)),
             Body::ProposeReservation(command) => self.propose_reservation(command, effects),
             Body::EstablishUnitAttention(command) => self.establish_unit_attention(command, effects),
             Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use holdfast_proto::state::{self as records, change};
 
-use holdfast_replica::ids::NodeNumber;
+use holdfast_replica::ids::{NodeNumber, VolumeId};
 
 use super::{
     Kind, Outcome, Refusal, StateMachine, Volume, check_lease_term,
@@ -50,6 +50,7 @@ impl StateMachine {
         node.boot_id.clone_from(&join.boot_id);
         node.interconnect.clone_from(&join.interconnect);
         node.pools.clone_from(&join.pools);
+        node.replicates = join.replicates;
         node.ports = assign_ports(&node.ports, &join.portals, &mut cluster)?;
 
         // Checked; from here on the state changes.
@@ -161,40 +162,6 @@ impl StateMachine {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn cordon_node(
-        &mut self,
-        command: &records::CordonNode,
-        effects: &mut Effects,
-    ) -> Result<Outcome, Refusal> {
-        let node = self
-            .nodes
-            .values_mut()
-            .find(|n| n.name == command.name)
-            .ok_or_else(|| Refusal::not_found(Kind::Node, &printable(&command.name)))?;
-        if command.drain {
-            // Ownership goes only to another in-sync member (design 6.14), and with one copy there is none.
-            let owned = self.volumes.values().filter(|v| v.record().owner == node.number && !v.deleting);
-            let names: Vec<&str> = owned.map(|v| v.name.as_str()).collect();
-            if let Some((first, others)) = names.split_first() {
-                let more =
-                    if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
-                return Err(Refusal::Precondition(format!(
-                    "node {} is not drained: it owns {first}{more}, of which no other node has a copy; 'node cordon' keeps new \
-                     volumes off it",
-                    node.name
-                )));
-            }
-        }
-        if node.cordoned != command.cordoned {
-            node.cordoned = command.cordoned;
-            let kind = if command.cordoned { "cordoned" } else { "uncordoned" };
-            let message = format!("node {} was {kind}", node.name);
-            effects.event(&format!("node.{kind}"), format!("node/{}", node.name), message);
-            effects.change(change::Change::Node(node.clone()));
-        }
-        Ok(Outcome::Node(node.clone()))
-    }
-
     /// A node that has stopped for good. That none of its processes can hold a lease is the proposer's duty (the lease manager),
     /// for the term that the command names.
     pub(super) fn remove_node(
@@ -213,10 +180,10 @@ impl StateMachine {
                 "node {name} is live; stop its process for good and wait until its lease has run out"
             )));
         }
-        let number = NodeNumber::new(command.number);
-        let holds = |volume: &&Volume| number.is_some_and(|number| volume.config.member(number).is_some());
-        let held: Vec<&Volume> = self.volumes.values().filter(holds).collect();
-        let mut staying = held.iter().filter(|volume| !volume.deleting).map(|volume| volume.name.as_str());
+        let number = NodeNumber::new(command.number)
+            .ok_or_else(|| Refusal::not_found(Kind::Node, &printable(&command.name)))?;
+        let in_sync = |volume: &&Volume| !volume.deleting && volume.is_in_sync(number);
+        let mut staying = self.volumes.values().filter(in_sync).map(|volume| volume.name.as_str());
         if let Some(first) = staying.next() {
             let more = staying.count();
             let others = if more == 0 { String::new() } else { format!(" and of {more} other volumes") };
@@ -224,9 +191,10 @@ impl StateMachine {
                 "node {name} holds a replica of volume {first}{others}; move or delete what it holds first"
             )));
         }
-        let deleting: Vec<Vec<u8>> = held.iter().map(|volume| volume.id.0.to_vec()).collect();
-        for volume_id in deleting {
-            self.remove_replica(&records::RemoveReplica { volume_id, number: command.number }, effects)?;
+        let holds = |volume: &&Volume| volume.held().any(|m| m.node == number);
+        let held: Vec<VolumeId> = self.volumes.values().filter(holds).map(|volume| volume.id).collect();
+        for id in held {
+            self.forget_replica(id, number, effects)?;
         }
         let message = format!("node {name}, number {}, was removed", command.number);
         effects.event("node.removed", format!("node/{name}"), message);
@@ -236,6 +204,28 @@ impl StateMachine {
         }
         self.end_what_lost_power(effects);
         Ok(Outcome::Done)
+    }
+
+    /// What a node that is gone held, and no write depends on.
+    fn forget_replica(
+        &mut self,
+        id: VolumeId,
+        number: NodeNumber,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
+        if volume.deleting {
+            let command =
+                records::RemoveReplica { volume_id: id.0.to_vec(), number: u32::from(number.get()) };
+            return self.remove_replica(&command, effects).map(|_| ());
+        }
+        volume.absent.retain(|m| m.node != number);
+        volume.removing.retain(|m| m.node != number);
+        let without = volume.config.remove_learner(volume.config.epoch(), number);
+        let config = without.unwrap_or_else(|_| volume.config.clone());
+        volume.adopt(config);
+        effects.change(change::Change::Volume(volume.record()));
+        Ok(())
     }
 
     fn node_of_incarnation(&mut self, number: u32, incarnation: u64) -> Result<&mut records::Node, Refusal> {

@@ -106,6 +106,12 @@ pub enum Refusal {
         /// Term now.
         in_force: u64,
     },
+    /// The node holds no lease now.
+    #[error("node {number} holds no lease")]
+    NoLease {
+        /// The node.
+        number: u32,
+    },
     /// Another process of the node has joined since.
     #[error("node {number} is in incarnation {current}; the request is of incarnation {asked}")]
     StaleIncarnation {

@@ -134,10 +134,18 @@ impl StateMachine {
         }
         let mut names = BTreeSet::new();
         for volume in self.volumes.values() {
-            let members = volume.config.in_sync().iter().chain(volume.config.learners());
-            let known = members.clone().all(|m| self.nodes.contains_key(&u32::from(m.node.get())));
+            let known = volume.held().all(|m| self.nodes.contains_key(&u32::from(m.node.get())));
             if !names.insert(&volume.name) || !known || volume.reservation_version > self.head {
                 return Err(corrupt(&format!("volume {}: name, members or reservations", volume.name)));
+            }
+            let mut seen = BTreeSet::new();
+            let once = volume.held().all(|m| seen.insert(m.node));
+            let kept = |node| volume.kept().any(|m| m.node == node);
+            let moves = volume.moves.iter().all(|(from, to)| from != to && kept(*from) && kept(*to));
+            let hand_over =
+                volume.hand_over_to.is_none_or(|to| volume.is_in_sync(to) && Some(to) != volume.owner_node());
+            if !once || !moves || !hand_over {
+                return Err(corrupt(&format!("volume {}: absent replicas, moves or hand-over", volume.name)));
             }
         }
         for (host, map) in &self.mappings {

@@ -1,21 +1,22 @@
-//! Volumes: creation, growth, deletion, and their records.
+//! Volumes: what they are, their creation, and their records.
 //!
-//! Invariants: a volume's id is drawn once; its configuration changes only by the functions of `holdfast_replica::config`;
-//! a volume that is being deleted has no mappings and stays until every node has removed its replica.
+//! Invariants: a volume's id is drawn once; its configuration changes only by the functions of `holdfast_replica::config`; a
+//! node stands once among those in sync, catching up, absent, and removing.
 
 use std::collections::{BTreeSet, VecDeque};
 
-use holdfast_proto::state::{self as records, JobKind, JobState, change};
+use holdfast_proto::state::{self as records, change};
 use holdfast_replica::{
     config::{Member, Owner, VolumeConfig},
     ids::{BootId, Incarnation, NodeNumber, VolumeId},
+    limits::REPLICAS_MAX,
 };
-use holdfast_scsi::{lu_state::LuState, sense::asc};
+use holdfast_scsi::lu_state::LuState;
 
 use super::{
     CorruptState, Kind, Outcome, Refusal, StateMachine,
     convert::{corrupt, epoch_of, epoch_record, member_of, member_record},
-    effects::{Audience, Effects},
+    effects::Effects,
     limits,
     names::{check_name, printable},
     node::exhausted,
@@ -152,6 +153,55 @@ impl Volume {
     }
 }
 
+impl Volume {
+    /// Every replica that belongs to the volume: in sync, catching up, absent.
+    pub fn kept(&self) -> impl Iterator<Item = &Member> {
+        self.config.in_sync().iter().chain(self.config.learners()).chain(&self.absent)
+    }
+
+    /// Every replica that exists in some pool, also those that are being removed.
+    pub fn held(&self) -> impl Iterator<Item = &Member> {
+        self.kept().chain(&self.removing)
+    }
+
+    /// True if the replica of `node` is in sync.
+    pub fn is_in_sync(&self, node: NodeNumber) -> bool {
+        self.config.in_sync().iter().any(|m| m.node == node)
+    }
+
+    /// Node number of the owner.
+    pub fn owner_node(&self) -> Option<NodeNumber> {
+        self.config.owner().map(|owner| owner.node)
+    }
+
+    /// Takes `config` as the configuration, with what follows from it: wishes that it fulfils or makes void end, and
+    /// `min_in_sync` goes with the copies wished for, up only once they are all in sync.
+    pub(super) fn adopt(&mut self, config: VolumeConfig) {
+        let before = self.owner_node();
+        let wished = min_in_sync(self.replicas);
+        let full = config.in_sync().len() >= self.replicas as usize;
+        self.config = if wished < config.min_in_sync() || full {
+            let (in_sync, learners) = (config.in_sync().to_vec(), config.learners().to_vec());
+            let settled = VolumeConfig::from_parts(config.epoch(), config.owner(), in_sync, learners, wished);
+            settled.unwrap_or(config)
+        } else {
+            config
+        };
+        let owner = self.owner_node();
+        if owner != before || self.hand_over_to.is_some_and(|to| Some(to) == owner || !self.is_in_sync(to)) {
+            self.hand_over_to = None;
+        }
+        self.absent.retain(|m| self.config.member(m.node).is_none());
+        let kept: BTreeSet<NodeNumber> = self.kept().map(|m| m.node).collect();
+        self.moves.retain(|(from, to)| kept.contains(from) && kept.contains(to));
+    }
+}
+
+/// Replicas that must be in sync for writes to be taken, of so many copies (design 6.10).
+pub fn min_in_sync(replicas: u32) -> u8 {
+    if replicas >= 3 { 2 } else { 1 }
+}
+
 impl StateMachine {
     pub(super) fn create_volume(
         &mut self,
@@ -160,8 +210,10 @@ impl StateMachine {
     ) -> Result<Outcome, Refusal> {
         check_name("name", &command.name)?;
         check_geometry(command.size_bytes, command.block_size, command.physical_block_exponent)?;
-        if command.replicas != 1 {
-            let reason = format!("{} copies asked for; this version keeps exactly 1", command.replicas);
+        check_replicas(command.replicas)?;
+        if command.others.len() + 1 != command.replicas as usize {
+            let reason =
+                format!("{} copies need as many places, not {}", command.replicas, command.others.len() + 1);
             return Err(Refusal::invalid("spec.replicas", reason));
         }
         let id = VolumeId::from_slice(&command.id).ok_or_else(|| Refusal::invalid("id", "not 16 bytes"))?;
@@ -180,9 +232,22 @@ impl StateMachine {
         if self.volumes.len() >= limits::VOLUMES_MAX {
             return Err(exhausted("volumes", limits::VOLUMES_MAX));
         }
-        let (owner, member) = self.check_placement(command.node, &command.pool, command.size_bytes)?;
-        let config = VolumeConfig::new(vec![member.clone()], 1)
-            .and_then(|new| new.change_owner(new.epoch(), owner, |_| Some(member.boot)))
+        let (owner, member) =
+            self.check_placement(command.node, &command.pool, command.size_bytes, command.replicas)?;
+        let boot = member.boot;
+        let mut members = vec![member];
+        for place in &command.others {
+            let other =
+                self.check_placement(place.node, &place.pool, command.size_bytes, command.replicas)?.1;
+            if members.iter().any(|m| m.node == other.node) {
+                let reason = format!("node {} is named for two copies", self.node_name(place.node));
+                return Err(Refusal::invalid("spec.replicas", reason));
+            }
+            members.push(other);
+        }
+        let on: Vec<String> = members.iter().map(|m| self.node_name(u32::from(m.node.get()))).collect();
+        let config = VolumeConfig::new(members, min_in_sync(command.replicas))
+            .and_then(|new| new.change_owner(new.epoch(), owner, |_| Some(boot)))
             .map_err(|error| Refusal::invalid("spec", error.to_string()))?
             .0;
         let volume = Volume {
@@ -210,7 +275,7 @@ impl StateMachine {
             "volume {} of {} bytes was created on node {}",
             volume.name,
             volume.size_bytes,
-            self.node_name(command.node)
+            on.join(", ")
         );
         effects.event("volume.created", format!("volume/{}", volume.name), message);
         effects.change(change::Change::Volume(record.clone()));
@@ -219,7 +284,13 @@ impl StateMachine {
     }
 
     /// The node and pool that the proposer chose, looked at again at this place of the log.
-    fn check_placement(&self, number: u32, pool: &str, size_bytes: u64) -> Result<(Owner, Member), Refusal> {
+    pub(super) fn check_placement(
+        &self,
+        number: u32,
+        pool: &str,
+        size_bytes: u64,
+        copies: u32,
+    ) -> Result<(Owner, Member), Refusal> {
         let node = self
             .nodes
             .get(&number)
@@ -227,6 +298,9 @@ impl StateMachine {
         let refuse = |reason: String| Err(Refusal::Precondition(reason));
         if node.cordoned {
             return refuse(format!("node {} is cordoned; uncordon it or choose another", node.name));
+        }
+        if copies > 1 && !node.replicates {
+            return refuse(format!("node {} runs a version that keeps no copies of others", node.name));
         }
         if !node.live {
             return refuse(format!("node {} holds no lease; start it or choose another", node.name));
@@ -247,125 +321,6 @@ impl StateMachine {
         Ok((owner, Member { node: number, boot, pool: pool.to_owned() }))
     }
 
-    pub(super) fn resize_volume(
-        &mut self,
-        command: &records::ResizeVolume,
-        effects: &mut Effects,
-    ) -> Result<Outcome, Refusal> {
-        let volume = self.live_volume(&command.name)?;
-        check_geometry(command.size_bytes, volume.block_size, volume.physical_block_exponent)?;
-        if command.size_bytes < volume.size_bytes {
-            return Err(Refusal::Precondition(format!(
-                "volume {} has {} bytes and cannot shrink to {}: hosts would lose data",
-                volume.name, volume.size_bytes, command.size_bytes
-            )));
-        }
-        let grows_by = command.size_bytes.saturating_sub(volume.size_bytes);
-        for member in volume.config.in_sync().iter().chain(volume.config.learners()) {
-            let node = self.nodes.get(&u32::from(member.node.get()));
-            let free = node.and_then(|n| n.pools.iter().find(|p| p.name == member.pool));
-            if let (Some(node), Some(pool)) = (node, free)
-                && pool.free_bytes < grows_by
-            {
-                return Err(Refusal::Precondition(format!(
-                    "pool {} of node {} has {} bytes free; growing volume {} needs {grows_by}",
-                    pool.name, node.name, pool.free_bytes, volume.name
-                )));
-            }
-        }
-        let id = volume.id;
-        let volume =
-            self.volumes.get_mut(&id).ok_or_else(|| Refusal::not_found(Kind::Volume, &command.name))?;
-        if grows_by > 0 {
-            let message = format!(
-                "volume {} grew from {} to {} bytes",
-                volume.name, volume.size_bytes, command.size_bytes
-            );
-            volume.size_bytes = command.size_bytes;
-            effects.event("volume.resized", format!("volume/{}", volume.name), message);
-            effects.change(change::Change::Volume(volume.record()));
-            effects.unit_attention(id, asc::CAPACITY_DATA_CHANGED, Audience::Everyone);
-        }
-        Ok(Outcome::Volume(volume.record()))
-    }
-
-    pub(super) fn delete_volume(
-        &mut self,
-        command: &records::DeleteVolume,
-        effects: &mut Effects,
-    ) -> Result<Outcome, Refusal> {
-        let volume = self
-            .volume_by_name(&command.name)
-            .ok_or_else(|| Refusal::not_found(Kind::Volume, &printable(&command.name)))?;
-        if let Some((host, lun)) = self.mappings_of_volume(volume.id).next() {
-            return Err(Refusal::Precondition(format!(
-                "volume {} is mapped to host {host} as LUN {lun}; delete the mapping first",
-                volume.name
-            )));
-        }
-        let id = volume.id;
-        if volume.deleting {
-            return Ok(Outcome::Done);
-        }
-        let subject = format!("volume/{}", volume.name);
-        let replicas = volume.config.in_sync().len() + volume.config.learners().len();
-        let message = "nodes remove their replicas";
-        self.begin_job(JobKind::DeleteVolume, subject, replicas as u64, message, effects)?;
-        if let Some(volume) = self.volumes.get_mut(&id) {
-            volume.deleting = true;
-            let message = format!("volume {} is being deleted", volume.name);
-            effects.event("volume.deleting", format!("volume/{}", volume.name), message);
-            effects.change(change::Change::Volume(volume.record()));
-        }
-        Ok(Outcome::Done)
-    }
-
-    pub(super) fn remove_replica(
-        &mut self,
-        command: &records::RemoveReplica,
-        effects: &mut Effects,
-    ) -> Result<Outcome, Refusal> {
-        let id = VolumeId::from_slice(&command.volume_id)
-            .ok_or_else(|| Refusal::invalid("volume_id", "not 16 bytes"))?;
-        // Told again after the last one: nothing is left to do.
-        let Some(volume) = self.volumes.get_mut(&id) else { return Ok(Outcome::Done) };
-        if !volume.deleting {
-            return Err(Refusal::Precondition(format!("volume {} is not being deleted", volume.name)));
-        }
-        let Some(member) = NodeNumber::new(command.number).filter(|n| volume.config.member(*n).is_some())
-        else {
-            return Err(Refusal::Precondition(format!(
-                "node number {} holds no replica of volume {}",
-                command.number, volume.name
-            )));
-        };
-        if !volume.removed_replicas.insert(member) {
-            return Ok(Outcome::Done);
-        }
-        let all = volume.config.in_sync().len() + volume.config.learners().len();
-        let done = volume.removed_replicas.len();
-        let subject = format!("volume/{}", volume.name);
-        if done < all {
-            effects.change(change::Change::Volume(volume.record()));
-        }
-        if let Some(job) = self.running_job(JobKind::DeleteVolume, &subject).map(|job| job.id) {
-            if done < all {
-                self.report_job(job, done as u64, all as u64, "", effects)?;
-            } else {
-                self.end_job(job, JobState::Done, "every replica is removed", effects)?;
-            }
-        }
-        if done < all {
-            return Ok(Outcome::Done);
-        }
-        let Some(volume) = self.volumes.get(&id) else { return Ok(Outcome::Done) };
-        let message = format!("volume {} was deleted", volume.name);
-        effects.event("volume.deleted", format!("volume/{}", volume.name), message);
-        effects.change(change::Change::RemovedVolume(id.0.to_vec()));
-        self.volumes.remove(&id);
-        Ok(Outcome::Done)
-    }
-
     /// A volume that is there and stays.
     pub(super) fn live_volume(&self, name: &str) -> Result<&Volume, Refusal> {
         let volume =
@@ -375,6 +330,15 @@ impl StateMachine {
         }
         Ok(volume)
     }
+}
+
+/// Copies that may be asked for.
+pub fn check_replicas(replicas: u32) -> Result<(), Refusal> {
+    if (1..=REPLICAS_MAX as u32).contains(&replicas) {
+        return Ok(());
+    }
+    let reason = format!("{replicas} copies asked for; 1 to {REPLICAS_MAX} are kept");
+    Err(Refusal::invalid("spec.replicas", reason))
 }
 
 /// Size and blocks of a volume; fields named as in the management API.

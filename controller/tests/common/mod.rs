@@ -148,6 +148,7 @@ impl Drop for KeptNode {
 
 pub fn hello(number: u8, process: u8, applied_index: u64) -> Hello {
     Hello {
+        replicates: true,
         name: format!("node-{number}"),
         boot_id: vec![number; 16],
         process_id: vec![process; 16],

@@ -73,6 +73,7 @@ pub(super) fn join(number: u32, process: u8) -> Body {
             free_bytes: 1 << 30,
         }],
         version: String::new(),
+        replicates: true,
     })
 }
 
@@ -216,4 +217,134 @@ pub(super) fn propose(id: u8, expected_version: u64, n: u8, out: &PrOut) -> reco
 
 pub(super) fn remove_node(number: u32, lease_term: u64) -> Body {
     Body::RemoveNode(records::RemoveNode { name: format!("node-{number}"), number, lease_term })
+}
+
+/// Node `number` under boot `boot`, in a process of its own.
+pub(super) fn boot(number: u32, boot: u8, process: u8) -> Body {
+    let Body::NodeJoin(join) = join(number, process) else { unreachable!() };
+    Body::NodeJoin(records::NodeJoin { boot_id: vec![boot; 16], ..join })
+}
+
+/// A volume with a copy on each of `nodes`, the first of which owns it.
+pub(super) fn replicated(id: u8, name: &str, nodes: &[u32], write_cache: bool) -> Body {
+    let others = nodes[1..].iter().map(|n| records::ReplicaPlace { node: *n, pool: "default".to_owned() });
+    Body::CreateVolume(records::CreateVolume {
+        replicas: nodes.len() as u32,
+        others: others.collect(),
+        write_cache,
+        ..volume_of(id, name, nodes[0], 1 << 20)
+    })
+}
+
+impl Cluster {
+    /// Nodes node-1 to node-`count`, live.
+    pub(super) fn of(count: u32) -> Cluster {
+        let mut cluster = Cluster::new();
+        for number in 3..=count {
+            cluster.done(join(number, 1));
+            cluster.done(live(number, 1));
+        }
+        cluster
+    }
+
+    /// A change that the owner of the volume asks for, as it is now.
+    pub(super) fn by_owner(&self, name: &str, change: records::change_configuration::Change) -> Body {
+        let record = self.volume(name).record();
+        Body::ChangeConfiguration(records::ChangeConfiguration {
+            volume_id: record.id,
+            expected: record.epoch,
+            proposer: record.owner,
+            owner_incarnation: record.owner_incarnation,
+            lease_term: 1,
+            change: Some(change),
+        })
+    }
+
+    pub(super) fn evict(&self, name: &str, node: u32) -> Body {
+        let reason = "silent".to_owned();
+        self.by_owner(
+            name,
+            records::change_configuration::Change::Evict(records::EvictReplica { node, reason }),
+        )
+    }
+
+    /// Under the boot that the node has now.
+    pub(super) fn admit(&self, name: &str, node: u32) -> Body {
+        let boot_id = self.state.node(node).map_or(Vec::new(), |node| node.boot_id.clone());
+        self.by_owner(
+            name,
+            records::change_configuration::Change::Admit(records::AdmitReplica { node, boot_id }),
+        )
+    }
+
+    pub(super) fn hand_over(&self, name: &str, to: u32, leave: bool) -> Body {
+        let reason = String::new();
+        self.by_owner(
+            name,
+            records::change_configuration::Change::HandOver(records::HandOver { to, leave, reason }),
+        )
+    }
+
+    pub(super) fn returned(&self, name: &str, node: u32) -> Body {
+        let record = self.volume(name).record();
+        Body::ReturnReplica(records::ReturnReplica {
+            volume_id: record.id,
+            expected: record.epoch,
+            node,
+            incarnation: self.state.node(node).map_or(0, |node| node.incarnation),
+            lease_term: 1,
+        })
+    }
+
+    pub(super) fn promoted(&self, name: &str, node: u32) -> Body {
+        let record = self.volume(name).record();
+        Body::ChangeOwner(records::ChangeOwner {
+            volume_id: record.id,
+            expected: record.epoch,
+            owner: node,
+            owner_incarnation: self.state.node(node).map_or(0, |node| node.incarnation),
+            lease_term: 1,
+        })
+    }
+
+    pub(super) fn recovered(&self, name: &str, node: u32) -> Body {
+        Body::ForceRecovery(records::ForceRecovery {
+            request: None,
+            volume: name.to_owned(),
+            expected: self.volume(name).record().epoch,
+            node,
+            incarnation: self.state.node(node).map_or(0, |node| node.incarnation),
+            lease_term: 1,
+        })
+    }
+
+    /// Nodes in sync, catching up, absent, being removed.
+    pub(super) fn sets(&self, name: &str) -> [Vec<u32>; 4] {
+        let record = self.volume(name).record();
+        [record.in_sync, record.learners, record.absent, record.removing]
+            .map(|members| members.iter().map(|m| m.node).collect())
+    }
+}
+
+pub(super) fn add_replica(name: &str, node: u32, replaces: u32) -> Body {
+    Body::AddReplica(records::AddReplica {
+        request: None,
+        volume: name.to_owned(),
+        place: Some(records::ReplicaPlace { node, pool: "default".to_owned() }),
+        replaces,
+        missing: false,
+    })
+}
+
+pub(super) fn drop_replica(name: &str, node: u32, fewer: bool) -> Body {
+    Body::DropReplica(records::DropReplica { request: None, volume: name.to_owned(), node, fewer })
+}
+
+pub(super) fn drain(number: u32, evacuate: bool) -> Body {
+    Body::CordonNode(records::CordonNode {
+        name: format!("node-{number}"),
+        cordoned: true,
+        drain: true,
+        evacuate,
+    })
 }

@@ -1,10 +1,12 @@
 //! Tests of the state machine: rules by name, scenarios as text, and random commands against the invariants.
 
 mod build;
+mod configuration;
 mod job;
 mod lu_state;
 mod power_loss;
 mod random;
 mod removal;
+mod replicas;
 mod rules;
 mod scenario;

@@ -165,7 +165,7 @@ fn bad_geometry_names_field_and_reason() {
     let two = records::CreateVolume { replicas: 2, ..volume_of(1, "db1", 1, 1 << 20) };
     assert_eq!(
         cluster.refused(Body::CreateVolume(two)).to_string(),
-        "spec.replicas: 2 copies asked for; this version keeps exactly 1"
+        "spec.replicas: 2 copies need as many places, not 1"
     );
 }
 
