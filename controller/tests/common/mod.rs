@@ -120,6 +120,7 @@ impl Controller {
     /// A live node that renews its lease and has everything installed until it is dropped.
     pub async fn kept_node(&self, number: u8) -> KeptNode {
         let mut node = self.live_node(number).await;
+        let up = node.up.clone();
         let task = tokio::spawn(async move {
             loop {
                 node.renew().await;
@@ -128,7 +129,7 @@ impl Controller {
                 tokio::time::sleep(Duration::from_millis(u64::from(node.welcome.renew_interval_ms))).await;
             }
         });
-        KeptNode(task)
+        KeptNode(task, up)
     }
 
     /// Waits until the state, as the leader has applied it, is so.
@@ -138,7 +139,13 @@ impl Controller {
     }
 }
 
-pub struct KeptNode(JoinHandle<()>);
+pub struct KeptNode(JoinHandle<()>, mpsc::Sender<FromNode>);
+
+impl KeptNode {
+    pub async fn say(&self, message: from_node::Message) {
+        self.1.send(FromNode { message: Some(message) }).await.unwrap();
+    }
+}
 
 impl Drop for KeptNode {
     fn drop(&mut self) {
