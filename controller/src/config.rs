@@ -42,6 +42,13 @@ pub struct Arguments {
     /// iSCSI name of the cluster's target; of no effect once the cluster exists [default: made of the cluster's id]
     #[arg(long)]
     target_iqn: Option<String>,
+    /// The other controllers are lost for good: go on with this one alone. Shows what that means and what to agree to with
+    /// --accept-data-loss; changes nothing without it. Start it as usual afterwards
+    #[arg(long)]
+    recover_alone: bool,
+    /// With --recover-alone: agree to the loss of what only the others had, by naming the last entry that was shown
+    #[arg(long, value_name = "TERM.INDEX", requires = "recover_alone", value_parser = parse_entry)]
+    accept_data_loss: Option<(u64, u64)>,
     /// Stop when the process that started this one ends, however it ends (for supervisors such as `holdfast dev up`)
     #[arg(long)]
     die_with_parent: bool,
@@ -77,9 +84,20 @@ pub enum ConfigError {
     TargetIqn(String),
 }
 
+/// A recovery that was asked for instead of a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// Show what it means.
+    Show,
+    /// Do it: this term and index were agreed to.
+    Agreed(u64, u64),
+}
+
 /// What a controller runs with.
 #[derive(Debug)]
 pub struct Config {
+    /// Go on alone, instead of a start.
+    pub recovery: Option<Recovery>,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Who it is.
@@ -129,8 +147,17 @@ impl Arguments {
             target_iqn,
             compaction: Compaction::default(),
         };
-        Ok(Config { listen: self.listen, identity, member })
+        let recovery = self.recover_alone.then(|| {
+            self.accept_data_loss.map_or(Recovery::Show, |(term, index)| Recovery::Agreed(term, index))
+        });
+        Ok(Config { recovery, listen: self.listen, identity, member })
     }
+}
+
+fn parse_entry(text: &str) -> Result<(u64, u64), String> {
+    let parts =
+        text.split_once('.').and_then(|(term, index)| Some((term.parse().ok()?, index.parse().ok()?)));
+    parts.ok_or_else(|| "an entry is TERM.INDEX, as shown".to_owned())
 }
 
 /// The target's name when none is given: unique to the cluster.

@@ -8,9 +8,9 @@ use std::{process::ExitCode, sync::Arc};
 use clap::Parser as _;
 use holdfast_controller::{
     api,
-    config::{Arguments, Config},
-    lease::Manager,
-    raft::RunningMember,
+    config::{Arguments, Config, Recovery},
+    lease::{Manager, manager::unix_ms},
+    raft::{RunningMember, alone, member::MemberConfig},
     server,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,8 +45,39 @@ fn main() -> ExitCode {
     }
 }
 
+/// Shows what going on alone means, or makes it so.
+async fn recover_alone(recovery: Recovery, member: &MemberConfig) -> anyhow::Result<()> {
+    let (directory, cluster) = (&member.directory, member.identity.own().cluster.0);
+    match recovery {
+        Recovery::Show => {
+            let found = alone::assess(directory, cluster, member.id).await?;
+            let (term, index) = found.last;
+            println!(
+                "This controller goes on as the only one; given up: {}.\nEverything up to log index {} is kept; entries {} to {index} are \
+                 kept too, though a quorum may never have agreed to them. Changes that only the\nothers had are lost: look at every \
+                 volume afterwards.\nThe others must never run again: destroy their folders first, and add new ones later.\nTo agree, run \
+                 the same with --accept-data-loss {term}.{index}",
+                found.given_up.join(", "),
+                found.applied,
+                found.applied + 1,
+            );
+        }
+        Recovery::Agreed(term, index) => {
+            let found = alone::go_on(directory, cluster, member.id, (term, index), unix_ms()).await?;
+            println!(
+                "This controller is the only one now; given up: {}. Start it as usual.",
+                found.given_up.join(", ")
+            );
+        }
+    }
+    Ok(())
+}
+
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Config { listen, identity, member } = arguments.check()?;
+    let Config { recovery, listen, identity, member } = arguments.check()?;
+    if let Some(recovery) = recovery {
+        return recover_alone(recovery, &member).await;
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = server::bind(listen).await?;

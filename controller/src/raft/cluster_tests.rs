@@ -26,7 +26,8 @@ use tonic::{
 };
 
 use super::{
-    Handle, Member, RunningMember, WriteError, Written, member::MemberConfig, options, options::Compaction,
+    Handle, Member, RunningMember, StoreError, WriteError, Written, alone, member::MemberConfig, options,
+    options::Compaction,
 };
 use crate::{
     server::{self, Caller},
@@ -385,6 +386,52 @@ fn a_clean_stop_hands_leadership_over_and_the_whole_cluster_restarts() {
             let founded = handle.events_after(0, usize::MAX).unwrap().0;
             assert_eq!(founded.iter().filter(|event| event.kind == "cluster.created").count(), 1);
         }
+    });
+}
+
+#[test]
+fn one_that_is_left_goes_on_alone_after_agreement() {
+    let mut cluster = Cluster::new(Compaction::default());
+    let left = run(async {
+        let index = cluster.write_hosts(1..6).await;
+        cluster.converge(index).await;
+        (cluster.leader().await + 1) % 3
+    });
+    let id = cluster.members[left].0;
+    let identity = Identity::load(&cluster.directory.path().join(&cluster.members[left].1.name)).unwrap();
+    let own = identity.own().cluster.0;
+    let folder = cluster.folder(left);
+    // While it runs its store is its own.
+    let in_use = run(alone::assess(&folder, own, id));
+    assert!(matches!(in_use, Err(alone::AloneError::Store(StoreError::InUse(_)))), "{in_use:?}");
+    (0..3).for_each(|at| cluster.kill(at));
+    let shown = run(alone::assess(&folder, own, id)).unwrap();
+    assert_eq!(shown.given_up.len(), 2);
+    assert!(shown.last.1 >= shown.applied && shown.applied > 0);
+    let other = run(alone::go_on(&folder, own, id, (shown.last.0, shown.last.1 + 1), 7));
+    assert!(matches!(other, Err(alone::AloneError::OtherState(..))), "{other:?}");
+    assert_eq!(run(alone::assess(&folder, own, id)).unwrap(), shown);
+    assert_eq!(run(alone::go_on(&folder, own, id, shown.last, 7)).unwrap(), shown);
+    let again = run(alone::assess(&folder, own, id));
+    assert!(matches!(again, Err(alone::AloneError::IsAlone)), "{again:?}");
+    cluster.start(left);
+    run(async {
+        assert_eq!(cluster.leader().await, left);
+        cluster.write_hosts(6..9).await;
+        let handle = cluster.handle(left);
+        assert_eq!(hosts(&handle), 8);
+        assert_eq!(handle.metrics().members.len(), 1);
+        let audit = handle
+            .audit_after((0, 0), usize::MAX, |record| record.action.starts_with("controller."))
+            .unwrap()
+            .0;
+        assert_eq!(audit.iter().map(|r| r.action.as_str()).collect::<Vec<_>>(), ["controller.recover-alone"]);
+    });
+    cluster.stop(left);
+    cluster.start(left);
+    run(async {
+        assert_eq!(cluster.leader().await, left);
+        assert_eq!(hosts(&cluster.handle(left)), 8);
     });
 }
 

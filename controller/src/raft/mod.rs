@@ -5,6 +5,7 @@
 //! | propose, read, follow | [`handle`] ([`Handle`]) |
 //! | start, bootstrap, stop | [`member`] |
 //! | members added and removed | [`membership`] |
+//! | one member goes on alone after the others are lost | [`alone`] |
 //! | times and bounds | [`options`] |
 //! | log, vote, identity on disk | `store`, `log` |
 //! | state machine on disk and in memory | `machine`, `records`, `events`, `audit_log`, `applied`, `commits` |
@@ -17,6 +18,7 @@
 //! * The log never has a hole, and nothing is purged that a durable state or snapshot does not cover.
 //! * A folder belongs to one member of one cluster, and to one process at a time.
 
+pub mod alone;
 mod applied;
 mod audit_log;
 mod commits;

@@ -125,6 +125,7 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
             match c.change.as_str() {
                 "added" => "controller.add",
                 "removed" => "controller.remove",
+                "alone" => "controller.recover-alone",
                 _ => "controller.transfer",
             },
             format!("controller/{}", c.name),

@@ -171,6 +171,7 @@ impl StateMachine {
                 let (kind, what) = match command.change.as_str() {
                     "added" => ("controller.added", "was added"),
                     "removed" => ("controller.removed", "was removed"),
+                    "alone" => ("controller.alone", "goes on alone; the others were given up"),
                     _ => ("controller.leads", "was made the leader"),
                 };
                 effects.event(kind, subject, format!("controller {} {what}", command.name));

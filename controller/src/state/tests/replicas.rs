@@ -48,7 +48,7 @@ fn an_evicted_replica_is_absent_comes_back_as_a_learner_and_is_admitted() {
     let applied = cluster.done(cluster.evict("db1", 2));
     assert_eq!(kinds(&applied), ["replica.evicted"]);
     assert_eq!(applied.events[0].message, "volume db1 goes on without its replica on node node-2: silent");
-    assert_eq!(additional(&applied), []);
+    assert_eq!(additional(&applied), Vec::<u32>::new());
     assert_eq!(cluster.sets("db1"), [vec![1], vec![], vec![2], vec![]]);
     cluster.done(boot(2, 7, 2));
     let waits = cluster.refused(cluster.returned("db1", 2));
@@ -168,7 +168,7 @@ fn when_all_have_rebooted_one_wins_and_hosts_hear_of_the_loss() {
     let applied = cluster.done(cluster.promoted("db1", 1));
     assert_eq!(additional(&applied), [0x2901]);
     let applied = cluster.done(cluster.promoted("log", 1));
-    assert_eq!(additional(&applied), []);
+    assert_eq!(additional(&applied), Vec::<u32>::new());
 }
 
 #[test]
