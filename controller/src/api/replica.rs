@@ -182,7 +182,7 @@ fn assess(state: &StateMachine, volume: &crate::state::Volume) -> AssessRecovery
     let has_rebooted =
         |m: &Member| state.node(u32::from(m.node.get())).is_some_and(|node| node.boot_id[..] != m.boot.0[..]);
     let in_sync = volume.config.in_sync().iter().map(|m| match has_rebooted(m) {
-        true if volume.write_cache => {
+        true if volume.may_cache() => {
             (m, 2, "writes that were acknowledged and not yet flushed when its machine went down")
         }
         _ => (m, 1, "nothing that was acknowledged"),

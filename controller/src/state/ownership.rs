@@ -42,7 +42,7 @@ impl StateMachine {
         number: NodeNumber,
     ) -> Result<(VolumeConfig, CacheState), ConfigError> {
         let owner = self.process_of(number).ok_or(ConfigError::NotInSync(number))?;
-        if volume.write_cache {
+        if volume.may_cache() {
             return volume.config.change_owner(expected, owner, |n| self.boot_of(n));
         }
         // Every acknowledged write is on every disk: no other member holds more in its memory, so each counts as rebooted.
@@ -197,7 +197,7 @@ impl StateMachine {
             effects.unit_attention(id, asc::ALUA_STATE_CHANGED, Audience::Everyone);
         }
         // Acknowledged writes that were in page caches only may be gone: hosts must know.
-        if cache == CacheState::LostEverywhere && volume.write_cache {
+        if cache == CacheState::LostEverywhere && volume.may_cache() {
             effects.unit_attention(id, asc::POWER_ON, Audience::Everyone);
         }
         Outcome::Volume(record)

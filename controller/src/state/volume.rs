@@ -169,6 +169,13 @@ impl Volume {
         self.config.in_sync().iter().any(|m| m.node == node)
     }
 
+    /// An acknowledged write may sit in page caches only: the write cache is on, by the volume's specification or because a host
+    /// has turned it on.
+    pub fn may_cache(&self) -> bool {
+        let unit = &self.lu.unit;
+        self.write_cache || [&unit.mode, &unit.saved_mode].into_iter().flatten().any(|mode| mode.write_cache)
+    }
+
     /// Node number of the owner.
     pub fn owner_node(&self) -> Option<NodeNumber> {
         self.config.owner().map(|owner| owner.node)
