@@ -135,7 +135,8 @@ pub async fn go_on(
         id,
         address: own.address.clone(),
     });
-    let caller = records::Caller { role: "controller".to_owned(), name: own.name.clone() };
+    // Whoever may start this controller by hand.
+    let caller = records::Caller { role: "admin".to_owned(), name: format!("at {}", own.name) };
     let membership = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, own)]))
         .map_err(|error| io::Error::other(error.to_string()))?;
     let payloads = [
