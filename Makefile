@@ -11,10 +11,10 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test membership chaos kmod vm-test lint audit clean ready-build ready-demo ready-test ready-kmod release
+.PHONY: help build demo run test conformance differential membership chaos kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod release
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ready-build ## the three release binaries, in target/release
 	@$(MAKE) --no-print-directory release
@@ -31,6 +31,14 @@ test: ready-test ## lint, then all tests, also those with real processes and ini
 	cargo build --workspace --all-targets $(locked)
 	@$(MAKE) --no-print-directory lint
 	HOLDFAST_BIN_DIR=$(target_dir)/debug build/test.sh $(locked)
+
+conformance: ready-conformance ## libiscsi's whole suite against Holdfast and, for comparison, against tgt and istgt (needs root for tgt)
+	cargo build $(subst --bins,,$(binaries)) -p holdfast-tests --bins $(locked)
+	HOLDFAST_BIN_DIR=$(target_dir)/debug PATH=$$PATH:/usr/sbin:/sbin timeout -k 10 2400 $(target_dir)/debug/holdfast-conformance docs/conformance.md
+
+differential: ready-conformance ## 10,000 random commands to Holdfast and to tgt: every difference has its rule (needs root for tgt)
+	cargo build $(subst --bins,,$(binaries)) -p holdfast-tests --bins $(locked)
+	HOLDFAST_BIN_DIR=$(target_dir)/debug PATH=$$PATH:/usr/sbin:/sbin timeout -k 10 900 $(target_dir)/debug/holdfast-differential 10000 $(or $(SEED),1)
 
 membership: ready-test ## tests of run-time membership changes: a known fault makes them fail now and then
 	cargo nextest run -p holdfast-controller --test membership $(locked)
@@ -73,4 +81,7 @@ ready-kmod:
 	@build/setup.sh kmod
 ready-test:
 	@build/setup.sh test
+	@build/rocksdb.sh
+ready-conformance:
+	@build/setup.sh conformance
 	@build/rocksdb.sh

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what a purpose needs on Debian 12 (or a relative of it), and says nothing when it is all there.
 #
-# Usage: build/setup.sh build|demo|test|kmod
+# Usage: build/setup.sh build|demo|test|conformance|kmod
 #   build  compilers and libclang
 #   demo   the same, and initiators: libiscsi's tools, and qemu-img with its iSCSI driver
 #   test   the same, what partitions between network namespaces need, and rustfmt and clippy
+#   conformance  as demo, and the targets that Holdfast is compared with
 #   kmod   what the kernel module and its tests need: headers and images of Debian's kernels, Rust with its library's
 #          sources, QEMU, busybox, the initiators' SCSI tools
 #
@@ -15,9 +16,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 purpose=${1:-}
 case $purpose in
-    build | demo | test | kmod) ;;
+    build | demo | test | conformance | kmod) ;;
     *)
-        echo "usage: build/setup.sh build|demo|test|kmod" >&2
+        echo "usage: build/setup.sh build|demo|test|conformance|kmod" >&2
         exit 2
         ;;
 esac
@@ -69,6 +70,11 @@ missing() {
     # The scripted initiator of the demo and of the tests is compiled against it.
     { cc -E -include iscsi/iscsi.h -x c /dev/null; } >/dev/null 2>&1 || echo libiscsi-dev
     qemu_speaks_iscsi || printf '%s\n' qemu-utils qemu-block-extra
+    if [ "$purpose" = conformance ]; then
+        # Root's programs: they may be out of a user's path.
+        (PATH=$PATH:/usr/sbin:/sbin; have tgtd) || echo tgt
+        (PATH=$PATH:/usr/sbin:/sbin; have istgt) || echo istgt
+    fi
     [ "$purpose" = test ] || return 0
     # Network namespaces and cuts between them. They live in sbin, which not every user's path has.
     (PATH=$PATH:/usr/sbin:/sbin; have ip) || echo iproute2

@@ -1,5 +1,6 @@
 //! The harness of the end-to-end tests: a real cluster of real processes ([`cluster`]), real initiators ([`initiator`] on
-//! libiscsi, [`tools`]: libiscsi's and QEMU's programs), and the CDBs that tests send ([`cdb`]). [`netcluster`] is a cluster whose
+//! libiscsi, [`tools`]: libiscsi's and QEMU's programs), the CDBs that tests send ([`cdb`]), and libiscsi's conformance suite
+//! ([`suite`]) against a cluster ([`conformance`]) and against other targets ([`peers`]). [`netcluster`] is a cluster whose
 //! processes have network namespaces of their own ([`netns`]), to be cut apart.
 //!
 //! Invariants: every process that a test starts ends with it, by its own id; every wait is for a condition and has an end.
@@ -7,9 +8,13 @@
 pub mod cdb;
 pub mod clock;
 pub mod cluster;
+pub mod conformance;
+pub mod differential;
 pub mod initiator;
 pub mod netcluster;
 pub mod netns;
+pub mod peers;
 pub mod raw;
+pub mod suite;
 pub mod tools;
 pub mod verifier;
