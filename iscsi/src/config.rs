@@ -36,6 +36,8 @@ pub struct PortalOptions {
     pub immediate_data: bool,
     /// R2Ts in flight per task: 1 to [`limits::OUTSTANDING_R2T_MAX`].
     pub max_outstanding_r2t: u32,
+    /// Connections of one session: 1 to [`limits::CONNECTIONS_PER_SESSION_MAX`].
+    pub max_connections: u32,
     /// Commands in progress: 1 to [`limits::COMMAND_WINDOW_MAX`].
     pub command_window: u32,
     /// Header digest.
@@ -69,6 +71,7 @@ impl Default for PortalOptions {
             initial_r2t: false,
             immediate_data: true,
             max_outstanding_r2t: 4,
+            max_connections: 4,
             command_window: 128,
             header_digest: DigestPolicy::Allowed,
             data_digest: DigestPolicy::Allowed,
@@ -129,6 +132,11 @@ impl PortalConfig {
                 (1..=limits::OUTSTANDING_R2T_MAX).contains(&o.max_outstanding_r2t),
                 "max_outstanding_r2t",
                 "1 to 16",
+            ),
+            (
+                (1..=limits::CONNECTIONS_PER_SESSION_MAX).contains(&o.max_connections),
+                "max_connections",
+                "1 to 8",
             ),
             ((1..=limits::COMMAND_WINDOW_MAX).contains(&o.command_window), "command_window", "1 to 1024"),
             (o.data_out_len_max >= o.first_burst_length, "data_out_len_max", "at least first_burst_length"),

@@ -18,7 +18,8 @@ use core::ops::Range;
 pub enum Event {
     /// An initiator asks to log in. Answer: [`crate::Connection::login_answer`].
     Login(LoginRequest),
-    /// Login has succeeded but for the last response, for discovery sessions too. Of a normal one the shell ends an old session of the same initiator name, ISID
+    /// Login has succeeded but for the last response, for discovery sessions too. With a TSIH the connection joins a session:
+    /// the shell asks that one ([`crate::Connection::join`]), answers, and has it take this one in. Of a new normal one the shell ends an old session of the same initiator name, ISID
     /// and target portal group (session reinstatement, RFC 7143 6.3.5), chooses a TSIH, makes the nexus and answers:
     /// [`crate::Connection::start_session`].
     SessionStarting(SessionInfo),
@@ -45,12 +46,24 @@ pub enum Event {
     /// A task management function. Answer: [`crate::Connection::task_management_answer`], after the tasks that it
     /// ends were given to `discard_task` (or `complete`, with TASK ABORTED).
     TaskManagement(TaskManagement),
-    /// The connection, and with it the session, is over: all its tasks are void, and no event follows. The shell sends
+    /// One connection has left a session that goes on, and its tasks have ended. The shell sends what
+    /// [`crate::Connection::segments_of`] still holds, closes its socket, and calls [`crate::Connection::forget_link`].
+    LinkEnded(LinkId),
+    /// The session, with all of its connections, is over: all its tasks are void, and no event follows. The shell sends
     /// what [`crate::Connection::segments`] still holds, then closes the socket.
     Closed(CloseReason),
 }
 
-/// Names a task of one connection, never twice.
+/// Names a connection of a session, never twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub(crate) u32);
+
+impl LinkId {
+    /// The connection that the session began with.
+    pub const LEADING: Self = Self(0);
+}
+
+/// Names a task of one session, never twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskTag(pub(crate) u64);
 
@@ -62,7 +75,7 @@ impl TaskTag {
     }
 }
 
-/// Names a task management function of one connection, never twice.
+/// Names a task management function of one session, never twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskManagementId(pub(crate) u64);
 
@@ -84,8 +97,8 @@ pub struct LoginRequest {
     pub initiator_alias: Option<String>,
     /// The initiator's part of the session id.
     pub isid: [u8; 6],
-    /// 0 for a new session. Otherwise the initiator wants to join that session: with one connection per session
-    /// the answer is a refusal, `SessionDoesNotExist` or `TooManyConnections`.
+    /// 0 for a new session. Otherwise the initiator wants to join that session, which must be of the same initiator name,
+    /// ISID and target portal group: if there is none the answer is `SessionDoesNotExist`.
     pub tsih: u16,
     /// The connection id.
     pub cid: u16,
@@ -118,8 +131,35 @@ pub struct Admission {
 pub enum SessionStart {
     /// The session exists under this TSIH.
     Go(NonZeroU16),
+    /// The connection may join the session with this TSIH, whose numbering is now this; [`crate::Connection::join`] gave it.
+    Join {
+        /// TSIH
+        tsih: NonZeroU16,
+        /// ExpCmdSN
+        exp_cmd_sn: u32,
+        /// MaxCmdSN
+        max_cmd_sn: u32,
+    },
     /// No.
     Refuse(LoginStatus),
+}
+
+/// What a session says to a connection that wants to join it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// It may, with this numbering: [`SessionStart::Join`].
+    Go {
+        /// ExpCmdSN
+        exp_cmd_sn: u32,
+        /// MaxCmdSN
+        max_cmd_sn: u32,
+    },
+    /// An older connection with the same number has to end first: ask again after [`Event::LinkEnded`] of it.
+    Wait(LinkId),
+    /// It has as many connections as were agreed.
+    TooMany,
+    /// The session is over.
+    Ended,
 }
 
 /// A session on the point of existing.

@@ -39,10 +39,10 @@ mod transmit;
 pub use config::{DigestPolicy, PortalConfig, PortalOptions};
 pub use connection::Connection;
 pub use event::{
-    Admission, Cdb, CloseReason, Command, Condition, DataState, Event, LoginAnswer, LoginRequest, Payload,
-    PortalRecord, ScsiOutcome, SendTargets, SessionInfo, SessionStart, SessionType, TargetRecord,
-    TaskAttribute, TaskManagement, TaskManagementFunction, TaskManagementId, TaskManagementResponse, TaskTag,
-    Violation,
+    Admission, Cdb, CloseReason, Command, Condition, DataState, Event, Join, LinkId, LoginAnswer,
+    LoginRequest, Payload, PortalRecord, ScsiOutcome, SendTargets, SessionInfo, SessionStart, SessionType,
+    TargetRecord, TaskAttribute, TaskManagement, TaskManagementFunction, TaskManagementId,
+    TaskManagementResponse, TaskTag, Violation,
 };
 pub use login::status::LoginStatus;
 pub use negotiation::SessionParameters;

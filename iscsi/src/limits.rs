@@ -56,6 +56,9 @@ pub const SEGMENT_LEN_MIN: u32 = 512;
 /// See [`SEGMENT_LEN_MIN`].
 pub const SEGMENT_LEN_MAX: u32 = 0x00ff_ffff;
 
+/// The most connections that a session may have.
+pub const CONNECTIONS_PER_SESSION_MAX: u32 = 8;
+
 /// The most commands that a session may have in progress besides immediate ones.
 pub const COMMAND_WINDOW_MAX: u32 = 1024;
 

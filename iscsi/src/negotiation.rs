@@ -32,6 +32,8 @@ pub struct SessionParameters {
     pub default_time_2_wait: u16,
     /// DefaultTime2Retain
     pub default_time_2_retain: u16,
+    /// MaxConnections
+    pub max_connections: u32,
 }
 
 /// An operational key that has a result.
@@ -152,9 +154,19 @@ pub(crate) struct Negotiation {
     agreed: [Option<u32>; KEYS],
     /// The smallest MaxBurstLength that the text at hand offers, so that FirstBurstLength may stand before it.
     max_burst_offered: Option<u32>,
+    /// The connection joins a session, whose keys are agreed already.
+    joining: bool,
 }
 
+/// Keys of a connection; all others are its session's, and negotiated on the leading connection only (RFC 7143 13).
+const OF_CONNECTION: [Key; 3] = [Key::HeaderDigest, Key::DataDigest, Key::MaxRecvDataSegmentLength];
+
 impl Negotiation {
+    /// From here on only keys of the connection can be agreed.
+    pub(crate) fn join(&mut self) {
+        self.joining = true;
+    }
+
     /// Looks ahead: tells what MaxBurstLength the same text offers.
     pub(crate) fn announce_max_burst(&mut self, value: &str) {
         self.max_burst_offered = crate::text::number(value).and_then(|n| u32::try_from(n).ok());
@@ -168,6 +180,9 @@ impl Negotiation {
         let Some(&(key, _, rule, _)) = TABLE.iter().find(|(_, key, ..)| *key == name) else {
             return Answer::fixed("NotUnderstood");
         };
+        if self.joining && !OF_CONNECTION.contains(&key) {
+            return Answer::fixed("Reject");
+        }
         let declared = matches!(rule, Rule::Declared { .. });
         if self.get(key).is_some() && !declared {
             return Answer::Repeated;
@@ -203,7 +218,8 @@ impl Negotiation {
             Key::ImmediateData => options.immediate_data.into(),
             Key::MaxOutstandingR2T => options.max_outstanding_r2t,
             Key::DefaultTime2Wait => 2,
-            Key::MaxConnections | Key::DataPduInOrder | Key::DataSequenceInOrder | Key::ProtocolLevel => 1,
+            Key::MaxConnections => options.max_connections,
+            Key::DataPduInOrder | Key::DataSequenceInOrder | Key::ProtocolLevel => 1,
             // Level 0 keeps no tasks after a connection is gone, so there is nothing to retain.
             Key::DefaultTime2Retain | Key::ErrorRecoveryLevel | Key::TaskReporting | Key::RdmaExtensions => 0,
             Key::HeaderDigest | Key::DataDigest => 0,
@@ -275,6 +291,7 @@ impl Negotiation {
             max_outstanding_r2t: self.value(Key::MaxOutstandingR2T),
             default_time_2_wait: self.value(Key::DefaultTime2Wait) as u16,
             default_time_2_retain: self.value(Key::DefaultTime2Retain) as u16,
+            max_connections: self.value(Key::MaxConnections),
         })
     }
 }

@@ -7,15 +7,18 @@
 //! CmdSN is due, once; a tag is never given twice; solicited data-out never exceeds its budget, and waits in order.
 
 use crate::data_out::Transfer;
-use crate::event::{Cdb, Command, TaskTag};
+use crate::event::{Cdb, Command, LinkId, TaskTag};
 use crate::limits;
 use crate::pdu::TAG_NONE;
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
 
 /// A task in progress.
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) tag: TaskTag,
+    /// The connection that it came on, and is answered on (its allegiance, RFC 7143 4.2.2).
+    pub(crate) link: LinkId,
     pub(crate) initiator_task_tag: u32,
     pub(crate) lun: [u8; 8],
     pub(crate) read: bool,
@@ -294,6 +297,19 @@ impl<R> Session<R> {
         task.memory = Memory::Granted(wanted);
         transfer.reserve(transfer.wanted());
         true
+    }
+
+    /// Tasks of one connection: those that the shell knows, and those that it does not.
+    pub(crate) fn tasks_of(&self, link: LinkId) -> (Vec<TaskTag>, Vec<TaskTag>) {
+        let of_link = self.tasks.values().filter(|task| task.link == link);
+        let (known, unknown): (Vec<_>, Vec<_>) = of_link.partition(|task| task.pending.is_none());
+        let tags = |tasks: Vec<&Task>| tasks.into_iter().map(|task| task.tag).collect();
+        (tags(known), tags(unknown))
+    }
+
+    /// Whether a connection has tasks still.
+    pub(crate) fn has_tasks_of(&self, link: LinkId) -> bool {
+        self.tasks.values().any(|task| task.link == link)
     }
 
     /// Bytes held for data-out and early requests: what the limits bound.

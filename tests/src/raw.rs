@@ -31,6 +31,7 @@ const PARAMETERS: SessionParameters = SessionParameters {
     max_outstanding_r2t: 1,
     default_time_2_wait: 2,
     default_time_2_retain: 0,
+    max_connections: 1,
 };
 
 /// An initiator with one connection.

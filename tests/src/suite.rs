@@ -19,7 +19,9 @@ use anyhow::{Context, ensure};
 use crate::cluster::{INITIATOR_A, INITIATOR_B};
 
 /// A suite that prints nothing for so long hangs: its longest pause of its own is a few seconds.
-const SILENCE_MAX: Duration = Duration::from_secs(12);
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// The same for a target that has hung before.
+const SILENCE_AGAIN_MAX: Duration = Duration::from_secs(6);
 
 /// What became of one test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +91,8 @@ pub fn run(
             format!("ALL.{}", family(first))
         };
         let wanted: BTreeSet<&String> = tests.iter().collect();
-        let (text, whole) = run_once(&expression, urls)?;
+        let silence_max = if outcomes.is_empty() { SILENCE_MAX } else { SILENCE_AGAIN_MAX };
+        let (text, whole) = run_once(&expression, urls, silence_max)?;
         let mut found = outcomes_of(&text);
         found.retain(|name, _| wanted.contains(name));
         let progress = found.keys().any(|name| !outcomes.contains_key(name));
@@ -108,7 +111,7 @@ pub fn run(
 }
 
 /// Runs the suite once; gives what it printed, and whether it came to its end.
-fn run_once(expression: &str, urls: &[String]) -> anyhow::Result<(String, bool)> {
+fn run_once(expression: &str, urls: &[String], silence_max: Duration) -> anyhow::Result<(String, bool)> {
     // Unbuffered, so that a hang shows in which test it is.
     let mut child = Command::new("stdbuf")
         .args(["-o0", "iscsi-test-cu", "--initiator-name", INITIATOR_A, "--initiator-name-2", INITIATOR_B])
@@ -131,7 +134,7 @@ fn run_once(expression: &str, urls: &[String]) -> anyhow::Result<(String, bool)>
     });
     let mut text = Vec::new();
     let hung = loop {
-        match pieces.recv_timeout(SILENCE_MAX) {
+        match pieces.recv_timeout(silence_max) {
             Ok(piece) => text.extend_from_slice(&piece),
             Err(RecvTimeoutError::Timeout) => break true,
             Err(RecvTimeoutError::Disconnected) => break false,
@@ -139,7 +142,7 @@ fn run_once(expression: &str, urls: &[String]) -> anyhow::Result<(String, bool)>
     };
     if hung {
         child.kill()?;
-        text.extend_from_slice(b"\n    [FAILED] no answer within 12 seconds\n");
+        text.extend_from_slice(b"\n    [FAILED] the target does not answer any more\n");
     }
     child.wait()?;
     let _ = reader.join();

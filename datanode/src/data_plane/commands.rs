@@ -89,7 +89,10 @@ impl Worker {
         let Some(portal) = self.connections.get_mut(&connection) else { return };
         let Some(session) = portal.session() else {
             // The session was ended by us; the engine is closing.
-            return portal.engine.discard_task(command.tag);
+            if let Some(engine) = portal.engine() {
+                engine.discard_task(command.tag);
+            }
+            return;
         };
         let data = match command.data {
             DataState::None => CommandData::None,
@@ -124,12 +127,14 @@ impl Worker {
 
     /// Takes a new request in, behind what is held for the same LUN.
     pub(super) fn begin(&mut self, now: Instant, token: ForwardToken, connection: u64, lun: Lun, kind: Kind) {
-        let hold_until = now.0.saturating_add(HOLD_MS_MAX);
+        // A node that stops begins no command; functions still end what it has begun.
+        let refused = self.drain.is_some() && matches!(kind, Kind::Command(_));
+        let hold_until = if refused { now.0 } else { now.0.saturating_add(HOLD_MS_MAX) };
         self.requests.insert(token, Request { connection, lun, kind, place: Place::Held, hold_until });
         let held = self.connections.get_mut(&connection).and_then(|p| p.session()).map(|s| &s.held);
         let behind =
             held.is_some_and(|held| held.iter().any(|t| self.requests.get(t).is_some_and(|r| r.lun == lun)));
-        if behind || !self.submit(now, token) {
+        if refused || behind || !self.submit(now, token) {
             self.hold(token);
         }
     }
@@ -384,13 +389,14 @@ impl Worker {
                 session.port.reported(&request.lun, *id);
             }
         }
+        let Some(engine) = portal.engine() else { return };
         match outcome {
-            Outcome::Reply(reply) => portal.engine.complete(tag, scsi_outcome(reply)),
-            Outcome::Aborted => portal.engine.discard_task(tag),
+            Outcome::Reply(reply) => engine.complete(tag, scsi_outcome(reply)),
+            Outcome::Aborted => engine.discard_task(tag),
             Outcome::NotExecuted | Outcome::Unknown => {
                 let sense = Sense::new(SenseKey::AbortedCommand, OUTCOME_UNKNOWN);
                 let Outcome::Reply(reply) = local_outcome(Completion::check(sense)) else { return };
-                portal.engine.complete(tag, scsi_outcome(reply));
+                engine.complete(tag, scsi_outcome(reply));
             }
         }
         self.pump(now, connection);

@@ -261,8 +261,8 @@ impl Worker {
         id: TaskManagementId,
         response: TaskManagementResponse,
     ) {
-        if let Some(portal) = self.connections.get_mut(&connection) {
-            portal.engine.task_management_answer(id, response);
+        if let Some(engine) = self.engine(connection) {
+            engine.task_management_answer(id, response);
             self.pump(now, connection);
         }
     }

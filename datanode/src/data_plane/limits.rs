@@ -31,3 +31,9 @@ pub const REINSTATEMENT_MS_MAX: u64 = 10_000;
 
 /// Reads and writes up to this length are done by the worker itself, in bytes; longer ones by the I/O threads.
 pub const INLINE_IO_LEN_MAX: u64 = 256 * 1024;
+
+/// How long a node that stops waits for what is under way, in milliseconds: with the longest pause of a store it stays below what
+/// a supervisor waits before it kills.
+pub const DRAIN_MS_MAX: u64 = 4_000;
+/// How long it waits for initiators to log out, in milliseconds; those that do know the way to another node at once.
+pub const DRAIN_LOGOUT_MS_MAX: u64 = 500;

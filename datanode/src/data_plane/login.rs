@@ -14,6 +14,8 @@ use holdfast_scsi::port::{LunMap, MappedUnit, NexusPort};
 use holdfast_scsi::time::Instant;
 use holdfast_scsi::transport_id::TransportId;
 
+use std::num::NonZeroU16;
+
 use super::limits::{LOGIN_HOLD_MS_MAX, REINSTATEMENT_MS_MAX};
 use super::mailbox::{Message, SessionAddress};
 use super::portal::{Session, Stage, Waiting};
@@ -80,15 +82,15 @@ impl Worker {
                 LoginAnswer::Refuse(status)
             }
         };
-        if let Some(portal) = self.connections.get_mut(&connection) {
-            portal.engine.login_answer(iscsi(now), answer);
+        if let Some(engine) = self.engine(connection) {
+            engine.login_answer(iscsi(now), answer);
         }
     }
 
     fn admit(&self, now: Instant, request: &LoginRequest) -> Result<Admission, LoginStatus> {
         let view = self.serving_view(now).ok_or(LoginStatus::ServiceUnavailable)?;
-        if request.tsih != 0 {
-            // One connection for each session: there is none to join.
+        if request.tsih != 0 && request.session_type == SessionType::Discovery {
+            // A discovery session is one connection.
             return Err(LoginStatus::SessionDoesNotExist);
         }
         let host = view.host_of(&request.initiator_name).ok_or(LoginStatus::AuthorizationFailure)?;
@@ -103,7 +105,7 @@ impl Worker {
 
     /// The view, while this node may answer by it.
     pub(super) fn serving_view(&self, now: Instant) -> Option<&ClusterView> {
-        self.view.as_deref().filter(|_| self.shared.gate.open(now.0))
+        self.view.as_deref().filter(|_| self.shared.gate.open(now.0) && self.drain.is_none())
     }
 
     pub(super) fn send_targets(&mut self, connection: u64, request: &SendTargets) {
@@ -118,18 +120,15 @@ impl Worker {
             }
             _ => Vec::new(),
         };
-        if let Some(portal) = self.connections.get_mut(&connection) {
-            portal.engine.send_targets_answer(&targets);
+        if let Some(engine) = self.engine(connection) {
+            engine.send_targets_answer(&targets);
         }
     }
 
     pub(super) fn session_starting(&mut self, now: Instant, connection: u64, info: SessionInfo) {
         if info.login.session_type == SessionType::Discovery {
             // Discovery sessions have no nexus and are never reinstated.
-            if let Some(portal) = self.connections.get_mut(&connection) {
-                portal.engine.start_session(iscsi(now), SessionStart::Go(std::num::NonZeroU16::MIN));
-            }
-            return;
+            return self.answer_start(now, connection, SessionStart::Go(NonZeroU16::MIN));
         }
         let Some(portal) = self.connections.get_mut(&connection) else { return };
         let nexus =
@@ -138,9 +137,12 @@ impl Worker {
                 nexus(&info.login, port)
             });
         let Some(nexus) = nexus else {
-            portal.engine.start_session(iscsi(now), SessionStart::Refuse(LoginStatus::ServiceUnavailable));
-            return;
+            let refusal = SessionStart::Refuse(LoginStatus::ServiceUnavailable);
+            return self.answer_start(now, connection, refusal);
         };
+        if let Some(tsih) = NonZeroU16::new(info.login.tsih) {
+            return self.joining(now, connection, &nexus, tsih, info.login.cid);
+        }
         let by_ms = now.0.saturating_add(REINSTATEMENT_MS_MAX);
         portal.stage = Stage::Waiting(Box::new(Waiting { nexus, info, by_ms }));
         self.try_start(now, connection, None);
@@ -165,7 +167,7 @@ impl Worker {
             }
             Entry::Full => {
                 portal.stage = Stage::NoSession;
-                portal.engine.start_session(iscsi(now), SessionStart::Refuse(LoginStatus::OutOfResources));
+                self.answer_start(now, connection, SessionStart::Refuse(LoginStatus::OutOfResources));
             }
             Entry::Entered(tsih) => {
                 let name = waiting.info.login.initiator_name.to_ascii_lowercase();
@@ -184,14 +186,14 @@ impl Worker {
                         };
                         tracing::info!(%nexus, host = host.name, "session started");
                         portal.stage = Stage::Session(Box::new(session));
-                        portal.engine.start_session(iscsi(now), SessionStart::Go(tsih));
+                        self.answer_start(now, connection, SessionStart::Go(tsih));
                     }
                     None => {
                         // The host was removed while the initiator authenticated.
                         self.sessions.leave(&nexus, address);
                         portal.stage = Stage::NoSession;
                         let refusal = SessionStart::Refuse(LoginStatus::AuthorizationFailure);
-                        portal.engine.start_session(iscsi(now), refusal);
+                        self.answer_start(now, connection, refusal);
                     }
                 }
             }
@@ -203,7 +205,13 @@ impl Worker {
     pub(super) fn refuse_start(&mut self, now: Instant, connection: u64) {
         if let Some(portal) = self.connections.get_mut(&connection) {
             portal.stage = Stage::NoSession;
-            portal.engine.start_session(iscsi(now), SessionStart::Refuse(LoginStatus::ServiceUnavailable));
+        }
+        self.answer_start(now, connection, SessionStart::Refuse(LoginStatus::ServiceUnavailable));
+    }
+
+    pub(super) fn answer_start(&mut self, now: Instant, connection: u64, start: SessionStart) {
+        if let Some(engine) = self.engine(connection) {
+            engine.start_session(iscsi(now), start);
         }
     }
 
@@ -215,7 +223,7 @@ impl Worker {
         {
             tracing::info!(%nexus, "session reinstated by a newer login");
             // Its initiator has given it up: nothing more is sent on it.
-            self.drop_connection(now, connection);
+            self.drop_session(now, connection);
             match self.endings.get_mut(&nexus) {
                 Some(ending) => ending.waiting.push(waiting),
                 None => self.tell_ended(nexus, waiting),

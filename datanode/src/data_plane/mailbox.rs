@@ -12,12 +12,15 @@ use std::sync::mpsc;
 use holdfast_scsi::nexus::Nexus;
 
 use super::installation::Installation;
+use super::members::Visitor;
 use crate::lu::{Finished, LuAnswer};
 
 /// What a worker can be told.
 pub(crate) enum Message {
     /// A socket that the acceptor took in, and on which portal.
     Accepted(TcpStream, usize),
+    /// A connection that joins a session of this worker's.
+    Join(Box<Visitor>),
     /// A command or function that this worker asked a logical unit for has ended.
     Finished(Finished),
     /// The agent's answer to a logical unit.
@@ -32,6 +35,8 @@ pub(crate) enum Message {
     SessionEnded { connection: u64, nexus: Nexus },
     /// For the interconnect.
     Interconnect(Box<dyn Any + Send>),
+    /// Begin nothing new, end what is under way.
+    Drain,
     /// End the loop.
     Stop,
 }
@@ -120,6 +125,14 @@ impl Mailboxes {
         let (worker, slot) = self.slots.iter().enumerate().min_by_key(|(_, slot)| count(slot))?;
         slot.connections.fetch_add(1, Ordering::Relaxed);
         Some(worker)
+    }
+
+    /// A connection goes from one worker to another.
+    pub(crate) fn connection_moves(&self, from: usize, to: usize) {
+        self.connection_gone(from);
+        if let Some(slot) = self.slots.get(to) {
+            slot.connections.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// A connection of this worker is gone.

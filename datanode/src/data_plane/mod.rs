@@ -1,11 +1,13 @@
 //! The data plane: one thread per core, each with its own connections, timers and mailbox. The first one accepts and gives
-//! each socket to the thread with the fewest connections; a session stays where its connection is.
+//! each socket to the thread with the fewest connections; a session stays where its first connection is, and others join it there.
 //!
 //! | Looking for | Module |
 //! |---|---|
 //! | the loop of one thread | `worker` |
 //! | one iSCSI connection | `portal` |
 //! | logins, the life of a session | `login` |
+//! | connections that join a session | `members` |
+//! | how a node stops | `drain` |
 //! | a command's way to the owner and back | `commands` |
 //! | task management functions | `functions` |
 //! | what other nodes ask of us | `peers` |
@@ -15,11 +17,13 @@
 //! | every bound | [`limits`] |
 
 mod commands;
+mod drain;
 mod functions;
 mod installation;
 pub mod limits;
 mod login;
 pub mod mailbox;
+mod members;
 mod peers;
 mod portal;
 pub mod router;
@@ -47,6 +51,7 @@ use crate::store::io_threads::{self, IoThreads};
 use crate::store::pool::Pool;
 use crate::view::Shared;
 
+use self::drain::Drained;
 use self::installation::Installation;
 use self::mailbox::{Mailboxes, Message};
 use self::router::Interconnect;
@@ -116,6 +121,7 @@ pub struct DataPlane {
     table: Table,
     agent: agent::Handle,
     io: IoThreads,
+    drained: Arc<Drained>,
     portals: Arc<[SocketAddr]>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -153,7 +159,15 @@ impl DataPlane {
         let sessions = Arc::new(Sessions::default());
         let make: Arc<MakeInterconnect> = Arc::new(setup.interconnect);
         let agent = setup.agent;
-        let plane = DataPlane { mailboxes, table, agent, io, portals, threads: Mutex::default() };
+        let plane = DataPlane {
+            mailboxes,
+            table,
+            agent,
+            io,
+            drained: Arc::default(),
+            portals,
+            threads: Mutex::default(),
+        };
         for (index, (poll, inbox)) in polls.into_iter().zip(inboxes).enumerate() {
             let mut own = if index == 0 { std::mem::take(&mut listeners) } else { Vec::new() };
             for (at, listener) in own.iter_mut().enumerate() {
@@ -165,6 +179,7 @@ impl DataPlane {
             let (table, sessions) = (plane.table.clone(), Arc::clone(&sessions));
             let (heartbeats, portal_config) = (setup.heartbeats.clone(), Arc::clone(&portal_config));
             let portals = Arc::clone(&plane.portals);
+            let drained = Arc::clone(&plane.drained);
             let run = move || {
                 let worker = Worker {
                     index,
@@ -196,6 +211,8 @@ impl DataPlane {
                     peer_tasks: HashMap::new(),
                     peer_nexuses: HashMap::new(),
                     closed_since: None,
+                    drain: None,
+                    drained,
                     next_tick: 0,
                     read_buffer: vec![0; limits::READ_BUFFER_LEN],
                     stopping: false,
@@ -216,10 +233,14 @@ impl DataPlane {
         &self.portals
     }
 
-    /// Ends all sessions and threads.
+    /// Drains, then ends all sessions and threads. Takes no longer than twice [`limits::DRAIN_MS_MAX`].
     pub fn stop(&self) {
-        self.mailboxes.post_all(|| Message::Stop);
         let threads = std::mem::take(&mut *self.threads());
+        if !threads.is_empty() {
+            self.mailboxes.post_all(|| Message::Drain);
+            self.drained.wait(threads.len());
+        }
+        self.mailboxes.post_all(|| Message::Stop);
         for thread in threads {
             let _ = thread.join();
         }

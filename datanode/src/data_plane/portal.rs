@@ -1,12 +1,14 @@
-//! One iSCSI connection: its socket, its protocol engine, and the session that it carries.
+//! One iSCSI connection: its socket, its protocol engine, and the session that it carries. A connection that has joined a session has
+//! no engine of its own: that of the session's leading connection speaks for it.
 //!
 //! Invariants: all that the engine has ready leaves in as few vectored writes as fit; nothing is read that the engine does
 //! not want; a connection that is ending sends what it still holds, for a bounded time, and is then closed.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, IoSlice, Read as _, Write as _};
+use std::num::NonZeroU16;
 
-use holdfast_iscsi::{Connection, Instant, SessionInfo, TaskManagementId, TaskTag};
+use holdfast_iscsi::{Connection, Instant, LinkId, SessionInfo, TaskManagementId, TaskTag};
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::port::NexusPort;
 use mio::net::TcpStream;
@@ -19,22 +21,36 @@ use crate::view::{NodeNumber, VolumeId};
 /// How long an ending connection may take to send its last bytes, in milliseconds.
 pub(super) const CLOSING_MS_MAX: u64 = 2_000;
 
-/// A connection on its worker.
-pub(super) struct Portal {
+/// A socket, and what is known of its readiness.
+pub(super) struct Wire {
     pub(super) socket: TcpStream,
-    pub(super) engine: Connection<Bytes>,
-    /// Which of the node's portals it came in by.
-    pub(super) portal: usize,
     /// Readable, as far as known: edges are reported once.
     pub(super) readable: bool,
     pub(super) writable: bool,
     /// The end of the stream has been announced: a short read is not the last one.
     pub(super) peer_closed: bool,
+}
+
+/// A connection on its worker.
+pub(super) struct Portal {
+    /// None once a leading connection has left a session that goes on.
+    pub(super) wire: Option<Wire>,
+    pub(super) home: Home,
+    /// Which of the node's portals it came in by.
+    pub(super) portal: usize,
     /// Deadline under which it stands in the worker's list of timers, in boot-time milliseconds.
     pub(super) timer: Option<u64>,
     /// Ending: by when it is closed in any case.
     pub(super) closing_by: Option<u64>,
     pub(super) stage: Stage,
+}
+
+/// Where the engine of a connection is.
+pub(super) enum Home {
+    /// Here; it also speaks for these connections, which have joined its session.
+    Own(Box<Connection<Bytes>>, HashMap<LinkId, u64>),
+    /// With this leading connection, which knows this one by that name.
+    Member(u64, LinkId),
 }
 
 /// How far a connection is.
@@ -43,6 +59,8 @@ pub(super) enum Stage {
     NoSession,
     /// Logged in; an older session of the nexus has to end first.
     Waiting(Box<Waiting>),
+    /// Logged in to join a session; an older connection of the same number has to end first.
+    Joining(Box<Joining>),
     /// A session that may send commands.
     Session(Box<Session>),
 }
@@ -51,6 +69,16 @@ pub(super) enum Stage {
 pub(super) struct Waiting {
     pub(super) nexus: Nexus,
     pub(super) info: SessionInfo,
+    /// By when it is refused, in boot-time milliseconds.
+    pub(super) by_ms: u64,
+}
+
+/// A connection that is about to join a session.
+pub(super) struct Joining {
+    pub(super) cid: u16,
+    pub(super) tsih: NonZeroU16,
+    /// The leading connection.
+    pub(super) leading: u64,
     /// By when it is refused, in boot-time milliseconds.
     pub(super) by_ms: u64,
 }
@@ -89,17 +117,23 @@ pub(super) enum Flow {
     Gone,
 }
 
-impl Portal {
+impl Wire {
     /// Feeds the engine from the socket. Drain the engine's events after it.
-    pub(super) fn read(&mut self, now: Instant, buffer: &mut [u8]) -> Flow {
+    pub(super) fn read(
+        &mut self,
+        engine: &mut Connection<Bytes>,
+        link: LinkId,
+        now: Instant,
+        buffer: &mut [u8],
+    ) -> Flow {
         for _ in 0..READS_PER_TURN_MAX {
-            if !self.readable || self.closing_by.is_some() || !self.engine.wants_input() {
+            if !self.readable || !engine.wants_input_of(link) {
                 break;
             }
             match self.socket.read(buffer) {
                 Ok(0) => return Flow::Gone,
                 Ok(n) => {
-                    self.engine.handle_input(now, buffer.get(..n).unwrap_or_default());
+                    engine.handle_input_of(link, now, buffer.get(..n).unwrap_or_default());
                     // A short read has emptied the socket; an edge tells of more.
                     if n < buffer.len() && !self.peer_closed {
                         self.readable = false;
@@ -113,27 +147,27 @@ impl Portal {
         Flow::Open
     }
 
-    /// True if another turn would read more.
-    pub(super) fn wants_turn(&self) -> bool {
-        self.readable && self.closing_by.is_none() && self.engine.wants_input()
-            || self.writable && self.engine.transmit_len() > 0
+    /// True if another turn would read more or write more.
+    pub(super) fn wants_turn(&self, engine: &Connection<Bytes>, link: LinkId, closing: bool) -> bool {
+        self.readable && !closing && engine.wants_input_of(link)
+            || self.writable && engine.transmit_len_of(link) > 0
     }
 
     /// Sends what is ready.
-    pub(super) fn write(&mut self) -> Flow {
+    pub(super) fn write(&mut self, engine: &mut Connection<Bytes>, link: LinkId) -> Flow {
         for _ in 0..WRITES_PER_TURN_MAX {
-            if !self.writable || self.engine.transmit_len() == 0 {
+            if !self.writable || engine.transmit_len_of(link) == 0 {
                 break;
             }
             let mut slices = [IoSlice::new(&[]); SEGMENTS_PER_WRITE_MAX];
             let mut used = 0;
-            for (slice, segment) in slices.iter_mut().zip(self.engine.segments()) {
+            for (slice, segment) in slices.iter_mut().zip(engine.segments_of(link)) {
                 *slice = IoSlice::new(segment);
                 used += 1;
             }
             match self.socket.write_vectored(slices.get(..used).unwrap_or_default()) {
                 Ok(0) => return Flow::Gone,
-                Ok(n) => self.engine.advance(n),
+                Ok(n) => engine.advance_of(link, n),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Flow::Gone,
@@ -141,21 +175,35 @@ impl Portal {
         }
         Flow::Open
     }
+}
+
+impl Portal {
+    /// The engine, if it is here: of a session, a login, or a discovery session, but not of a connection that has joined.
+    pub(super) fn engine(&mut self) -> Option<&mut Connection<Bytes>> {
+        match &mut self.home {
+            Home::Own(engine, _) => Some(engine),
+            Home::Member(..) => None,
+        }
+    }
 
     /// The next moment at which something is due, in boot-time milliseconds.
     pub(super) fn deadline(&self) -> Option<u64> {
         let waiting = match &self.stage {
             Stage::Waiting(waiting) => Some(waiting.by_ms),
+            Stage::Joining(joining) => Some(joining.by_ms),
             Stage::NoSession | Stage::Session(_) => None,
         };
-        let engine = self.engine.poll_timeout().map(|at| at.0);
+        let engine = match &self.home {
+            Home::Own(engine, _) => engine.poll_timeout().map(|at| at.0),
+            Home::Member(..) => None,
+        };
         [waiting, engine, self.closing_by].into_iter().flatten().min()
     }
 
     pub(super) fn session(&mut self) -> Option<&mut Session> {
         match &mut self.stage {
             Stage::Session(session) => Some(session),
-            Stage::NoSession | Stage::Waiting(_) => None,
+            Stage::NoSession | Stage::Waiting(_) | Stage::Joining(_) => None,
         }
     }
 }

@@ -48,6 +48,11 @@ impl Sessions {
         Entry::Entered(tsih)
     }
 
+    /// Where the session of a nexus is, if it has this TSIH.
+    pub(crate) fn find(&self, nexus: &Nexus, tsih: NonZeroU16) -> Option<SessionAddress> {
+        self.lock().by_nexus.get(nexus).filter(|(_, its)| *its == tsih).map(|(address, _)| *address)
+    }
+
     /// Frees the nexus, if this connection has it.
     pub(crate) fn leave(&self, nexus: &Nexus, address: SessionAddress) {
         let mut state = self.lock();

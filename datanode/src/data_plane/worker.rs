@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_iscsi::{CloseReason, Connection, Event, Instant as IscsiInstant, PortalConfig};
+use holdfast_iscsi::{CloseReason, Connection, Event, Instant as IscsiInstant, LinkId, PortalConfig};
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::time::Instant;
 use mio::net::{TcpListener, TcpStream};
@@ -21,8 +21,8 @@ use mio::{Events, Interest, Poll, Token};
 use super::commands::Request;
 use super::limits;
 use super::mailbox::{Inbox, Message, SessionAddress};
-use super::portal::{CLOSING_MS_MAX, Flow, Portal, Stage};
-use super::router::{ForwardToken, INTERCONNECT_TOKENS_FROM, Interconnect, Origin};
+use super::portal::{CLOSING_MS_MAX, Flow, Home, Portal, Stage, Wire};
+use super::router::{Bytes, ForwardToken, INTERCONNECT_TOKENS_FROM, Interconnect, Origin};
 use super::sessions::Sessions;
 use crate::agent::Heartbeats;
 use crate::clock;
@@ -82,6 +82,8 @@ pub(super) struct Worker {
     pub(super) peer_nexuses: HashMap<u64, HashSet<Nexus>>,
     /// Since when the lease gate has been closed, in boot-time milliseconds.
     pub(super) closed_since: Option<u64>,
+    pub(super) drain: Option<super::drain::Drain>,
+    pub(super) drained: Arc<super::drain::Drained>,
     /// When the first worker looks at waiting barriers again, in boot-time milliseconds.
     pub(super) next_tick: u64,
     pub(super) read_buffer: Vec<u8>,
@@ -124,10 +126,11 @@ impl Worker {
                 token if token >= INTERCONNECT_TOKENS_FROM => self.interconnect.handle_event(now, event),
                 token if token as u64 >= CONNECTIONS_FROM => {
                     let connection = token as u64;
-                    if let Some(portal) = self.connections.get_mut(&connection) {
-                        portal.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
-                        portal.peer_closed |= event.is_read_closed() || event.is_error();
-                        portal.writable |= event.is_writable() || event.is_write_closed();
+                    if let Some(wire) = self.connections.get_mut(&connection).and_then(|it| it.wire.as_mut())
+                    {
+                        wire.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+                        wire.peer_closed |= event.is_read_closed() || event.is_error();
+                        wire.writable |= event.is_writable() || event.is_write_closed();
                         self.ready.insert(connection);
                     }
                 }
@@ -147,6 +150,7 @@ impl Worker {
             self.settle(now);
         }
         self.retry_logins(now);
+        self.go_on_draining(now);
         for connection in std::mem::take(&mut self.dirty) {
             self.write(now, connection);
         }
@@ -182,7 +186,7 @@ impl Worker {
         let lease =
             (self.index == 0 || !self.connections.is_empty()).then(|| now.0.saturating_add(LEASE_CHECK_MS));
         let interconnect = self.interconnect.poll_timeout().map(|at| at.0);
-        let next = [timer, held, lease, interconnect].into_iter().flatten().min()?;
+        let next = [timer, held, lease, interconnect, self.drain_due(now)].into_iter().flatten().min()?;
         Some(Duration::from_millis(next.saturating_sub(now.0)))
     }
 
@@ -192,6 +196,7 @@ impl Worker {
             let Some(message) = self.inbox.next() else { return };
             match message {
                 Message::Accepted(socket, portal) => self.adopt(now, socket, portal),
+                Message::Join(visitor) => self.receive_joining(now, *visitor),
                 Message::Finished(finished) => self.finished(now, finished),
                 Message::LuAnswer(answer) => self.lu_answer(answer),
                 Message::Install(installation) => self.install(now, &installation),
@@ -201,6 +206,7 @@ impl Worker {
                 }
                 Message::SessionEnded { connection, nexus } => self.try_start(now, connection, Some(nexus)),
                 Message::Interconnect(message) => self.interconnect.handle_message(now, message),
+                Message::Drain => self.begin_drain(now),
                 Message::Stop => self.stopping = true,
             }
         }
@@ -218,8 +224,15 @@ impl Worker {
                 self.drop_connection(now, connection);
                 continue;
             }
-            portal.engine.handle_timeout(iscsi(now));
-            if matches!(&portal.stage, Stage::Waiting(waiting) if waiting.by_ms <= now.0) {
+            if let Some(engine) = portal.engine() {
+                engine.handle_timeout(iscsi(now));
+            }
+            let late = match &portal.stage {
+                Stage::Waiting(waiting) => waiting.by_ms <= now.0,
+                Stage::Joining(joining) => joining.by_ms <= now.0,
+                Stage::NoSession | Stage::Session(_) => false,
+            };
+            if late {
                 self.refuse_start(now, connection);
             }
             self.pump(now, connection);
@@ -261,34 +274,22 @@ impl Worker {
     }
 
     fn adopt(&mut self, now: Instant, socket: std::net::TcpStream, portal: usize) {
-        let connection = self.next_connection;
-        self.next_connection += 1;
+        if self.drain.is_some() {
+            return self.services.mailboxes.connection_gone(self.index);
+        }
         let mut entropy = [0; 32];
         let prepared = || -> io::Result<TcpStream> {
             socket.set_nodelay(true)?;
             socket.set_nonblocking(true)?;
-            let mut socket = TcpStream::from_std(socket);
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll.registry().register(&mut socket, Token(connection as usize), interest)?;
             getrandom::fill(&mut entropy).map_err(io::Error::other)?;
-            Ok(socket)
+            Ok(TcpStream::from_std(socket))
         };
         match prepared() {
             Ok(socket) => {
                 let engine = Connection::new(Arc::clone(&self.portal_config), iscsi(now), entropy);
-                let portal = Portal {
-                    socket,
-                    engine,
-                    portal,
-                    readable: true,
-                    writable: true,
-                    peer_closed: false,
-                    timer: None,
-                    closing_by: None,
-                    stage: Stage::NoSession,
-                };
-                self.connections.insert(connection, portal);
-                self.read(now, connection);
+                if let Some(connection) = self.settle_in(socket, engine, portal, Stage::NoSession) {
+                    self.read(now, connection);
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be taken in");
@@ -297,36 +298,108 @@ impl Worker {
         }
     }
 
+    /// Gives a connection a number and a place here.
+    pub(super) fn settle_in(
+        &mut self,
+        mut socket: TcpStream,
+        engine: Connection<Bytes>,
+        portal: usize,
+        stage: Stage,
+    ) -> Option<u64> {
+        let connection = self.next_connection;
+        self.next_connection += 1;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut socket, Token(connection as usize), interest) {
+            tracing::warn!(%error, "a connection could not be taken in");
+            self.services.mailboxes.connection_gone(self.index);
+            return None;
+        }
+        let wire = Wire { socket, readable: true, writable: true, peer_closed: false };
+        let home = Home::Own(Box::new(engine), HashMap::new());
+        let (wire, timer, closing_by) = (Some(wire), None, None);
+        self.connections.insert(connection, Portal { wire, home, portal, timer, closing_by, stage });
+        Some(connection)
+    }
+
+    /// The engine that is a connection's own.
+    pub(super) fn engine(&mut self, connection: u64) -> Option<&mut Connection<Bytes>> {
+        self.connections.get_mut(&connection).and_then(Portal::engine)
+    }
+
+    /// The leading connection of the session that a connection belongs to, and its name there.
+    pub(super) fn home(&self, connection: u64) -> Option<(u64, LinkId)> {
+        match self.connections.get(&connection)?.home {
+            Home::Own(..) => Some((connection, LinkId::LEADING)),
+            Home::Member(leading, link) => Some((leading, link)),
+        }
+    }
+
+    /// Lets a connection's socket and the engine that speaks for it work together.
+    fn with_engine<T>(
+        &mut self,
+        connection: u64,
+        work: impl FnOnce(&mut Wire, &mut Connection<Bytes>, LinkId, &mut [u8]) -> T,
+    ) -> Option<T> {
+        let (leading, link) = self.home(connection)?;
+        // The socket is out of its place for as long as it works with an engine that may be another connection's.
+        let mut wire = self.connections.get_mut(&connection)?.wire.take()?;
+        let engine = self.connections.get_mut(&leading).and_then(Portal::engine);
+        let result = engine.map(|engine| work(&mut wire, engine, link, &mut self.read_buffer));
+        self.connections.get_mut(&connection)?.wire = Some(wire);
+        result
+    }
+
     fn read(&mut self, now: Instant, connection: u64) {
-        let Some(portal) = self.connections.get_mut(&connection) else { return };
-        match portal.read(iscsi(now), &mut self.read_buffer) {
-            Flow::Open => self.pump(now, connection),
-            Flow::Gone => {
+        if self.connections.get(&connection).is_none_or(|portal| portal.closing_by.is_some()) {
+            return;
+        }
+        let flow = self.with_engine(connection, |wire, engine, link, buffer| {
+            wire.read(engine, link, iscsi(now), buffer)
+        });
+        match flow {
+            Some(Flow::Open) => self.pump(now, connection),
+            Some(Flow::Gone) => {
                 // What came before the end still counts: a Logout, or commands that nobody waits for.
                 self.pump(now, connection);
-                self.drop_connection(now, connection);
+                self.lost(now, connection);
+            }
+            None => {}
+        }
+    }
+
+    /// Acts on all events of the engine that speaks for a connection. Called after every call into an engine.
+    pub(super) fn pump(&mut self, now: Instant, connection: u64) {
+        let Some((leading, _)) = self.home(connection) else { return };
+        while let Some(engine) = self.connections.get_mut(&leading).and_then(Portal::engine) {
+            let Some(event) = engine.poll_event() else { break };
+            self.event(now, leading, event);
+        }
+        self.touch(leading);
+        // One request may have made answers on several connections.
+        if let Some(Portal { home: Home::Own(_, members), .. }) = self.connections.get(&leading)
+            && !members.is_empty()
+        {
+            for member in members.values().copied().collect::<Vec<_>>() {
+                self.touch(member);
             }
         }
     }
 
-    /// Acts on all events of a connection's engine. Called after every call into the engine.
-    pub(super) fn pump(&mut self, now: Instant, connection: u64) {
-        while let Some(portal) = self.connections.get_mut(&connection) {
-            let Some(event) = portal.engine.poll_event() else { break };
-            self.event(now, connection, event);
-        }
-        self.touch(connection);
-    }
-
     /// Marks a connection as having something to send, and sets its timer anew.
     pub(super) fn touch(&mut self, connection: u64) {
+        let Some((leading, link)) = self.home(connection) else { return };
+        let Some(Portal { home: Home::Own(engine, _), .. }) = self.connections.get(&leading) else { return };
+        let Some(portal) = self.connections.get(&connection) else { return };
+        let closing = portal.closing_by.is_some();
+        if let Some(wire) = &portal.wire {
+            if engine.transmit_len_of(link) > 0 || closing {
+                self.dirty.insert(connection);
+            }
+            if wire.readable && wire.wants_turn(engine, link, closing) {
+                self.ready.insert(connection);
+            }
+        }
         let Some(portal) = self.connections.get_mut(&connection) else { return };
-        if portal.engine.transmit_len() > 0 || portal.closing_by.is_some() {
-            self.dirty.insert(connection);
-        }
-        if portal.wants_turn() && portal.readable {
-            self.ready.insert(connection);
-        }
         let deadline = portal.deadline();
         if portal.timer != deadline {
             if let Some(old) = portal.timer {
@@ -348,49 +421,132 @@ impl Worker {
             Event::DataOut { tag, data } => self.data_out(now, connection, tag, data),
             Event::DataOutFailed { tag, .. } => self.data_out_failed(now, connection, tag),
             Event::TaskManagement(request) => self.task_management(now, connection, &request),
+            Event::LinkEnded(link) => self.link_ended(now, connection, link),
             Event::Closed(reason) => self.closed(now, connection, reason),
         }
     }
 
     fn closed(&mut self, now: Instant, connection: u64, reason: CloseReason) {
         self.end_session(now, connection, &format!("{reason:?}"));
-        if let Some(portal) = self.connections.get_mut(&connection) {
-            portal.closing_by = Some(now.0.saturating_add(CLOSING_MS_MAX));
+        let by = now.0.saturating_add(CLOSING_MS_MAX);
+        let Some(portal) = self.connections.get_mut(&connection) else { return };
+        portal.closing_by = Some(by);
+        for member in self.members(connection) {
+            if let Some(portal) = self.connections.get_mut(&member) {
+                portal.closing_by = Some(by);
+            }
+        }
+    }
+
+    /// Connections that have joined the session of a leading connection.
+    pub(super) fn members(&self, leading: u64) -> Vec<u64> {
+        match self.connections.get(&leading) {
+            Some(Portal { home: Home::Own(_, members), .. }) => members.values().copied().collect(),
+            _ => Vec::new(),
         }
     }
 
     fn write(&mut self, now: Instant, connection: u64) {
-        let Some(portal) = self.connections.get_mut(&connection) else { return };
-        let flow = portal.write();
-        let over = portal.closing_by.is_some() && portal.engine.transmit_len() == 0;
-        if flow == Flow::Gone || over {
+        let Some(portal) = self.connections.get(&connection) else { return };
+        let closing = portal.closing_by.is_some();
+        let done = self.with_engine(connection, |wire, engine, link, _| {
+            let flow = wire.write(engine, link);
+            (flow, engine.transmit_len_of(link), wire.wants_turn(engine, link, closing), wire.writable)
+        });
+        let Some((flow, left, wants_turn, writable)) = done else {
+            // A leading connection that has left: its session may have ended since.
+            if closing {
+                self.drop_connection(now, connection);
+            }
+            return;
+        };
+        if closing && (flow == Flow::Gone || left == 0) {
             return self.drop_connection(now, connection);
         }
-        if portal.wants_turn() {
+        if flow == Flow::Gone {
+            return self.lost(now, connection);
+        }
+        if wants_turn {
             self.ready.insert(connection);
         }
-        if portal.writable && portal.engine.transmit_len() > 0 {
+        if writable && left > 0 {
             self.dirty.insert(connection);
         }
     }
 
-    /// Ends a connection without another word.
+    /// A socket has failed: at error recovery level 0 that is the end of its session (RFC 7143 7.1.4).
+    fn lost(&mut self, now: Instant, connection: u64) {
+        let closing = self.connections.get(&connection).is_some_and(|portal| portal.closing_by.is_some());
+        match self.home(connection) {
+            Some((leading, _)) if leading != connection && !closing => self.drop_session(now, leading),
+            _ if closing => self.drop_connection(now, connection),
+            _ => self.drop_session(now, connection),
+        }
+    }
+
+    /// Ends a session and all of its connections without another word.
+    pub(super) fn drop_session(&mut self, now: Instant, leading: u64) {
+        self.end_session(now, leading, "connection lost");
+        for member in self.members(leading) {
+            self.drop_connection(now, member);
+        }
+        self.drop_connection(now, leading);
+    }
+
+    /// Ends a connection without another word. Of a leading one whose session goes on only the socket goes; its session, if it
+    /// has one still and no other connection, ends.
     pub(super) fn drop_connection(&mut self, now: Instant, connection: u64) {
+        if let Some(Home::Member(leading, link)) = self.connections.get(&connection).map(|it| &it.home) {
+            let (leading, link) = (*leading, *link);
+            if let Some(Portal { home: Home::Own(engine, members), .. }) = self.connections.get_mut(&leading)
+            {
+                members.remove(&link);
+                engine.forget_link(link);
+            }
+            self.close_socket(connection);
+            self.connections.remove(&connection);
+            // The place of a leading connection that has left was kept for this one.
+            let left = self.connections.get(&leading).is_some_and(|portal| {
+                portal.wire.is_none() && portal.closing_by.is_some() && self.members(leading).is_empty()
+            });
+            if left {
+                self.drop_connection(now, leading);
+            }
+            return;
+        }
+        if !self.members(connection).is_empty() {
+            self.close_socket(connection);
+            if let Some(portal) = self.connections.get_mut(&connection) {
+                portal.closing_by = None;
+            }
+            if let Some(engine) = self.engine(connection) {
+                engine.forget_link(LinkId::LEADING);
+            }
+            return self.touch(connection);
+        }
         self.end_session(now, connection, "connection lost");
-        let Some(mut portal) = self.connections.remove(&connection) else { return };
-        if let Some(at) = portal.timer {
+        self.close_socket(connection);
+        self.connections.remove(&connection);
+    }
+
+    /// Closes a connection's socket and takes it off all lists.
+    fn close_socket(&mut self, connection: u64) {
+        let Some(portal) = self.connections.get_mut(&connection) else { return };
+        if let Some(at) = portal.timer.take() {
             self.timers.remove(&(at, connection));
         }
         self.dirty.remove(&connection);
         self.ready.remove(&connection);
-        let _ = self.poll.registry().deregister(&mut portal.socket);
-        self.services.mailboxes.connection_gone(self.index);
+        if let Some(mut wire) = portal.wire.take() {
+            let _ = self.poll.registry().deregister(&mut wire.socket);
+            self.services.mailboxes.connection_gone(self.index);
+        }
     }
 
-    /// Ends a connection from our side; what is ready is still sent.
+    /// Ends a session from our side; what is ready is still sent.
     pub(super) fn close(&mut self, now: Instant, connection: u64) {
-        if let Some(portal) = self.connections.get_mut(&connection) {
-            portal.engine.close(CloseReason::Local);
+        if let Some(engine) = self.connections.get_mut(&connection).and_then(Portal::engine) {
+            engine.close(CloseReason::Local);
             self.pump(now, connection);
         }
     }

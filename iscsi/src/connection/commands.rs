@@ -4,7 +4,7 @@
 //! for a task that has ended is dropped unstored.
 
 use super::full_feature::{FullFeature, Incoming, violation};
-use super::link::Link;
+use super::link::Links;
 use crate::data_in;
 use crate::data_out::{Progress, Transfer, Verdict};
 use crate::event::{Cdb, CloseReason, Condition, DataState, Event, ScsiOutcome, TaskTag, Violation};
@@ -23,7 +23,7 @@ const CONDITION_MET: u8 = 0x04;
 impl FullFeature {
     pub(super) fn command_header<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         bhs: &Bhs,
     ) -> Result<Incoming, CloseReason> {
         let pdu = ScsiCommand::decode(bhs).map_err(|field| violation(field.0))?;
@@ -64,6 +64,7 @@ impl FullFeature {
             .then(|| Box::from([&pdu.cdb[..], &additional.extended_cdb].concat()));
         self.session.insert(Task {
             tag,
+            link: link.id,
             initiator_task_tag: pdu.initiator_task_tag,
             lun: pdu.lun,
             read: pdu.read,
@@ -83,7 +84,7 @@ impl FullFeature {
     }
 
     /// A command's turn has come.
-    pub(super) fn hand_on<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, tag: TaskTag) {
+    pub(super) fn hand_on<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, tag: TaskTag) {
         self.session.count(tag);
         let Some(task) = self.session.task(tag) else { return };
         if let Some(condition) = task.transfer.as_ref().and_then(Transfer::failed) {
@@ -104,9 +105,10 @@ impl FullFeature {
     }
 
     /// Sends the R2Ts that a task may have outstanding.
-    fn solicit<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, tag: TaskTag) {
-        let wants = |task: &mut Task| task.transfer.as_ref().is_some_and(Transfer::wants_soliciting);
-        if !self.session.task(tag).is_some_and(wants) || !self.session.may_solicit(tag) {
+    fn solicit<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, tag: TaskTag) {
+        let wants = |task: &&mut Task| task.transfer.as_ref().is_some_and(Transfer::wants_soliciting);
+        let Some(id) = self.session.task(tag).filter(wants).map(|task| task.link) else { return };
+        if !self.session.may_solicit(tag) || !link.select(id) || !link.is_open() {
             return;
         }
         loop {
@@ -134,7 +136,7 @@ impl FullFeature {
 
     pub(super) fn data_out_header<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         bhs: &Bhs,
     ) -> Result<Incoming, CloseReason> {
         let pdu = DataOut::decode(bhs);
@@ -143,6 +145,10 @@ impl FullFeature {
             return Ok(Incoming::Nothing);
         };
         let tag = task.tag;
+        // A command's data comes on the connection that the command came on (RFC 7143 4.2.2).
+        if task.link != link.id {
+            return Ok(self.reject(link, bhs, RejectReason::ProtocolError));
+        }
         let verdict =
             task.transfer.as_mut().map_or(Verdict::Stale, |t| t.data_out(&pdu, bhs.data_segment_len()));
         match verdict {
@@ -153,7 +159,7 @@ impl FullFeature {
         }
     }
 
-    pub(super) fn data_out_end<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, tag: TaskTag, intact: bool) {
+    pub(super) fn data_out_end<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, tag: TaskTag, intact: bool) {
         let Some(task) = self.session.task(tag) else { return };
         let Some(transfer) = &mut task.transfer else { return };
         if !intact {
@@ -170,7 +176,7 @@ impl FullFeature {
     }
 
     /// Takes a task out of the table and lets others have its memory.
-    fn end_task<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, tag: TaskTag) -> Option<Task> {
+    fn end_task<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, tag: TaskTag) -> Option<Task> {
         let task = self.session.remove(tag)?;
         while let Some(next) = self.session.next_with_memory() {
             self.solicit(link, next);
@@ -180,7 +186,7 @@ impl FullFeature {
 
     pub(super) fn complete<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         tag: TaskTag,
         outcome: ScsiOutcome<B>,
     ) {
@@ -193,28 +199,35 @@ impl FullFeature {
             if let Some(transfer) = task.transfer.take() {
                 link.recycle(transfer.into_buffer());
             }
+            self.task_gone(link, task.link);
         }
     }
 
-    pub(super) fn discard<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, tag: TaskTag) {
+    pub(super) fn discard<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, tag: TaskTag) {
         let transfer = self.session.task(tag).and_then(|task| task.transfer.as_mut());
         match transfer.and_then(|transfer| transfer.failed().filter(|_| transfer.is_reported())) {
             Some(condition) => self.fail(link, tag, condition),
             None => {
-                self.end_task(link, tag);
+                if let Some(task) = self.end_task(link, tag) {
+                    self.task_gone(link, task.link);
+                }
             }
         }
     }
 
     /// Ends a task whose data went wrong.
-    fn fail<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, tag: TaskTag, condition: Condition) {
+    fn fail<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, tag: TaskTag, condition: Condition) {
         if let Some(task) = self.end_task(link, tag) {
             let sense = Vec::from(condition.sense());
             self.respond(link, &task, ScsiOutcome::status(CHECK_CONDITION).with_sense(sense));
+            self.task_gone(link, task.link);
         }
     }
 
-    fn respond<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, task: &Task, outcome: ScsiOutcome<B>) {
+    fn respond<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, task: &Task, outcome: ScsiOutcome<B>) {
+        if !link.select(task.link) || !link.is_open() {
+            return;
+        }
         let window = self.window();
         let bidirectional = task.read && task.write;
         let read_expected = match (task.read, task.write) {
@@ -241,7 +254,7 @@ impl FullFeature {
             let plain = link.peek_stat_sn(window);
             let status_sn = collapse.then(|| link.take_stat_sn(window));
             let parameters = &self.parameters;
-            let parts = data_in::parts(len, parameters.send_data_segment_length, parameters.max_burst_length);
+            let parts = data_in::parts(len, link.send_len, parameters.max_burst_length);
             let pdus = parts.map(|part| {
                 let whole = part.range.end == len;
                 let with_status = status_sn.filter(|_| whole);

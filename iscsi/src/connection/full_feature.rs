@@ -3,17 +3,15 @@
 //! Invariants: nothing is answered before its turn; a format error ends the session (RFC 7143 7.6), a PDU out of place
 //! is rejected (7.9).
 
-use super::link::Link;
-use super::text_exchange::TextExchange;
-use crate::event::{CloseReason, SessionType, TaskManagementId, TaskTag, Violation};
+use super::link::Links;
+use crate::event::{CloseReason, LinkId, SessionType, TaskManagementId, TaskTag, Violation};
 use crate::limits;
 use crate::negotiation::SessionParameters;
 use crate::pdu::{
     Bhs, CommandNumbers, LogoutRequest, NopOut, RejectReason, TaskManagementRequest, TextRequest, opcode,
 };
 use crate::session::{Held, Order, Session};
-use crate::time::Instant;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -39,20 +37,19 @@ pub(super) enum Request {
     Logout(LogoutRequest),
 }
 
-/// A normal or a discovery session's full feature phase, on its one connection.
+/// A normal or a discovery session's full feature phase, on all of its connections.
 pub(super) struct FullFeature {
-    pub(super) session: Session<Request>,
+    pub(super) session: Session<(LinkId, Request)>,
     pub(super) parameters: SessionParameters,
     pub(super) session_type: SessionType,
     pub(super) target_name: Option<String>,
-    pub(super) cid: u16,
-    pub(super) text: TextExchange,
-    pub(super) functions: BTreeMap<TaskManagementId, u32>,
+    /// Functions under way: the connection that each came on, and its tag.
+    pub(super) functions: BTreeMap<TaskManagementId, (LinkId, u32)>,
     pub(super) next_function: u64,
-    pub(super) last_heard: Instant,
-    pub(super) ping_sent: Option<Instant>,
-    pub(super) logout_by: Option<Instant>,
-    incoming: Incoming,
+    /// Immediate functions that wait for commands with lesser numbers, on whatever connection these come.
+    pub(super) early_functions: Vec<(LinkId, TaskManagementRequest)>,
+    /// Connections whose question after targets is with the shell, in its order.
+    pub(super) asked_by: VecDeque<LinkId>,
 }
 
 /// What made the connection go on, or why it must end.
@@ -64,24 +61,19 @@ pub(super) fn violation(field: &'static str) -> CloseReason {
 
 impl FullFeature {
     pub(super) fn new(
-        session: Session<Request>,
+        session: Session<(LinkId, Request)>,
         parameters: SessionParameters,
         login: &crate::event::LoginRequest,
-        now: Instant,
     ) -> Self {
         Self {
             session,
             parameters,
             session_type: login.session_type,
             target_name: login.target_name.clone(),
-            cid: login.cid,
-            text: TextExchange::Idle,
             functions: BTreeMap::new(),
             next_function: 0,
-            last_heard: now,
-            ping_sent: None,
-            logout_by: None,
-            incoming: Incoming::Nothing,
+            early_functions: Vec::new(),
+            asked_by: VecDeque::new(),
         }
     }
 
@@ -89,19 +81,19 @@ impl FullFeature {
         (self.session.exp_cmd_sn(), self.session.max_cmd_sn())
     }
 
-    pub(super) fn header<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>) -> Outcome {
+    pub(super) fn header<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>) -> Outcome {
         let bhs = link.receiver.bhs();
         link.scratch.clear();
         if bhs.additional_headers_len() > 0 && bhs.opcode() != opcode::SCSI_COMMAND {
             return Err(CloseReason::ProtocolError(Violation::AdditionalHeader));
         }
-        self.incoming = self.incoming_of(link, &bhs)?;
+        link.incoming = self.incoming_of(link, &bhs)?;
         Ok(())
     }
 
     fn incoming_of<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         bhs: &Bhs,
     ) -> Result<Incoming, CloseReason> {
         let discovery = self.session_type == SessionType::Discovery;
@@ -112,7 +104,7 @@ impl FullFeature {
                 (Request::TaskManagement(TaskManagementRequest::decode(bhs)), 0)
             }
             opcode::NOP_OUT => {
-                let most = limits::PING_LEN_MAX.min(self.parameters.send_data_segment_length as usize);
+                let most = limits::PING_LEN_MAX.min(link.send_len as usize);
                 (Request::Nop(NopOut::decode(bhs), Vec::new()), most)
             }
             opcode::TEXT_REQUEST => {
@@ -148,7 +140,7 @@ impl FullFeature {
     /// Rejects the PDU with this header; what follows of it is dropped.
     pub(super) fn reject<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         bhs: &Bhs,
         reason: RejectReason,
     ) -> Incoming {
@@ -156,20 +148,20 @@ impl FullFeature {
         Incoming::Nothing
     }
 
-    pub(super) fn data<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, bytes: &[u8]) {
-        match &self.incoming {
+    pub(super) fn data<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, bytes: &[u8]) {
+        match link.incoming {
             Incoming::Nothing | Incoming::DataOut { take: false, .. } => {}
             Incoming::Command { tag, .. } | Incoming::DataOut { tag, take: true } => {
-                if let Some(transfer) = self.session.task(*tag).and_then(|task| task.transfer.as_mut()) {
+                if let Some(transfer) = self.session.task(tag).and_then(|task| task.transfer.as_mut()) {
                     transfer.take(bytes);
                 }
             }
-            Incoming::Request { data_len_max, .. } => link.gather(bytes, *data_len_max),
+            Incoming::Request { data_len_max, .. } => link.gather(bytes, data_len_max),
         }
     }
 
-    pub(super) fn end<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, intact: bool) -> Outcome {
-        let incoming = core::mem::replace(&mut self.incoming, Incoming::Nothing);
+    pub(super) fn end<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, intact: bool) -> Outcome {
+        let incoming = core::mem::replace(&mut link.incoming, Incoming::Nothing);
         if !intact && !matches!(incoming, Incoming::Nothing) {
             let bhs = link.receiver.bhs();
             self.reject(link, &bhs, RejectReason::DataDigestError);
@@ -202,7 +194,8 @@ impl FullFeature {
                 if immediate {
                     return self.request(link, request);
                 }
-                self.in_order(link, cmd_sn, Held::Other(request, bytes))
+                let id = link.id;
+                self.in_order(link, cmd_sn, Held::Other((id, request), bytes))
             }
         }
     }
@@ -210,9 +203,9 @@ impl FullFeature {
     /// Does what is due, or keeps it until it is.
     pub(super) fn in_order<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         cmd_sn: u32,
-        held: Held<Request>,
+        held: Held<(LinkId, Request)>,
     ) -> Outcome {
         match self.session.order(cmd_sn) {
             Order::Ignored => Ok(()),
@@ -229,33 +222,32 @@ impl FullFeature {
                 while let Some(held) = self.session.next_due() {
                     self.turn(link, held)?;
                 }
-                Ok(())
+                self.due_functions(link)
             }
         }
     }
 
-    fn turn<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, held: Held<Request>) -> Outcome {
+    fn turn<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, held: Held<(LinkId, Request)>) -> Outcome {
         match held {
             Held::Command(tag) => {
                 self.hand_on(link, tag);
                 Ok(())
             }
-            Held::Other(request, _) => self.request(link, request),
+            // What came on a connection that has left since is void.
+            Held::Other((id, request), _) if link.select(id) => self.request(link, request),
+            Held::Other(..) => Ok(()),
             Held::Void => Ok(()),
         }
     }
 
-    fn request<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, request: Request) -> Outcome {
+    fn request<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, request: Request) -> Outcome {
         match request {
             Request::Nop(pdu, data) => {
                 self.nop_out(link, &pdu, &data);
                 link.scratch = data;
                 Ok(())
             }
-            Request::TaskManagement(pdu) => {
-                self.task_management(link, &pdu);
-                Ok(())
-            }
+            Request::TaskManagement(pdu) => self.task_management(link, &pdu),
             Request::Text(bhs, pdu, data) => {
                 self.text_request(link, &bhs, &pdu, &data);
                 link.scratch = data;

@@ -1,41 +1,157 @@
-//! The parts of a connection that outlive its phases: receiver, transmit queue, events, status numbering.
+//! One connection of a session: receiver, transmit queue, status numbering, and what it is in the middle of; and all of them
+//! together.
 //!
-//! Invariant: every PDU that takes a StatSN gets the next one, in the order of sending.
+//! Invariants: every PDU that takes a StatSN gets the next one of its connection, in the order of sending; whoever speaks for a
+//! task or a function first selects the connection that it came on.
 
+use super::full_feature::Incoming;
+use super::text_exchange::TextExchange;
 use crate::config::{PortalConfig, PortalOptions};
-use crate::event::Event;
+use crate::event::{Event, LinkId};
 use crate::limits;
 use crate::pdu::{Bhs, Numbers, Reject, RejectReason};
 use crate::receive::Receiver;
+use crate::time::Instant;
 use crate::transmit::Transmit;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-/// See the module.
+/// One connection.
 pub(super) struct Link<B> {
+    pub(super) id: LinkId,
+    /// The initiator's number for it.
+    pub(super) cid: u16,
     pub(super) config: Arc<PortalConfig>,
     pub(super) receiver: Receiver,
     pub(super) transmit: Transmit<B>,
-    pub(super) events: VecDeque<Event>,
     pub(super) stat_sn: u32,
+    /// MaxRecvDataSegmentLength of the initiator on it.
+    pub(super) send_len: u32,
+    pub(super) text: TextExchange,
+    pub(super) last_heard: Instant,
+    pub(super) ping_sent: Option<Instant>,
+    pub(super) logout_by: Option<Instant>,
+    pub(super) incoming: Incoming,
+    pub(super) ending: Ending,
     /// Data of the PDU at hand, where it is small and not a task's.
     pub(super) scratch: Vec<u8>,
     spare: Vec<Vec<u8>>,
 }
 
-impl<B: AsRef<[u8]>> Link<B> {
+/// Whether a connection is on its way out of a session that goes on.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// No.
+    No,
+    /// Its tasks are ending; then this logout, with this tag on that connection, is answered.
+    Tasks(Option<(LinkId, u32)>),
+    /// It only sends what it still holds.
+    Done,
+}
+
+/// All connections of a session: the one at hand, which it stands for, and the others.
+pub(super) struct Links<B> {
+    current: Link<B>,
+    others: Vec<Link<B>>,
+    pub(super) events: VecDeque<Event>,
+}
+
+impl<B> core::ops::Deref for Links<B> {
+    type Target = Link<B>;
+    fn deref(&self) -> &Link<B> {
+        &self.current
+    }
+}
+
+impl<B> core::ops::DerefMut for Links<B> {
+    fn deref_mut(&mut self) -> &mut Link<B> {
+        &mut self.current
+    }
+}
+
+impl<B: AsRef<[u8]>> Links<B> {
     pub(super) fn new(config: Arc<PortalConfig>) -> Self {
+        Self { current: Link::new(config), others: Vec::new(), events: VecDeque::new() }
+    }
+
+    /// Makes this connection the one at hand; false if it is gone.
+    pub(super) fn select(&mut self, id: LinkId) -> bool {
+        if self.current.id == id {
+            return true;
+        }
+        match self.others.iter_mut().find(|link| link.id == id) {
+            Some(link) => {
+                core::mem::swap(&mut self.current, link);
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn get(&self, id: LinkId) -> Option<&Link<B>> {
+        self.all().find(|link| link.id == id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: LinkId) -> Option<&mut Link<B>> {
+        self.select(id).then_some(&mut self.current)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Link<B>> {
+        core::iter::once(&self.current).chain(&self.others)
+    }
+
+    /// Those that requests may come on.
+    pub(super) fn open(&self) -> impl Iterator<Item = &Link<B>> {
+        self.all().filter(|link| matches!(link.ending, Ending::No))
+    }
+
+    /// Takes in the connection of another one that has logged in; its new name.
+    pub(super) fn take_in(&mut self, joining: Links<B>) -> LinkId {
+        let mut link = joining.current;
+        let last = self.all().map(|link| link.id.0).max().unwrap_or_default();
+        link.id = LinkId(last.wrapping_add(1));
+        let id = link.id;
+        self.others.push(link);
+        id
+    }
+
+    /// Forgets a connection that has sent all that it had to. The one at hand stays, for there must be one.
+    pub(super) fn forget(&mut self, id: LinkId) {
+        if self.current.id == id
+            && let Some(other) = self.others.pop()
+        {
+            self.current = other;
+        }
+        self.others.retain(|link| link.id != id);
+    }
+}
+
+impl<B: AsRef<[u8]>> Link<B> {
+    fn new(config: Arc<PortalConfig>) -> Self {
         let crc32c = config.options().crc32c;
         Self {
+            id: LinkId::LEADING,
+            cid: 0,
             config,
             receiver: Receiver::new(crc32c),
             transmit: Transmit::new(crc32c),
-            events: VecDeque::new(),
             stat_sn: 1,
+            send_len: limits::LOGIN_DATA_SEGMENT_LEN_MAX as u32,
+            text: TextExchange::Idle,
+            last_heard: Instant(0),
+            ping_sent: None,
+            logout_by: None,
+            incoming: Incoming::Nothing,
+            ending: Ending::No,
             scratch: Vec::new(),
             spare: Vec::new(),
         }
+    }
+
+    /// Whether requests may come on it, and answers go.
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(self.ending, Ending::Done)
     }
 
     pub(super) fn options(&self) -> &PortalOptions {
@@ -79,7 +195,8 @@ impl<B: AsRef<[u8]>> Link<B> {
         }
     }
 
-    pub(super) fn spare_bytes(&self) -> usize {
-        self.spare.iter().map(Vec::capacity).sum::<usize>() + self.scratch.capacity()
+    pub(super) fn bytes_held(&self) -> usize {
+        let spare = self.spare.iter().map(Vec::capacity).sum::<usize>();
+        spare + self.scratch.capacity() + self.text.bytes_held()
     }
 }

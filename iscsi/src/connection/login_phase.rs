@@ -1,6 +1,6 @@
 //! Login PDUs of a connection: takes them to [`Login`] and its answers to the wire.
 
-use super::link::Link;
+use super::link::Links;
 use crate::event::{CloseReason, Violation};
 use crate::limits;
 use crate::login::status::LoginStatus;
@@ -9,11 +9,17 @@ use crate::negotiation::SessionParameters;
 use crate::pdu::{Bhs, LoginRequestPdu, LoginResponsePdu, Numbers, Stage, opcode};
 use crate::time::Instant;
 
+/// Makes MaxCmdSN less than ExpCmdSN - 1, so that the initiator ignores both (RFC 7143 4.2.2.1): a connection that joins a
+/// session does not know that session's numbers before it has joined.
+const UNKNOWN_WINDOW: u32 = 0_u32.wrapping_sub(1);
+
 /// The login phase of a connection.
 pub(super) struct LoginPhase {
     pub(super) login: Login,
     /// When patience ends.
     pub(super) deadline: Instant,
+    /// Numbering of the session that is joined, once it is known.
+    pub(super) window: Option<(u32, u32)>,
     pdu: Option<LoginRequestPdu>,
 }
 
@@ -25,10 +31,10 @@ pub(super) enum Next {
 
 impl LoginPhase {
     pub(super) fn new(login: Login, deadline: Instant) -> Self {
-        Self { login, deadline, pdu: None }
+        Self { login, deadline, window: None, pdu: None }
     }
 
-    pub(super) fn header<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>) -> Result<(), CloseReason> {
+    pub(super) fn header<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>) -> Result<(), CloseReason> {
         let bhs = link.receiver.bhs();
         if bhs.opcode() != opcode::LOGIN_REQUEST {
             return Err(CloseReason::ProtocolError(Violation::NotALogin));
@@ -44,11 +50,11 @@ impl LoginPhase {
         Ok(())
     }
 
-    pub(super) fn data<B: AsRef<[u8]>>(link: &mut Link<B>, bytes: &[u8]) {
+    pub(super) fn data<B: AsRef<[u8]>>(link: &mut Links<B>, bytes: &[u8]) {
         link.gather(bytes, limits::LOGIN_DATA_SEGMENT_LEN_MAX);
     }
 
-    pub(super) fn end<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>) -> Result<Next, CloseReason> {
+    pub(super) fn end<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>) -> Result<Next, CloseReason> {
         let Some(pdu) = self.pdu.take() else { return Ok(Next::Stay) };
         let progress = self.login.request(link.config.options(), &pdu, &link.scratch);
         self.progress(link, progress)
@@ -56,7 +62,7 @@ impl LoginPhase {
 
     pub(super) fn progress<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         progress: Result<Progress, LoginStatus>,
     ) -> Result<Next, CloseReason> {
         match progress {
@@ -76,13 +82,14 @@ impl LoginPhase {
         }
     }
 
-    fn numbers<B: AsRef<[u8]>>(&self, link: &mut Link<B>) -> Numbers {
-        let cmd_sn = self.login.leading().map_or(0, |pdu| pdu.numbers.cmd_sn);
-        let window = link.options().command_window;
-        link.take_stat_sn((cmd_sn, cmd_sn.wrapping_add(window).wrapping_sub(1)))
+    fn numbers<B: AsRef<[u8]>>(&self, link: &mut Links<B>) -> Numbers {
+        let (cmd_sn, tsih) = self.login.leading().map_or((0, 0), |pdu| (pdu.numbers.cmd_sn, pdu.tsih));
+        let window = if tsih == 0 { link.options().command_window } else { UNKNOWN_WINDOW };
+        let window = self.window.unwrap_or((cmd_sn, cmd_sn.wrapping_add(window).wrapping_sub(1)));
+        link.take_stat_sn(window)
     }
 
-    fn send<B: AsRef<[u8]>>(&self, link: &mut Link<B>, reply: &Reply) {
+    fn send<B: AsRef<[u8]>>(&self, link: &mut Links<B>, reply: &Reply) {
         let Some(leading) = self.login.leading() else { return };
         let response = LoginResponsePdu {
             current_stage: reply.current_stage,
@@ -96,7 +103,7 @@ impl LoginPhase {
         link.transmit.push(response.encode(), &reply.text);
     }
 
-    fn refuse<B: AsRef<[u8]>>(&self, link: &mut Link<B>, status: LoginStatus) -> CloseReason {
+    fn refuse<B: AsRef<[u8]>>(&self, link: &mut Links<B>, status: LoginStatus) -> CloseReason {
         let bhs: Bhs = link.receiver.bhs();
         let current_stage = self.login.leading().map_or(Stage::Security, |_| self.login.stage());
         let mut response = LoginResponsePdu {

@@ -1,4 +1,7 @@
-//! One iSCSI connection, target side: the engine's face.
+//! One iSCSI connection, target side, and the others of its session once they have joined it: the engine's face.
+//!
+//! A connection logs in on its own. One that joins a session is then taken in by the engine of that session's leading connection
+//! ([`Connection::take_in`]), which speaks for all of them: commands are ordered and tasks are named in one place.
 //!
 //! Invariants: it only goes forward, from login through the full feature phase to its end; once ended it takes nothing
 //! and says nothing more than what is queued; answers to what is no longer asked are ignored.
@@ -12,7 +15,7 @@ mod text_exchange;
 
 use crate::config::PortalConfig;
 use crate::event::{
-    CloseReason, Event, LoginAnswer, ScsiOutcome, SessionStart, TargetRecord, TaskManagementId,
+    CloseReason, Event, Join, LinkId, LoginAnswer, ScsiOutcome, SessionStart, TargetRecord, TaskManagementId,
     TaskManagementResponse, TaskTag,
 };
 use crate::limits;
@@ -27,7 +30,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use full_feature::FullFeature;
-use link::Link;
+use link::{Ending, Links};
 use login_phase::{LoginPhase, Next};
 use requests::Due;
 
@@ -39,7 +42,7 @@ enum Phase {
 
 /// One connection. `B` is the shell's buffer type for data-in.
 pub struct Connection<B> {
-    link: Link<B>,
+    link: Links<B>,
     phase: Phase,
 }
 
@@ -49,17 +52,26 @@ impl<B: AsRef<[u8]>> Connection<B> {
     pub fn new(config: Arc<PortalConfig>, now: Instant, entropy: [u8; 32]) -> Self {
         let deadline = now.after_ms(config.options().login_timeout_ms);
         let login = LoginPhase::new(Login::new(&entropy), deadline);
-        Self { link: Link::new(config), phase: Phase::Login(Box::new(login)) }
+        Self { link: Links::new(config), phase: Phase::Login(Box::new(login)) }
     }
 
     /// Takes bytes of the stream, split anywhere. What they bring is in [`Self::poll_event`] and [`Self::segments`].
     pub fn handle_input(&mut self, now: Instant, bytes: &[u8]) {
-        if let Phase::FullFeature(full) = &mut self.phase {
-            full.last_heard = now;
-            full.ping_sent = None;
+        self.handle_input_of(LinkId::LEADING, now, bytes);
+    }
+
+    /// The same for any connection of the session.
+    pub fn handle_input_of(&mut self, id: LinkId, now: Instant, bytes: &[u8]) {
+        if !self.link.select(id) {
+            return;
+        }
+        if let Phase::FullFeature(_) = &self.phase {
+            self.link.last_heard = now;
+            self.link.ping_sent = None;
         }
         let mut input = bytes;
-        while !self.is_closed() {
+        // What a request set in motion may have been on another connection.
+        while !self.is_closed() && self.link.select(id) && matches!(self.link.ending, Ending::No) {
             let item = match self.link.receiver.next(&mut input) {
                 Ok(Some(item)) => item,
                 Ok(None) => return,
@@ -106,8 +118,11 @@ impl<B: AsRef<[u8]>> Connection<B> {
         let options = self.link.options();
         let session =
             Session::new(leading.numbers.cmd_sn, options.command_window, options.data_out_bytes_max);
-        let full = FullFeature::new(session, parameters, identity, now);
+        let full = FullFeature::new(session, parameters, identity);
         let digests = Digests { header: full.parameters.header_digest, data: full.parameters.data_digest };
+        self.link.cid = identity.cid;
+        self.link.send_len = full.parameters.send_data_segment_length;
+        self.link.last_heard = now;
         self.link.transmit.digests = digests;
         self.link.receiver.digests = digests;
         self.link.receiver.data_len_max = full.parameters.recv_data_segment_length as usize;
@@ -130,6 +145,9 @@ impl<B: AsRef<[u8]>> Connection<B> {
     /// Answers [`Event::SessionStarting`].
     pub fn start_session(&mut self, now: Instant, start: SessionStart) {
         let Phase::Login(phase) = &mut self.phase else { return };
+        if let SessionStart::Join { exp_cmd_sn, max_cmd_sn, .. } = start {
+            phase.window = Some((exp_cmd_sn, max_cmd_sn));
+        }
         let progress = phase.login.start(start);
         self.login_progress(now, progress);
     }
@@ -138,12 +156,17 @@ impl<B: AsRef<[u8]>> Connection<B> {
     pub fn handle_timeout(&mut self, now: Instant) {
         match &mut self.phase {
             Phase::Login(login) if login.deadline <= now => self.close(CloseReason::LoginTimeout),
-            Phase::FullFeature(full) => match full.deadline(&self.link).filter(|(at, _)| *at <= now) {
-                Some((_, Due::Ping)) => full.ping(&mut self.link, now),
-                Some((_, Due::Silent)) => self.close(CloseReason::Silent),
-                Some((_, Due::LogoutOverdue)) => self.close(CloseReason::LogoutOverdue),
-                None => {}
-            },
+            // Each turn answers one demand, or ends the session.
+            Phase::FullFeature(full) => {
+                while let Some((_, id, due)) = full.deadline(&self.link).filter(|(at, ..)| *at <= now) {
+                    match due {
+                        Due::Ping if self.link.select(id) => full.ping(&mut self.link, now),
+                        Due::Ping => return,
+                        Due::Silent => return self.close(CloseReason::Silent),
+                        Due::LogoutOverdue => return self.close(CloseReason::LogoutOverdue),
+                    }
+                }
+            }
             Phase::Login(_) | Phase::Closed => {}
         }
     }
@@ -153,7 +176,7 @@ impl<B: AsRef<[u8]>> Connection<B> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Login(login) => Some(login.deadline),
-            Phase::FullFeature(full) => full.deadline(&self.link).map(|(at, _)| at),
+            Phase::FullFeature(full) => full.deadline(&self.link).map(|(at, ..)| at),
             Phase::Closed => None,
         }
     }
@@ -166,7 +189,51 @@ impl<B: AsRef<[u8]>> Connection<B> {
     /// Whether the shell should read from the socket: false while too much waits to be sent, and after the end.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        !self.is_closed() && self.link.transmit.len() < limits::TRANSMIT_QUEUE_BYTES_MAX
+        self.wants_input_of(LinkId::LEADING)
+    }
+
+    /// The same for any connection of the session.
+    #[must_use]
+    pub fn wants_input_of(&self, id: LinkId) -> bool {
+        let ready = |link: &link::Link<B>| {
+            matches!(link.ending, Ending::No) && link.transmit.len() < limits::TRANSMIT_QUEUE_BYTES_MAX
+        };
+        !self.is_closed() && self.link.get(id).is_some_and(ready)
+    }
+
+    /// Judges a login that wants to add the connection `cid` to this session. An older connection of that number ends first
+    /// (connection reinstatement, RFC 7143 6.3.4): [`Join::Wait`], until [`Event::LinkEnded`] names it.
+    pub fn join(&mut self, cid: u16) -> Join {
+        let Phase::FullFeature(full) = &mut self.phase else { return Join::Ended };
+        let (exp_cmd_sn, max_cmd_sn) = full.window();
+        let same = self.link.all().find(|link| link.cid == cid && link.is_open()).map(|link| link.id);
+        match same {
+            Some(id) => {
+                if self.link.open().any(|link| link.id == id) {
+                    full.end_link(&mut self.link, id, None);
+                }
+                let ended = self.link.get(id).is_none_or(|link| !link.is_open());
+                if ended { Join::Go { exp_cmd_sn, max_cmd_sn } } else { Join::Wait(id) }
+            }
+            None if self.link.open().count() >= full.parameters.max_connections as usize => Join::TooMany,
+            None => Join::Go { exp_cmd_sn, max_cmd_sn },
+        }
+    }
+
+    /// Takes in a connection that was started with [`SessionStart::Join`]; gives its name in this session, or nothing if either
+    /// is not in the full feature phase.
+    pub fn take_in(&mut self, joining: Connection<B>) -> Option<LinkId> {
+        match (&self.phase, &joining.phase) {
+            (Phase::FullFeature(_), Phase::FullFeature(_)) => Some(self.link.take_in(joining.link)),
+            _ => None,
+        }
+    }
+
+    /// Forgets a connection that has ended, once its socket is closed.
+    pub fn forget_link(&mut self, id: LinkId) {
+        if self.link.get(id).is_some_and(|link| !link.is_open()) {
+            self.link.forget(id);
+        }
     }
 
     /// Answers [`Event::SendTargets`].
@@ -201,7 +268,12 @@ impl<B: AsRef<[u8]>> Connection<B> {
     /// closed. For draining a node.
     pub fn request_logout(&mut self, now: Instant, seconds: u16) {
         if let Phase::FullFeature(full) = &mut self.phase {
-            full.request_logout(&mut self.link, now, seconds);
+            let open: Vec<LinkId> = self.link.open().map(|link| link.id).collect();
+            for id in open {
+                if self.link.select(id) {
+                    full.request_logout(&mut self.link, now, seconds);
+                }
+            }
         }
     }
 
@@ -222,18 +294,36 @@ impl<B: AsRef<[u8]>> Connection<B> {
 
     /// The bytes to send, in order, as slices for one vectored write; [`Self::advance`] after it.
     pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
-        self.link.transmit.segments()
+        self.segments_of(LinkId::LEADING)
+    }
+
+    /// The same for any connection of the session.
+    pub fn segments_of(&self, id: LinkId) -> impl Iterator<Item = &[u8]> {
+        self.link.get(id).into_iter().flat_map(|link| link.transmit.segments())
     }
 
     /// How many bytes there are to send.
     #[must_use]
     pub fn transmit_len(&self) -> usize {
-        self.link.transmit.len()
+        self.transmit_len_of(LinkId::LEADING)
+    }
+
+    /// The same for any connection of the session.
+    #[must_use]
+    pub fn transmit_len_of(&self, id: LinkId) -> usize {
+        self.link.get(id).map_or(0, |link| link.transmit.len())
     }
 
     /// Tells that the first `bytes` of [`Self::segments`] were sent.
     pub fn advance(&mut self, bytes: usize) {
-        self.link.transmit.advance(bytes);
+        self.advance_of(LinkId::LEADING, bytes);
+    }
+
+    /// The same for any connection of the session.
+    pub fn advance_of(&mut self, id: LinkId, bytes: usize) {
+        if let Some(link) = self.link.get_mut(id) {
+            link.transmit.advance(bytes);
+        }
     }
 
     /// Gives back a buffer that came with an event, for reuse.
@@ -256,9 +346,9 @@ impl<B: AsRef<[u8]>> Connection<B> {
     pub fn bytes_held(&self) -> usize {
         let phase = match &self.phase {
             Phase::Login(phase) => phase.login.bytes_held(),
-            Phase::FullFeature(full) => full.session.bytes_held() + full.text.bytes_held(),
+            Phase::FullFeature(full) => full.session.bytes_held(),
             Phase::Closed => 0,
         };
-        phase + self.link.spare_bytes()
+        phase + self.link.all().map(link::Link::bytes_held).sum::<usize>()
     }
 }

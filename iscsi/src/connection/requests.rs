@@ -2,9 +2,10 @@
 //! (RFC 7143 11.5, 11.6, 11.9, 11.14, 11.15, 11.18, 11.19).
 
 use super::full_feature::{FullFeature, Outcome};
-use super::link::Link;
+use super::link::{Ending, Links};
 use crate::event::{
-    CloseReason, Event, TaskManagement, TaskManagementFunction, TaskManagementId, TaskManagementResponse,
+    CloseReason, Event, LinkId, TaskManagement, TaskManagementFunction, TaskManagementId,
+    TaskManagementResponse,
 };
 use crate::limits;
 use crate::pdu::{
@@ -14,8 +15,11 @@ use crate::pdu::{
 use crate::session::{Held, Order};
 use crate::time::Instant;
 
+/// Code of ABORT TASK (RFC 7143 11.5.1).
+const ABORT_TASK: u8 = 1;
+
 impl FullFeature {
-    pub(super) fn nop_out<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, pdu: &NopOut, data: &[u8]) {
+    pub(super) fn nop_out<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, pdu: &NopOut, data: &[u8]) {
         // Without a tag it answers a ping, which its mere arrival has done.
         if pdu.initiator_task_tag == TAG_NONE {
             return;
@@ -29,8 +33,8 @@ impl FullFeature {
     }
 
     /// Asks the initiator for a sign of life.
-    pub(super) fn ping<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, now: Instant) {
-        self.ping_sent = Some(now);
+    pub(super) fn ping<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, now: Instant) {
+        link.ping_sent = Some(now);
         let ping = NopIn {
             initiator_task_tag: TAG_NONE,
             target_transfer_tag: self.session.next_transfer_tag(),
@@ -39,15 +43,51 @@ impl FullFeature {
         link.transmit.push(ping.encode(), &[]);
     }
 
+    /// An immediate function also covers commands with lesser numbers that are still under way on other connections, so it
+    /// waits for them (RFC 7143 11.5); ABORT TASK may be about just the one that is missing.
     pub(super) fn task_management<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         pdu: &TaskManagementRequest,
-    ) {
+    ) -> Outcome {
+        let several = link.open().count() > 1;
+        if several && pdu.numbers.immediate && pdu.function != ABORT_TASK && self.is_early(pdu) {
+            if self.early_functions.len() >= limits::TASK_MANAGEMENT_MAX {
+                self.function_answer(link, pdu, TaskManagementResponse::Rejected.code());
+            } else {
+                self.early_functions.push((link.id, *pdu));
+            }
+            return Ok(());
+        }
+        self.begin_function(link, pdu)
+    }
+
+    fn is_early(&self, pdu: &TaskManagementRequest) -> bool {
+        let ahead = pdu.numbers.cmd_sn.wrapping_sub(self.session.exp_cmd_sn());
+        let room = self.session.max_cmd_sn().wrapping_sub(self.session.exp_cmd_sn()).wrapping_add(1);
+        (1..=room).contains(&ahead)
+    }
+
+    /// Begins the functions that waited for what has come now.
+    pub(super) fn due_functions<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>) -> Outcome {
+        while let Some(at) = self.early_functions.iter().position(|(_, pdu)| !self.is_early(pdu)) {
+            let (id, pdu) = self.early_functions.remove(at);
+            if link.select(id) {
+                self.begin_function(link, &pdu)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_function<B: AsRef<[u8]>>(
+        &mut self,
+        link: &mut Links<B>,
+        pdu: &TaskManagementRequest,
+    ) -> Outcome {
         let function = match pdu.function {
-            1 => match self.abort_task(link, pdu) {
+            ABORT_TASK => match self.abort_task(link, pdu)? {
                 Some(function) => function,
-                None => return,
+                None => return Ok(()),
             },
             2 => TaskManagementFunction::AbortTaskSet,
             3 => TaskManagementFunction::ClearAca,
@@ -57,57 +97,64 @@ impl FullFeature {
             7 => TaskManagementFunction::TargetColdReset,
             8 => {
                 self.function_answer(link, pdu, TaskManagementResponsePdu::REASSIGN_NOT_SUPPORTED);
-                return;
+                return Ok(());
             }
             _ => {
                 self.function_answer(link, pdu, TaskManagementResponse::NotSupported.code());
-                return;
+                return Ok(());
             }
         };
         if self.functions.len() >= limits::TASK_MANAGEMENT_MAX {
             self.function_answer(link, pdu, TaskManagementResponse::Rejected.code());
-            return;
+            return Ok(());
         }
-        self.next_function += 1;
-        let id = TaskManagementId(self.next_function);
-        self.functions.insert(id, pdu.initiator_task_tag);
+        let id = self.next_function_id();
+        self.functions.insert(id, (link.id, pdu.initiator_task_tag));
         link.events.push_back(Event::TaskManagement(TaskManagement { id, function, lun: pdu.lun }));
+        Ok(())
+    }
+
+    fn next_function_id(&mut self) -> TaskManagementId {
+        self.next_function += 1;
+        TaskManagementId(self.next_function)
     }
 
     /// The task to abort, if it is one that the shell knows; all else is answered here (RFC 7143 11.5.1).
     fn abort_task<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         pdu: &TaskManagementRequest,
-    ) -> Option<TaskManagementFunction> {
+    ) -> Result<Option<TaskManagementFunction>, CloseReason> {
         let found = self.session.by_initiator_tag(pdu.referenced_task_tag);
         let response = match found.map(|task| (task.tag, task.pending.is_some(), task.lun == pdu.lun)) {
-            Some((tag, false, true)) => return Some(TaskManagementFunction::AbortTask(tag)),
+            Some((tag, false, true)) => return Ok(Some(TaskManagementFunction::AbortTask(tag))),
             Some((tag, true, true)) => {
                 self.session.void(tag);
                 TaskManagementResponse::Complete
             }
             Some((_, _, false)) => TaskManagementResponse::TaskDoesNotExist,
-            None => self.abort_missing(pdu),
+            None => return self.abort_missing(link, pdu).map(|()| None),
         };
         self.function_answer(link, pdu, response.code());
-        None
+        Ok(None)
     }
 
     /// A command that is missing from the numbering counts as aborted; should it still come, it is dropped.
-    fn abort_missing(&mut self, pdu: &TaskManagementRequest) -> TaskManagementResponse {
+    /// What waited for it is due then.
+    fn abort_missing<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, pdu: &TaskManagementRequest) -> Outcome {
         let before = pdu.numbers.cmd_sn.wrapping_sub(pdu.ref_cmd_sn);
         let missing = matches!(self.session.order(pdu.ref_cmd_sn), Order::Due | Order::Early);
         if !missing || before == 0 || before >= 1 << 31 {
-            return TaskManagementResponse::TaskDoesNotExist;
+            self.function_answer(link, pdu, TaskManagementResponse::TaskDoesNotExist.code());
+            return Ok(());
         }
-        self.session.hold(pdu.ref_cmd_sn, Held::Void);
-        TaskManagementResponse::Complete
+        self.function_answer(link, pdu, TaskManagementResponse::Complete.code());
+        self.in_order(link, pdu.ref_cmd_sn, Held::Void)
     }
 
     fn function_answer<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         pdu: &TaskManagementRequest,
         response: u8,
     ) {
@@ -116,7 +163,7 @@ impl FullFeature {
 
     fn function_response<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         initiator_task_tag: u32,
         response: u8,
     ) {
@@ -127,54 +174,119 @@ impl FullFeature {
 
     pub(super) fn task_management_answer<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         id: TaskManagementId,
         response: TaskManagementResponse,
     ) {
-        if let Some(initiator_task_tag) = self.functions.remove(&id) {
+        if let Some((id, initiator_task_tag)) = self.functions.remove(&id)
+            && link.select(id)
+            && link.is_open()
+        {
             self.function_response(link, initiator_task_tag, response.code());
         }
     }
 
-    pub(super) fn logout<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, pdu: &LogoutRequest) -> Outcome {
-        let result = match pdu.reason {
-            LogoutReason::CloseSession => LogoutResult::Closed,
-            LogoutReason::CloseConnection if pdu.cid == self.cid => LogoutResult::Closed,
-            LogoutReason::CloseConnection => LogoutResult::CidNotFound,
-            LogoutReason::RemoveForRecovery => LogoutResult::RecoveryNotSupported,
+    pub(super) fn logout<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, pdu: &LogoutRequest) -> Outcome {
+        let named = link.open().find(|link| link.cid == pdu.cid).map(|link| link.id);
+        let last = link.open().count() == 1;
+        let result = match (pdu.reason, named) {
+            (LogoutReason::CloseSession, _) => LogoutResult::Closed,
+            (LogoutReason::CloseConnection, Some(_)) if last => LogoutResult::Closed,
+            (LogoutReason::CloseConnection, Some(leaving)) => {
+                let answer = (link.id, pdu.initiator_task_tag);
+                self.end_link(link, leaving, Some(answer));
+                return Ok(());
+            }
+            (LogoutReason::CloseConnection, None) => LogoutResult::CidNotFound,
+            (LogoutReason::RemoveForRecovery, _) => LogoutResult::RecoveryNotSupported,
         };
+        self.logout_response(link, pdu.initiator_task_tag, result);
+        if result == LogoutResult::Closed { Err(CloseReason::Logout) } else { Ok(()) }
+    }
+
+    fn logout_response<B: AsRef<[u8]>>(
+        &mut self,
+        link: &mut Links<B>,
+        initiator_task_tag: u32,
+        result: LogoutResult,
+    ) {
         let response = LogoutResponse {
             result,
-            initiator_task_tag: pdu.initiator_task_tag,
+            initiator_task_tag,
             numbers: link.take_stat_sn(self.window()),
             time_2_wait: self.parameters.default_time_2_wait,
             time_2_retain: self.parameters.default_time_2_retain,
         };
         link.transmit.push(response.encode(), &[]);
-        if result == LogoutResult::Closed { Err(CloseReason::Logout) } else { Ok(()) }
     }
 
-    pub(super) fn request_logout<B: AsRef<[u8]>>(&mut self, link: &mut Link<B>, now: Instant, seconds: u16) {
+    /// Takes one connection out of the session: its tasks are aborted, and only when they have ended the logout is answered, so
+    /// that no write of theirs lands after it.
+    pub(super) fn end_link<B: AsRef<[u8]>>(
+        &mut self,
+        link: &mut Links<B>,
+        leaving: LinkId,
+        answer: Option<(LinkId, u32)>,
+    ) {
+        let Some(leaving) = link.get_mut(leaving) else { return };
+        leaving.ending = Ending::Tasks(answer);
+        let leaving = leaving.id;
+        let (known, unknown) = self.session.tasks_of(leaving);
+        unknown.into_iter().for_each(|tag| self.session.void(tag));
+        for tag in known {
+            let Some(task) = self.session.task(tag) else { continue };
+            let (lun, function) = (task.lun, TaskManagementFunction::AbortTask(tag));
+            // Not entered among the functions: nobody is answered.
+            let id = self.next_function_id();
+            link.events.push_back(Event::TaskManagement(TaskManagement { id, function, lun }));
+        }
+        self.task_gone(link, leaving);
+    }
+
+    /// A task of this connection has ended: if it was the last one of a connection that leaves, that one has left.
+    pub(super) fn task_gone<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, leaving: LinkId) {
+        let Some(Ending::Tasks(answer)) = link.get(leaving).map(|it| &it.ending) else { return };
+        let answer = *answer;
+        if self.session.has_tasks_of(leaving) {
+            return;
+        }
+        if let Some((id, initiator_task_tag)) = answer
+            && link.select(id)
+        {
+            self.logout_response(link, initiator_task_tag, LogoutResult::Closed);
+        }
+        if let Some(leaving) = link.get_mut(leaving) {
+            leaving.ending = Ending::Done;
+        }
+        link.events.push_back(Event::LinkEnded(leaving));
+    }
+
+    /// Asks for a logout on the connection at hand.
+    pub(super) fn request_logout<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, now: Instant, seconds: u16) {
         let numbers = link.take_stat_sn(self.window());
         let message = AsyncMessage { event: AsyncEvent::RequestLogout { seconds }, numbers };
         link.transmit.push(message.encode(), &[]);
-        self.logout_by = Some(now.after_ms(u64::from(seconds) * 1000));
+        link.logout_by = Some(now.after_ms(u64::from(seconds) * 1000));
     }
 
-    /// When and what time demands.
-    pub(super) fn deadline<B: AsRef<[u8]>>(&self, link: &Link<B>) -> Option<(Instant, Due)> {
-        let options = link.options();
-        let silence = if self.session_type == crate::event::SessionType::Discovery {
-            Some((self.last_heard.after_ms(options.discovery_idle_timeout_ms), Due::Silent))
-        } else {
-            match self.ping_sent {
-                Some(sent) => Some((sent.after_ms(options.ping_timeout_ms), Due::Silent)),
-                None if options.ping_interval_ms == 0 => None,
-                None => Some((self.last_heard.after_ms(options.ping_interval_ms), Due::Ping)),
-            }
+    /// When time demands what, of which connection.
+    pub(super) fn deadline<B: AsRef<[u8]>>(&self, links: &Links<B>) -> Option<(Instant, LinkId, Due)> {
+        let of_link = |link: &super::link::Link<B>| {
+            let options = link.options();
+            let silence = if self.session_type == crate::event::SessionType::Discovery {
+                Some((link.last_heard.after_ms(options.discovery_idle_timeout_ms), Due::Silent))
+            } else {
+                match link.ping_sent {
+                    Some(sent) => Some((sent.after_ms(options.ping_timeout_ms), Due::Silent)),
+                    None if options.ping_interval_ms == 0 => None,
+                    None => Some((link.last_heard.after_ms(options.ping_interval_ms), Due::Ping)),
+                }
+            };
+            let logout = link.logout_by.map(|by| (by, Due::LogoutOverdue));
+            let next = silence.into_iter().chain(logout).min_by_key(|(at, _)| *at);
+            next.map(|(at, due)| (at, link.id, due))
         };
-        let logout = self.logout_by.map(|by| (by, Due::LogoutOverdue));
-        silence.into_iter().chain(logout).min_by_key(|(at, _)| *at)
+        links.open().filter_map(of_link).min_by_key(|(at, ..)| *at)
     }
 }
 

@@ -4,7 +4,7 @@
 //! than the initiator's MaxRecvDataSegmentLength.
 
 use super::full_feature::FullFeature;
-use super::link::Link;
+use super::link::Links;
 use crate::discovery;
 use crate::event::{Event, TargetRecord};
 use crate::limits;
@@ -39,16 +39,16 @@ impl TextExchange {
 impl FullFeature {
     pub(super) fn text_request<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         bhs: &Bhs,
         pdu: &TextRequest,
         data: &[u8],
     ) {
         let tags = (pdu.initiator_task_tag, pdu.target_transfer_tag);
-        let mut gathered = match core::mem::replace(&mut self.text, TextExchange::Idle) {
+        let mut gathered = match core::mem::replace(&mut link.text, TextExchange::Idle) {
             // The shell's answer would find no question.
             asked @ TextExchange::Asked { .. } => {
-                self.text = asked;
+                link.text = asked;
                 self.reject(link, bhs, RejectReason::TaskInProgress);
                 return;
             }
@@ -84,7 +84,7 @@ impl FullFeature {
 
     fn whole_text<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         bhs: &Bhs,
         pdu: &TextRequest,
         gathered: &[u8],
@@ -110,7 +110,8 @@ impl FullFeature {
         match question {
             Some(question) => {
                 let initiator_task_tag = pdu.initiator_task_tag;
-                self.text = TextExchange::Asked { initiator_task_tag, last: pdu.last, reply };
+                link.text = TextExchange::Asked { initiator_task_tag, last: pdu.last, reply };
+                self.asked_by.push_back(link.id);
                 link.events.push_back(Event::SendTargets(question));
             }
             None => self.send_text(link, pdu.initiator_task_tag, reply, 0, pdu.last),
@@ -119,29 +120,33 @@ impl FullFeature {
 
     pub(super) fn send_targets_answer<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         targets: &[TargetRecord],
     ) {
-        match core::mem::replace(&mut self.text, TextExchange::Idle) {
+        let Some(asker) = self.asked_by.pop_front() else { return };
+        if !link.select(asker) {
+            return;
+        }
+        match core::mem::replace(&mut link.text, TextExchange::Idle) {
             TextExchange::Asked { initiator_task_tag, last, mut reply } => {
                 discovery::answer(targets, &mut reply);
                 self.send_text(link, initiator_task_tag, reply, 0, last);
             }
-            other => self.text = other,
+            other => link.text = other,
         }
     }
 
     /// Sends the next piece of a text, and more of it when asked to go on.
     fn send_text<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         initiator_task_tag: u32,
         text: Vec<u8>,
         sent: usize,
         last: bool,
     ) {
         let rest = text.get(sent..).unwrap_or_default();
-        let most = self.parameters.send_data_segment_length as usize;
+        let most = link.send_len as usize;
         let Some((piece, _)) = rest.split_at_checked(most).filter(|(_, rest)| !rest.is_empty()) else {
             if last {
                 self.respond_text(link, initiator_task_tag, (true, false), TAG_NONE, rest);
@@ -153,25 +158,25 @@ impl FullFeature {
         let target_transfer_tag = self.session.next_transfer_tag();
         self.respond_text(link, initiator_task_tag, (false, true), target_transfer_tag, piece);
         let sent = sent + piece.len();
-        self.text = TextExchange::Sending { initiator_task_tag, target_transfer_tag, text, sent };
+        link.text = TextExchange::Sending { initiator_task_tag, target_transfer_tag, text, sent };
     }
 
     /// Answers with `data`, and lets the initiator go on with its request.
     fn ask_for_more<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         initiator_task_tag: u32,
         data: &[u8],
         text: Vec<u8>,
     ) {
         let target_transfer_tag = self.session.next_transfer_tag();
         self.respond_text(link, initiator_task_tag, (false, false), target_transfer_tag, data);
-        self.text = TextExchange::Gathering { initiator_task_tag, target_transfer_tag, text };
+        link.text = TextExchange::Gathering { initiator_task_tag, target_transfer_tag, text };
     }
 
     fn respond_text<B: AsRef<[u8]>>(
         &mut self,
-        link: &mut Link<B>,
+        link: &mut Links<B>,
         initiator_task_tag: u32,
         (last, more): (bool, bool),
         target_transfer_tag: u32,

@@ -167,8 +167,8 @@ impl Login {
     }
 
     fn admit(&mut self, admission: Admission) -> Result<(), LoginStatus> {
-        if self.leading.is_none_or(|pdu| pdu.tsih != 0) {
-            return Err(LoginStatus::TooManyConnections);
+        if self.leading.is_some_and(|pdu| pdu.tsih != 0) {
+            self.negotiation.join();
         }
         let normal = self.identity.as_ref().is_some_and(|login| login.session_type == SessionType::Normal);
         self.group_tag = normal.then_some(admission.target_portal_group_tag);
@@ -186,7 +186,7 @@ impl Login {
         match core::mem::replace(&mut self.asked, Asked::Nothing) {
             Asked::Start(mut reply, parameters) => Some(match start {
                 SessionStart::Refuse(status) => Err(status),
-                SessionStart::Go(tsih) => {
+                SessionStart::Go(tsih) | SessionStart::Join { tsih, .. } => {
                     reply.tsih = tsih.get();
                     Ok(Progress::Finished(reply, parameters))
                 }

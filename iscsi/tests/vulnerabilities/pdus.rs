@@ -413,6 +413,7 @@ fn abort_task() {
     portal.command(&read(9, 0));
     assert!(portal.events.is_empty());
     assert_eq!(answer(&mut portal, 1, [0; 8], 0x6666, missing), Some(0));
+    assert!(matches!(portal.event(), Event::Command(_)), "what waited for it is due now");
     portal.initiator.cmd_sn = missing;
     let (_, bytes) = portal.initiator.command(&parameters, &read(8, 0));
     portal.give(&bytes);

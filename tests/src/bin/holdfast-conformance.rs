@@ -3,9 +3,9 @@
 //!
 //! Invariant: it ends well only if Holdfast failed nothing and each peer was there to be compared with.
 
-use std::{env, fmt::Write as _, fs};
+use std::{env, fmt::Write as _, fs, thread};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use holdfast_tests::{
     cluster::Cluster,
     conformance::{self, Run},
@@ -18,10 +18,13 @@ fn main() -> anyhow::Result<()> {
     for kind in [Kind::Tgt, Kind::Istgt] {
         kind.version()?;
     }
+    // Side by side: the peers' time goes in waiting for answers that do not come.
+    let peers = thread::spawn(conformance::peers);
     let mut cluster = Cluster::start()?;
     let ours = conformance::holdfast(&cluster)?;
     cluster.stop()?;
-    let text = report(ours, conformance::peers()?);
+    let peers = peers.join().map_err(|_| anyhow!("the run against the peers panicked"))??;
+    let text = report(ours, peers);
     print!("{text}");
     if let Some(file) = env::args().nth(1) {
         fs::write(&file, &text).with_context(|| file.clone())?;

@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use holdfast_iscsi::SessionParameters;
-use holdfast_iscsi::initiator::{CommandRequest, Initiator, TargetPdu};
-use holdfast_iscsi::pdu::{DataInStatus, Stage};
+use holdfast_iscsi::initiator::{CommandRequest, Initiator, TargetPdu, keys_text};
+use holdfast_iscsi::pdu::{DataInStatus, LogoutReason, LogoutRequest, Stage};
 use holdfast_scsi::sense::{AdditionalSense, Sense};
 
 use super::standalone::TARGET;
@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Host {
     socket: TcpStream,
     initiator: Initiator,
+    tsih: u16,
     /// PDUs read but not looked at.
     pending: std::collections::VecDeque<(TargetPdu, Vec<u8>)>,
 }
@@ -43,24 +44,73 @@ pub(super) struct Closed;
 impl Host {
     /// Logs in; the error is the login status.
     pub(super) fn log_in(portal: SocketAddr, name: &str, isid: u8) -> Result<Host, u16> {
+        Host::connect(portal, name, isid, 0, 1, Initiator::default().cmd_sn)
+    }
+
+    /// Joins the session of `leading` as connection `cid`; the error is the login status.
+    pub(super) fn join(leading: &Host, portal: SocketAddr, name: &str, cid: u16) -> Result<Host, u16> {
+        Host::connect(portal, name, leading.initiator.isid[5], leading.tsih, cid, leading.initiator.cmd_sn)
+    }
+
+    fn connect(
+        portal: SocketAddr,
+        name: &str,
+        isid: u8,
+        tsih: u16,
+        cid: u16,
+        cmd_sn: u32,
+    ) -> Result<Host, u16> {
         let socket = TcpStream::connect(portal).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut initiator = Initiator::default();
         initiator.isid = [0x80, 0, 0, 0, 0, isid];
-        let mut host = Host { socket, initiator, pending: Default::default() };
-        let keys = [
-            ("InitiatorName", name),
-            ("TargetName", TARGET),
-            ("SessionType", "Normal"),
-            ("InitialR2T", "Yes"),
-        ];
-        let request = host.initiator.login(Stage::Operational, Some(Stage::FullFeature), &keys);
+        initiator.cmd_sn = cmd_sn;
+        let mut host = Host { socket, initiator, tsih, pending: Default::default() };
+        let mut keys = vec![("InitiatorName", name), ("TargetName", TARGET), ("SessionType", "Normal")];
+        if tsih == 0 {
+            keys.extend([("InitialR2T", "Yes"), ("MaxConnections", "3")]);
+        }
+        let mut header = host.initiator.login_header(Stage::Operational, Some(Stage::FullFeature));
+        (header.tsih, header.cid) = (tsih, cid);
+        let request = host.initiator.frame(header.encode(), &[], &keys_text(&keys));
         host.send(&request);
         match host.next() {
-            Ok((TargetPdu::Login(response), _)) if response.status == 0 => Ok(host),
+            Ok((TargetPdu::Login(response), _)) if response.status == 0 => {
+                host.tsih = response.tsih;
+                Ok(host)
+            }
             Ok((TargetPdu::Login(response), _)) => Err(response.status),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Logs out the connection with this number; the response code.
+    pub(super) fn log_out(&mut self, cid: u16) -> u8 {
+        let initiator_task_tag = self.initiator.take_tag();
+        let numbers = self.initiator.numbers(true);
+        let reason = LogoutReason::CloseConnection;
+        let header = LogoutRequest { reason, initiator_task_tag, cid, numbers };
+        let bytes = self.initiator.frame(header.encode(), &[], &[]);
+        self.send(&bytes);
+        match self.next().unwrap() {
+            (TargetPdu::Logout(response), _) => response.encode().0[2],
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// CmdSN of the next request: connections of one session share it.
+    pub(super) fn cmd_sn(&mut self) -> &mut u32 {
+        &mut self.initiator.cmd_sn
+    }
+
+    /// Tag of the next request: connections of one session share those too.
+    pub(super) fn use_tags_from(&mut self, tag: u32) {
+        self.initiator.next_tag = tag;
+    }
+
+    /// The next PDU, which is not an answer to a command.
+    pub(super) fn unasked(&mut self) -> TargetPdu {
+        self.next().unwrap().0
     }
 
     /// Sends a command without waiting for its end; its tag.
@@ -200,5 +250,6 @@ fn parameters() -> SessionParameters {
         max_outstanding_r2t: 1,
         default_time_2_wait: 2,
         default_time_2_retain: 0,
+        max_connections: 1,
     }
 }

@@ -1,5 +1,6 @@
 //! The data plane as an initiator sees it: real sockets, real files.
 
 mod host;
+mod members;
 mod portal;
 mod standalone;

@@ -7,14 +7,14 @@ use holdfast_scsi::status::Status;
 use super::host::{Closed, Host};
 use super::standalone::Standalone;
 
-const A: &str = "iqn.2026-01.example:a";
-const B: &str = "iqn.2026-01.example:b";
+pub(super) const A: &str = "iqn.2026-01.example:a";
+pub(super) const B: &str = "iqn.2026-01.example:b";
 const GOOD: u8 = Status::Good.code();
 const CHECK: u8 = Status::CheckCondition.code();
 const CONFLICT: u8 = Status::ReservationConflict.code();
 
 /// A node with volume 1 (64 MiB) as LUN 0 of hosts a and b.
-fn node() -> Standalone {
+pub(super) fn node() -> Standalone {
     let node = Standalone::start("127.0.0.1:0".parse().unwrap());
     let volume = node.volume(1, 64 << 20);
     node.authority.change(vec![
@@ -364,6 +364,7 @@ fn stopped_node_closes_its_sessions() {
     let node = node();
     let mut a = host(&node, A);
     node.plane().stop();
+    a.unasked();
     let tag = a.submit(0, &[0; 6], None, 0);
-    assert_eq!(a.finish(tag, &[]), Err(Closed));
+    assert_eq!(a.finish(tag, &[]), Err(Closed), "behind the request to log out there is nothing more");
 }
