@@ -224,7 +224,7 @@ fn reservations_follow_the_standard() {
         at(36, 37, Reservation::ReadReservation(6, None)),
         out(38, 1, Request::Clear(0xc), Conflict),
     ];
-    assert_eq!(reservations::check(&history), Ok(()));
+    assert_eq!(reservations::check(&history, None), Ok(()));
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn each_broken_rule_of_reservations_is_found() {
         ("BUSY and yet done", vec![register(0, 1, 0xa), out(2, 1, Request::Reserve(1, 0xa), Conflict)]),
     ];
     for (what, history) in wrong {
-        assert!(reservations::check(&history).is_err(), "{what}");
+        assert!(reservations::check(&history, None).is_err(), "{what}");
     }
     // Of an unknown outcome both may be true, but not in turn.
     let unknown_reserve = unknown(2, Reservation::Out(1, Request::Reserve(5, 0xa), Unknown));
@@ -276,8 +276,24 @@ fn each_broken_rule_of_reservations_is_found() {
         [([None, None], true), ([None, held], true), ([held, held], true), ([held, None], false)]
     {
         let history = [register(0, 1, 0xa), unknown_reserve.clone(), read(4, seen[0]), read(6, seen[1])];
-        assert_eq!(reservations::check(&history).is_ok(), fine, "{seen:?}");
+        assert_eq!(reservations::check(&history, None).is_ok(), fine, "{seen:?}");
     }
+}
+
+#[test]
+fn a_change_of_unknown_outcome_may_never_happen_but_not_after_its_time() {
+    let history = |read_at, seen| {
+        [
+            out(0, 1, Request::RegisterAndIgnore(0xa), Answer::Good),
+            unknown(2, Reservation::Out(1, Request::Reserve(5, 0xa), Answer::Unknown)),
+            at(20, 21, Reservation::ReadReservation(1, None)),
+            at(read_at, read_at + 1, Reservation::ReadReservation(1, seen)),
+        ]
+    };
+    assert_eq!(reservations::check(&history(30, None), Some(10)), Ok(()));
+    assert_eq!(reservations::check(&history(30, Some((0xa, 5))), None), Ok(()));
+    assert_eq!(reservations::check(&history(30, Some((0xa, 5))), Some(25)), Ok(()));
+    assert!(reservations::check(&history(30, Some((0xa, 5))), Some(10)).is_err());
 }
 
 const PREEMPT: Preempt = Preempt { victim: 2, sent: 10, good: 20, lifted: Some(100) };

@@ -157,5 +157,6 @@ fn judge(history: &[Timed<Operation>], kept: &[(usize, Timed<Operation>)]) -> Re
     linearizable::check(&Block { loses_power }, &short).map_err(|found| NotLinearizable {
         explained: found.explained.into_iter().map(|number| kept[number].0).collect(),
         stuck: kept[found.stuck].0,
+        undecided: found.undecided,
     })
 }

@@ -16,6 +16,10 @@ pub trait Model {
     fn initial(&self) -> Self::State;
     /// The states after `operation`, if it can happen in `state` with what was seen.
     fn step(&self, state: &Self::State, operation: &Self::Operation) -> Vec<Self::State>;
+    /// Whether `operation` may also never have happened, although it has an end: the last moment at which it may.
+    fn may_vanish(&self, _operation: &Self::Operation) -> bool {
+        false
+    }
 }
 
 /// An operation in time (any unit, one clock).
@@ -36,7 +40,12 @@ pub struct NotLinearizable {
     pub explained: Vec<usize>,
     /// The operation whose answer could not be explained then.
     pub stuck: usize,
+    /// The search was given up: there may be an order all the same.
+    pub undecided: bool,
 }
+
+/// Configurations after which a search is given up.
+const CONFIGURATIONS_MAX: usize = 4_000_000;
 
 /// Operations of the longest order that are told.
 const TOLD: usize = 12;
@@ -162,18 +171,35 @@ pub fn check<M: Model>(model: &M, history: &[Timed<M::Operation>]) -> Result<(),
     let mut seen = HashSet::new();
     let mut order: Vec<(usize, M::State)> = Vec::new();
     let mut state = model.initial();
-    let mut best = NotLinearizable { explained: Vec::new(), stuck: 0 };
+    let mut best = NotLinearizable { explained: Vec::new(), stuck: 0, undecided: false };
     let mut best_len = None;
     let mut at = entries.entries[0].after;
     while unanswered > 0 {
         let entry = entries.entries[at];
         if entry.answer {
+            let number = entry.operation;
+            if model.may_vanish(&history[number].operation) {
+                done.set(rank[number]);
+                let (full, words) = done.key();
+                if seen.insert((full, words, state.clone())) {
+                    order.push((number, state.clone()));
+                    entries.lift(number);
+                    unanswered -= 1;
+                    at = entries.entries[0].after;
+                    continue;
+                }
+                done.clear(rank[number]);
+            }
             // Everything that could come before this answer was tried.
             if best_len.is_none_or(|best| order.len() > best) {
                 best_len = Some(order.len());
                 let tail = order.len().saturating_sub(TOLD);
                 best.explained = order[tail..].iter().map(|(number, _)| *number).collect();
                 best.stuck = entry.operation;
+            }
+            if seen.len() > CONFIGURATIONS_MAX {
+                best.undecided = true;
+                return Err(best);
             }
             let Some((number, before)) = order.pop() else { return Err(best) };
             state = before;

@@ -138,6 +138,10 @@ impl Model for Unit {
         State::default()
     }
 
+    fn may_vanish(&self, operation: &Operation) -> bool {
+        matches!(operation, Operation::Out(_, _, Answer::Unknown))
+    }
+
     fn step(&self, state: &State, operation: &Operation) -> Vec<State> {
         match operation {
             Operation::Out(nexus, request, seen) => {
@@ -163,10 +167,18 @@ impl Model for Unit {
     }
 }
 
-/// Checks the history of one logical unit.
+/// Checks the history of one logical unit. With `late_max`, a change of unknown outcome takes effect within so long after it was
+/// sent, or never.
 ///
 /// # Errors
 /// [`NotLinearizable`].
-pub fn check(history: &[Timed<Operation>]) -> Result<(), NotLinearizable> {
-    linearizable::check(&Unit, history)
+pub fn check(history: &[Timed<Operation>], late_max: Option<u64>) -> Result<(), NotLinearizable> {
+    let bounded = |timed: &Timed<Operation>| {
+        let mut timed = timed.clone();
+        if let (None, Some(late_max)) = (timed.answered, late_max) {
+            timed.answered = Some(timed.sent.saturating_add(late_max));
+        }
+        timed
+    };
+    linearizable::check(&Unit, &history.iter().map(bounded).collect::<Vec<_>>())
 }

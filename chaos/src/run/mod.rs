@@ -12,7 +12,7 @@ pub mod reserving;
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,7 +28,11 @@ use holdfast_tests::{
 };
 
 use crate::{
-    oracle::{block, fencing, linearizable::Timed, reservations},
+    oracle::{
+        block, fencing,
+        linearizable::{NotLinearizable, Timed},
+        reservations,
+    },
     random::Random,
 };
 use chronicle::Chronicle;
@@ -50,6 +54,9 @@ const NEXUSES: u8 = 3;
 /// A write that has waited longer than this on its way is refused by the product: it may not land later. Its bound is 15 s, and the
 /// node that holds it must have had the time to judge it.
 const LATE_MAX_NS: u64 = 17_000_000_000;
+
+/// A change of reservations of unknown outcome is decided by then: its owner asks for the outcome while it has a lease, and no longer.
+const LATE_CHANGE_MAX_NS: u64 = 20_000_000_000;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -148,7 +155,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<(String, bool)> {
     chronicle.say("fencing is judged");
     judge_fence(&played, &mut totals, &chronicle);
     chronicle.say("reservations are judged");
-    judge_reservations(&reservations, &mut totals, &chronicle);
+    judge_reservations(&reservations, &plan.folder, &mut totals, &chronicle);
     let (table, passed) = report::table(&mut totals, &chronicle);
     fs::write(plan.folder.join("table.txt"), &table)?;
     Ok((table, passed))
@@ -206,16 +213,27 @@ fn judge_blocks(records: Vec<Record>, totals: &mut Totals, chronicle: &Chronicle
 
 fn judge_reservations(
     history: &[Timed<reservations::Operation>],
+    folder: &Path,
     totals: &mut Totals,
     chronicle: &Chronicle,
 ) {
     totals.reservation_operations = history.len();
+    // For a second look: this history is judged whole.
+    let lines: String = history.iter().map(|timed| format!("{timed:x?}\n")).collect();
+    if let Err(error) = fs::write(folder.join("reservations.txt"), lines) {
+        chronicle.say(&format!("reservations.txt: {error}"));
+    }
     let unknown = history.iter().filter(|timed| timed.answered.is_none()).count();
     chronicle.say(&format!("reservations: {} operations, {unknown} of unknown outcome", history.len()));
-    let Err(found) = reservations::check(history) else { return };
+    let Err(found) = reservations::check(history, Some(LATE_CHANGE_MAX_NS)) else { return };
     chronicle.say("reservations: no order explains the history; the last operations before:");
     found.explained.iter().chain([&found.stuck]).for_each(|number| tell(chronicle, &history[*number]));
-    chronicle.violation(format!("reservations: not linearizable at {:x?}", history[found.stuck].operation));
+    let verdict = verdict(&found);
+    chronicle.violation(format!("reservations: {verdict} at {:x?}", history[found.stuck].operation));
+}
+
+fn verdict(found: &NotLinearizable) -> &'static str {
+    if found.undecided { "undecided, given up" } else { "not linearizable" }
 }
 
 fn tell<O: std::fmt::Debug>(chronicle: &Chronicle, timed: &Timed<O>) {
