@@ -42,8 +42,10 @@ pub struct Report {
     pub reads: u64,
     /// Commands that a host without a second path would have seen fail.
     pub path_errors: u64,
-    /// Answers that made it send a command again on the same path.
-    pub repeated: u64,
+    /// Commands answered BUSY, and sent again.
+    pub busy: u64,
+    /// Commands answered ABORTED COMMAND, and sent again.
+    pub aborted: u64,
     /// Longest time from a command's first sending to its GOOD.
     pub stall_max: Duration,
     /// What must be in each slot.
@@ -54,7 +56,7 @@ pub struct Report {
 pub struct Verifier {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
-    thread: JoinHandle<anyhow::Result<Report>>,
+    thread: Option<JoinHandle<anyhow::Result<Report>>>,
 }
 
 struct Run {
@@ -86,15 +88,18 @@ impl Verifier {
             }
             Ok(run.report)
         });
-        Self { stop, answered, thread }
+        Self { stop, answered, thread: Some(thread) }
     }
 
-    /// Commands answered so far. Fails when the run has ended.
+    /// Commands answered so far.
     ///
     /// # Errors
-    /// When it has ended.
-    pub fn answered(&self) -> anyhow::Result<u64> {
-        ensure!(!self.thread.is_finished(), "the verifier has ended");
+    /// Why the run has ended by itself.
+    pub fn answered(&mut self) -> anyhow::Result<u64> {
+        if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.join()?;
+            bail!("the verifier has ended");
+        }
         Ok(self.answered.load(Ordering::Relaxed))
     }
 
@@ -102,11 +107,16 @@ impl Verifier {
     ///
     /// # Errors
     /// What it found wrong.
-    pub fn finish(self) -> anyhow::Result<Report> {
+    pub fn finish(mut self) -> anyhow::Result<Report> {
         self.stop.store(true, Ordering::Relaxed);
-        match self.thread.join() {
-            Ok(report) => report,
-            Err(_) => bail!("the verifier panicked"),
+        self.join()
+    }
+
+    fn join(&mut self) -> anyhow::Result<Report> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(report)) => report,
+            Some(Err(_)) => bail!("the verifier panicked"),
+            None => bail!("the verifier has been asked before"),
         }
     }
 }
@@ -185,13 +195,13 @@ impl Run {
                     return Ok(answer.data);
                 }
                 Ok(Answer { status: CHECK_CONDITION, sense, .. }) if sense.starts_with("6/") => {}
-                Ok(answer)
-                    if answer.status == BUSY
-                        || (answer.status == CHECK_CONDITION && answer.sense.starts_with("b/")) =>
-                {
-                    self.report.repeated += 1;
+                Ok(Answer { status: CHECK_CONDITION, sense, .. }) if sense.starts_with("b/") => {
+                    self.report.aborted += 1;
                 }
-                Ok(answer) => bail!("status {:02x} sense {}", answer.status, answer.sense),
+                Ok(answer) if answer.status == BUSY => self.report.busy += 1,
+                Ok(answer) => {
+                    bail!("status {:02x} sense {}; {:?}", answer.status, answer.sense, self.report)
+                }
                 Err(_) => self.next_path(),
             }
         }

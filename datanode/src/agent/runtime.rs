@@ -129,7 +129,7 @@ impl Agent {
             cluster: ClusterId(identity.own().cluster.0),
             name: options.name.clone(),
             hello: Hello {
-                replicates: false,
+                replicates: true,
                 name: options.name.clone(),
                 boot_id: options.boot.0.to_vec(),
                 process_id: options.process_id.to_vec(),

@@ -45,7 +45,7 @@ pub(super) enum DiskResult {
 impl Engine {
     /// Does it now if that does not wait for a medium.
     pub(super) fn perform(self: &Arc<Self>, job: DiskJob) -> Option<DiskResult> {
-        let block_size = self.look(|inner| inner.shape.block_size());
+        let block_size = self.block_size;
         let inline = |span: Span| {
             may_do_io() && span.blocks().saturating_mul(u64::from(block_size)) <= INLINE_IO_LEN_MAX
         };

@@ -84,6 +84,8 @@ pub(crate) struct Engine {
     pub(super) id: VolumeId,
     pub(super) replica: Arc<Replica>,
     pub(super) around: Surroundings,
+    /// In bytes; never changes.
+    pub(super) block_size: u32,
     inner: Mutex<Inner>,
     /// Told when nothing is under way any more.
     idle: Condvar,
@@ -192,6 +194,7 @@ impl Engine {
             id,
             replica,
             around,
+            block_size: shape.block_size(),
             inner: Mutex::new(inner),
             idle: Condvar::new(),
             serving: AtomicBool::new(false),
