@@ -2,7 +2,7 @@
 //! path when one fails, and notices every value that was answered and is not there.
 //!
 //! Invariants: a write is repeated with the same value until it is answered GOOD, so after it exactly that value may be read; what
-//! is not GOOD, BUSY, a Unit Attention or ABORTED COMMAND ends the run with an error.
+//! is not GOOD, BUSY, a Unit Attention, ABORTED COMMAND or an access state that asks for another path ends the run with an error.
 
 use std::{
     sync::{
@@ -197,6 +197,12 @@ impl Run {
                 Ok(Answer { status: CHECK_CONDITION, sense, .. }) if sense.starts_with("6/") => {}
                 Ok(Answer { status: CHECK_CONDITION, sense, .. }) if sense.starts_with("b/") => {
                     self.report.aborted += 1;
+                }
+                // The port's asymmetric access state is transitioning, standby or unavailable: not by this path now.
+                Ok(Answer { status: CHECK_CONDITION, sense, .. })
+                    if ["2/04/0a", "2/04/0b", "2/04/0c"].contains(&sense.as_str()) =>
+                {
+                    self.next_path();
                 }
                 Ok(answer) if answer.status == BUSY => self.report.busy += 1,
                 Ok(answer) => {

@@ -291,3 +291,35 @@ fn copies_are_added_moved_and_grown_under_a_host() -> anyhow::Result<()> {
     bench.finish(2)?;
     Ok(())
 }
+
+#[test]
+fn unrest_of_controllers_and_nodes_at_once_loses_nothing() -> anyhow::Result<()> {
+    let mut bench = Bench::new(3, 3, &[])?;
+    bench.verify(3);
+    bench.go_on()?;
+    for round in 0..4 {
+        let leader = bench.until("a leader", NetCluster::leader)?;
+        let owner = bench.owner()?;
+        let stopped = round % 2 == 0;
+        bench.change(|cluster| cluster.kill(&leader))?;
+        if stopped {
+            bench.cluster(|cluster| cluster.signal(&owner, Signal::STOP))?;
+        } else {
+            bench.change(|cluster| cluster.kill(&owner))?;
+        }
+        bench.until("another owner", |cluster| {
+            ensure!(cluster.owner("disk")? != owner, "{owner} still");
+            Ok(())
+        })?;
+        if stopped {
+            bench.cluster(|cluster| cluster.signal(&owner, Signal::CONT))?;
+        } else {
+            bench.change(|cluster| cluster.launch(&owner))?;
+        }
+        bench.change(|cluster| cluster.launch(&leader))?;
+        bench.go_on()?;
+        bench.until_in_sync(3)?;
+    }
+    bench.finish(3)?;
+    Ok(())
+}
