@@ -5,9 +5,10 @@
 //! 3. SPC-2 reservation, then persistent reservation
 //! 4. all other Unit Attentions
 //! 5. what is wrong with the CDB
-//! 6. write protection
+//! 6. FORMAT UNIT or SANITIZE under way, or failed
+//! 7. write protection
 //!
-//! (ACA is not supported, `cdb::parse` refuses NACA; ordering is the task set's.) Invariants: a reservation conflict never
+//! (ACA comes before all of them, when a command enters the task set; ordering is the task set's.) Invariants: a reservation conflict never
 //! consumes a Unit Attention; INQUIRY, REPORT LUNS and REQUEST SENSE are stopped by none of 1 to 4.
 //!
 //! A CDB that does not decode skips 2 and 3, since its command is not known; it neither runs nor tells anything.
@@ -44,6 +45,8 @@ pub struct Conditions {
     pub persistent_reservation: Access,
     /// Write protection.
     pub write_protect: WriteProtect,
+    /// FORMAT UNIT or SANITIZE stops the command, with this.
+    pub not_ready: Option<Sense>,
 }
 
 /// Whether a command may run.
@@ -112,6 +115,10 @@ pub const fn check(opcode: u8, parsed: &Result<Command, Sense>, conditions: &Con
     }
     match parsed {
         Err(sense) => Verdict::sense(*sense),
+        Ok(_) if !exempt && conditions.not_ready.is_some() => match conditions.not_ready {
+            Some(sense) => Verdict::sense(sense),
+            None => Verdict::Proceed,
+        },
         Ok(command) => match refused_by_write_protection(command, conditions.write_protect) {
             Some(sense) => Verdict::sense(sense),
             None => Verdict::Proceed,
@@ -159,16 +166,17 @@ const fn refused_by_write_protection(command: &Command, protect: WriteProtect) -
     }
 }
 
-/// REQUEST SENSE: the pending Unit Attention as parameter data, with status GOOD, otherwise NO SENSE. Returns the reply
+/// REQUEST SENSE: the pending Unit Attention as parameter data, with status GOOD, or `otherwise`. Returns the reply
 /// and the id of the Unit Attention to dequeue. One whose additional sense code was cut off by the ALLOCATION LENGTH has
 /// not been told and stays pending.
 pub fn request_sense(
     unit_attention: Option<UnitAttention>,
+    otherwise: &Sense,
     descriptor: bool,
     allocation_length: u8,
     out: &mut [u8],
 ) -> (Reply, Option<u64>) {
-    let sense = unit_attention.map_or(Sense::NONE, |ua| ua.sense());
+    let sense = unit_attention.map_or(*otherwise, |ua| ua.sense());
     let reply = sense_as_data(&sense, descriptor, allocation_length, out);
     let told_from = if sense.in_descriptor_format(descriptor) { 4 } else { 14 };
     let reported = unit_attention.filter(|_| reply.written >= told_from).map(|ua| ua.id);

@@ -51,6 +51,8 @@ pub const TARGET_PORTS_MAX: usize = 1024;
 /// LBA status descriptors in one reply of GET LBA STATUS.
 pub const LBA_STATUS_DESCRIPTORS_MAX: usize = 256;
 
+/// The echo buffer that each I_T nexus has, in bytes.
+pub const ECHO_BUFFER_LEN: u32 = 4096;
 /// THRESHOLD EXPONENT of VPD B2h: a threshold set has this power of two of logical blocks, 2 MiB of them with 512 bytes.
 pub const THRESHOLD_EXPONENT: u8 = 12;
 /// Identifying information of a unit, in bytes.

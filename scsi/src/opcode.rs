@@ -36,6 +36,11 @@ impl Row {
         Row { name, opcode, service_action: None, usage, unchecked: &[], timeout_s: TIMEOUT_S, decode }
     }
 
+    /// Where CONTROL is: the last byte, or byte 1 of a variable-length CDB.
+    pub const fn control_at(&self) -> usize {
+        if self.opcode == VARIABLE_LENGTH { 1 } else { self.usage.len().saturating_sub(1) }
+    }
+
     const fn action(mut self, service_action: u16) -> Row {
         self.service_action = Some(service_action);
         self
@@ -46,16 +51,29 @@ impl Row {
         self
     }
 
+    const fn hours(mut self) -> Row {
+        self.timeout_s = TIMEOUT_WHOLE_UNIT_S;
+        self
+    }
+
     const fn long(mut self) -> Row {
         self.timeout_s = TIMEOUT_LONG_S;
         self
     }
 }
 
+/// Operation code of variable-length CDBs.
+pub const VARIABLE_LENGTH: u8 = 0x7f;
+/// NACA in CONTROL: every command may establish an ACA condition.
+pub const NACA: u8 = 0x04;
+
 /// For commands that one round of I/O answers.
 const TIMEOUT_S: u32 = 30;
 /// For commands that may have to write or flush much.
 const TIMEOUT_LONG_S: u32 = 60;
+
+/// For commands that write the whole unit: a day.
+const TIMEOUT_WHOLE_UNIT_S: u32 = 24 * 60 * 60;
 
 /// FUA_NV (obsolete since SBC-4) and GROUP NUMBER (grouping is not supported: any group is as good as none).
 const GROUP_AT_6: &[u8] = &[0, 0x02, 0, 0, 0, 0, 0x1f];
@@ -79,6 +97,9 @@ const START_STOP_REFUSED: &[u8] = &[0, 0, 0, 0x0f, 0xf2];
 pub const TABLE: &[Row] = &[
     Row::new("TEST UNIT READY", &[0x00, 0, 0, 0, 0, 0], decode::test_unit_ready),
     Row::new("REQUEST SENSE", &[0x03, 0x01, 0, 0, 0xff, 0], decode::request_sense),
+    Row::new("FORMAT UNIT", &[0x04, 0x30, 0, 0, 0, 0], decode::format_unit)
+        .unchecked(&[0, 0xcf, 0xff, 0xff, 0x03])
+        .hours(),
     Row::new("READ(6)", &[0x08, 0x1f, 0xff, 0xff, 0xff, 0], decode::read6),
     Row::new("WRITE(6)", &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0], decode::write6),
     Row::new("INQUIRY", &[0x12, 0x01, 0xff, 0xff, 0xff, 0], decode::inquiry),
@@ -121,12 +142,19 @@ pub const TABLE: &[Row] = &[
     )
     .unchecked(SYNC_AT_6)
     .long(),
+    Row::new("WRITE BUFFER", &[0x3b, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0], decode::write_buffer)
+        .unchecked(&[0, 0, 0xff, 0xff, 0xff, 0xff]),
+    Row::new("READ BUFFER(10)", &[0x3c, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0], decode::read_buffer10)
+        .unchecked(&[0, 0, 0xff, 0xff, 0xff, 0xff]),
     Row::new("WRITE SAME(10)", &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0], decode::write_same10)
         .unchecked(ONLY_GROUP_AT_6)
         .long(),
     Row::new("UNMAP", &[0x42, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::unmap)
         .unchecked(ONLY_GROUP_AT_6)
         .long(),
+    sanitize("SANITIZE, OVERWRITE", 0x01),
+    sanitize("SANITIZE, BLOCK ERASE", 0x02),
+    sanitize("SANITIZE, EXIT FAILURE MODE", 0x1f),
     Row::new("LOG SENSE", &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0], decode::log_sense),
     Row::new("MODE SELECT(10)", &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::mode_select10),
     Row::new("RESERVE(10)", &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], decode::reserve10)
@@ -164,6 +192,12 @@ pub const TABLE: &[Row] = &[
         .unchecked(SYNC_AT_14)
         .long(),
     Row::new("WRITE SAME(16)", &rw16(0x93, 0x09), decode::write_same16).unchecked(ONLY_GROUP_AT_14).long(),
+    Row::new(
+        "READ BUFFER(16)",
+        &[0x9b, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        decode::read_buffer16,
+    )
+    .unchecked(&[0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff]),
     Row::new(
         "READ CAPACITY(16)",
         &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
@@ -224,6 +258,12 @@ const fn rw12(opcode: u8, flags: u8) -> [u8; 12] {
 
 const fn rw16(opcode: u8, flags: u8) -> [u8; 16] {
     [opcode, flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]
+}
+
+const fn sanitize(name: &'static str, action: u16) -> Row {
+    const USAGE: &[u8] = &[0x48, 0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
+    // ZNR is for zoned devices: ignored.
+    Row::new(name, USAGE, decode::sanitize).action(action).unchecked(&[0, 0x40]).hours()
 }
 
 const fn pr_in(name: &'static str, action: u16) -> Row {

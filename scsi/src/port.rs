@@ -18,7 +18,7 @@ use crate::{
     lun::Lun,
     nexus::Nexus,
     report_luns,
-    sense::{AdditionalSense, Sense, asc},
+    sense::{AdditionalSense, Sense, SenseKey, asc},
     ua::{UaQueue, UnitAttention},
 };
 
@@ -96,6 +96,16 @@ impl<V: Clone + Eq> NexusPort<V> {
     /// Unit Attentions pending for a LUN, next first.
     pub fn pending(&self, lun: u16) -> Vec<UnitAttention> {
         self.units.get(&lun).map(|unit| unit.unit_attentions.iter().collect()).unwrap_or_default()
+    }
+
+    /// QUERY ASYNCHRONOUS EVENT (SAM-5 7.9): the additional response information if a Unit Attention is pending for the LUN
+    /// (FUNCTION SUCCEEDED), `None` if none is (FUNCTION COMPLETE). It stays pending.
+    pub fn query_asynchronous_event(&self, lun: &Lun) -> Option<[u8; 3]> {
+        let queue = &self.units.get(&lun.number()?)?.unit_attentions;
+        let AdditionalSense { asc, ascq } = queue.head()?.additional;
+        // UADE DEPTH: one condition, or more.
+        let depth = if queue.len() == 1 { 0b01 } else { 0b10 };
+        Some([depth << 4 | SenseKey::UnitAttention as u8, asc, ascq])
     }
 
     /// Decides who answers a command.
@@ -223,10 +233,7 @@ fn absent(cdb: &[u8]) -> Completion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        device_server::DataIn, nexus::RelativePort, sense::SenseKey, status::Status,
-        transport_id::TransportId,
-    };
+    use crate::{device_server::DataIn, nexus::RelativePort, status::Status, transport_id::TransportId};
 
     fn map(entries: &[(u16, char, bool)]) -> LunMap<char> {
         entries
@@ -262,6 +269,17 @@ mod tests {
         for ua in port.pending(number) {
             port.reported(&lun(number), ua.id);
         }
+    }
+
+    #[test]
+    fn asynchronous_event_is_told_and_stays() {
+        let mut port = port(&[(0, 'a', false)]);
+        assert_eq!(port.query_asynchronous_event(&lun(0)), Some([0x16, 0x29, 0]));
+        port.raise(&'a', asc::CAPACITY_DATA_CHANGED);
+        assert_eq!(port.query_asynchronous_event(&lun(0)), Some([0x26, 0x29, 0]));
+        quiet(&mut port, 0);
+        assert_eq!(port.query_asynchronous_event(&lun(0)), None);
+        assert_eq!(port.query_asynchronous_event(&lun(7)), None);
     }
 
     #[test]

@@ -15,8 +15,8 @@ const CTDP_ONE: u8 = 0x80;
 const CTDP_ALL: u8 = 0x02;
 const SERVACTV: u8 = 0x01;
 
-/// ATS, ATSS, CTSS, LURS: ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET.
-const TASK_MANAGEMENT_FUNCTIONS: u8 = 0xd8;
+/// ATS, ATSS, CACAS, CTSS, LURS: ABORT TASK, ABORT TASK SET, CLEAR ACA, CLEAR TASK SET, LOGICAL UNIT RESET.
+const TASK_MANAGEMENT_FUNCTIONS: u8 = 0xf8;
 
 /// REPORT SUPPORTED OPERATION CODES.
 ///
@@ -75,6 +75,7 @@ fn one(w: &mut ReplyWriter<'_>, row: Option<&Row>, timeouts: bool) {
     w.put(&[0, SUPPORTED | if timeouts { CTDP_ONE } else { 0 }]);
     w.put_u16(cdb_len(row));
     for (at, usage) in row.usage.iter().enumerate() {
+        let usage = &(usage | if at == row.control_at() { opcode::NACA } else { 0 });
         w.put_u8(match (at, row.service_action) {
             // The service action's field holds its value, not a mask.
             (1, Some(action)) => (usage & 0xe0) | (action.to_be_bytes()[1] & 0x1f),
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn one_command_gives_its_usage_data() {
         let read10 = report(ReportingOptions::Opcode(0x28), false);
-        assert_eq!(read10, [0, 3, 0, 10, 0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]);
+        assert_eq!(read10, [0, 3, 0, 10, 0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 4]);
         let rtpg = report(ReportingOptions::ServiceAction(0xa3, 0x0a), false);
         assert_eq!(rtpg[..6], [0, 3, 0, 12, 0xa3, 0xea]);
         assert_eq!(report(ReportingOptions::Either(0xa3, 0x0a), false), rtpg);
@@ -196,11 +197,11 @@ mod tests {
                     assert!(!unsupported, "{}", row.name);
                 }
             }
-            *bytes.last_mut().unwrap() = 0x04;
+            *bytes.last_mut().unwrap() = 0x01;
             let last = row.usage.len() as u16 - 1;
             assert_eq!(
                 cdb::parse(&bytes, &unit),
-                Err(Sense::illegal_field_cdb(last, Some(2))),
+                Err(Sense::illegal_field_cdb(last, Some(0))),
                 "{}",
                 row.name
             );
@@ -210,8 +211,8 @@ mod tests {
     #[test]
     fn task_management_functions_come_in_both_forms() {
         let short = full_reply(|len, out| supported_task_management_functions(false, len, out));
-        assert_eq!(short, [0xd8, 0, 0, 0]);
+        assert_eq!(short, [0xf8, 0, 0, 0]);
         let long = full_reply(|len, out| supported_task_management_functions(true, len, out));
-        assert_eq!((&long[..4], long.len()), (&[0xd8, 0, 0, 0x0c][..], 16));
+        assert_eq!((&long[..4], long.len()), (&[0xf8, 0, 0, 0x0c][..], 16));
     }
 }

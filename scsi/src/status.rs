@@ -16,7 +16,7 @@ pub enum Status {
     ReservationConflict = 0x18,
     /// No room for another task of this I_T nexus.
     TaskSetFull = 0x28,
-    /// An ACA condition exists. Never sent: ACA is not supported.
+    /// An ACA condition exists, and the command does not have the ACA attribute.
     AcaActive = 0x30,
     /// Aborted by another I_T nexus, with TAS=1.
     TaskAborted = 0x40,

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a SIMPLE task runs when no older ORDERED and no HEAD OF QUEUE task is left; an ORDERED task when nothing
 //! older and no HEAD OF QUEUE task is left; a HEAD OF QUEUE task at once. The number of tasks is bounded, for the unit
-//! and for each I_T nexus, so that one host cannot lock the others out.
+//! and for each I_T nexus, so that one host cannot lock the others out. With TST=001b each I_T nexus has a task set of its own
+//! as far as order goes; while an ACA condition exists only tasks with the ACA attribute become enabled.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -18,7 +19,7 @@ pub enum TaskAttribute {
     Ordered,
     /// Before everything else.
     HeadOfQueue,
-    /// For ACA conditions, which are not supported (NORMACA is 0): refused.
+    /// To deal with an ACA condition: runs while all else is blocked.
     Aca,
 }
 
@@ -53,6 +54,8 @@ pub struct TaskSet {
     dormant: BTreeSet<u64>,
     per_nexus: BTreeMap<Nexus, usize>,
     next_sequence: u64,
+    separate: bool,
+    faulted: BTreeSet<Nexus>,
 }
 
 impl TaskSet {
@@ -72,7 +75,7 @@ impl TaskSet {
         }
         let sequence = self.next_sequence;
         self.next_sequence = sequence.saturating_add(1);
-        let may_run = self.may_run(sequence, attribute);
+        let may_run = self.may_run(sequence, attribute, nexus);
         self.tasks.insert(task, Entry { sequence, attribute, nexus: *nexus });
         self.by_age.insert(sequence, task);
         self.per_nexus.insert(*nexus, of_nexus.saturating_add(1));
@@ -104,14 +107,49 @@ impl TaskSet {
 
     /// The oldest waiting task that may run now; it no longer waits.
     pub fn next_enabled(&mut self) -> Option<TaskId> {
-        // What blocks the oldest waiting task blocks every younger one too.
-        let sequence = *self.dormant.first()?;
-        let task = *self.by_age.get(&sequence)?;
-        let attribute = self.tasks.get(&task)?.attribute;
-        self.may_run(sequence, attribute).then(|| {
-            self.dormant.remove(&sequence);
-            task
-        })
+        // In one task set, what blocks the oldest waiting task blocks every younger one too.
+        let looked_at = if self.separate { self.dormant.len() } else { 1 };
+        let found = self.dormant.iter().take(looked_at).find_map(|sequence| {
+            let task = *self.by_age.get(sequence)?;
+            let entry = self.tasks.get(&task)?;
+            self.may_run(*sequence, entry.attribute, &entry.nexus).then_some((*sequence, task))
+        });
+        let (sequence, task) = found?;
+        self.dormant.remove(&sequence);
+        Some(task)
+    }
+
+    /// TST: whether each I_T nexus has a task set of its own.
+    pub fn separate(&mut self, separate: bool) {
+        self.separate = separate;
+    }
+
+    /// Establishes an ACA condition for this nexus.
+    pub fn fault(&mut self, nexus: &Nexus) {
+        self.faulted.insert(*nexus);
+    }
+
+    /// Clears the ACA condition of this nexus; true if it had one. Call [`TaskSet::next_enabled`] afterwards.
+    pub fn clear_fault(&mut self, nexus: &Nexus) -> bool {
+        self.faulted.remove(nexus)
+    }
+
+    /// Clears every ACA condition.
+    pub fn clear_faults(&mut self) {
+        self.faulted.clear();
+    }
+
+    /// The faulted nexus of the task set that this nexus's tasks are in.
+    pub fn faulted_for(&self, nexus: &Nexus) -> Option<&Nexus> {
+        match self.separate {
+            true => self.faulted.get(nexus),
+            false => self.faulted.first(),
+        }
+    }
+
+    /// True if this nexus has a task with the ACA attribute.
+    pub fn has_aca_task(&self, nexus: &Nexus) -> bool {
+        self.tasks.values().any(|entry| entry.nexus == *nexus && entry.attribute == TaskAttribute::Aca)
     }
 
     /// Number of tasks.
@@ -140,7 +178,16 @@ impl TaskSet {
         self.by_age.values().filter(fits).copied().collect()
     }
 
-    fn may_run(&self, sequence: u64, attribute: TaskAttribute) -> bool {
+    fn may_run(&self, sequence: u64, attribute: TaskAttribute, nexus: &Nexus) -> bool {
+        if attribute == TaskAttribute::Aca {
+            return true;
+        }
+        if self.faulted_for(nexus).is_some() {
+            return false;
+        }
+        if self.separate {
+            return self.may_run_among_its_own(sequence, attribute, nexus);
+        }
         match attribute {
             TaskAttribute::HeadOfQueue | TaskAttribute::Aca => true,
             TaskAttribute::Simple => {
@@ -150,6 +197,20 @@ impl TaskSet {
                 self.head_of_queue.is_empty()
                     && self.by_age.keys().next().is_none_or(|oldest| *oldest >= sequence)
             }
+        }
+    }
+
+    fn may_run_among_its_own(&self, sequence: u64, attribute: TaskAttribute, nexus: &Nexus) -> bool {
+        let own = || self.tasks.values().filter(|entry| entry.nexus == *nexus && entry.sequence != sequence);
+        let no_head = || own().all(|entry| entry.attribute != TaskAttribute::HeadOfQueue);
+        match attribute {
+            TaskAttribute::HeadOfQueue | TaskAttribute::Aca => true,
+            TaskAttribute::Simple => {
+                let older_ordered =
+                    |entry: &Entry| entry.attribute == TaskAttribute::Ordered && entry.sequence < sequence;
+                no_head() && !own().any(older_ordered)
+            }
+            TaskAttribute::Ordered => no_head() && own().all(|entry| entry.sequence > sequence),
         }
     }
 }
@@ -205,6 +266,42 @@ mod tests {
         set.admit(TaskId(3), &nexus(1), Simple).unwrap();
         set.remove(TaskId(2));
         assert_eq!(enabled(&mut set), [3]);
+    }
+
+    #[test]
+    fn with_task_sets_of_their_own_one_nexus_holds_no_other_up() {
+        let mut set = TaskSet::default();
+        set.separate(true);
+        assert_eq!(set.admit(TaskId(1), &nexus(1), Simple), Ok(true));
+        assert_eq!(set.admit(TaskId(2), &nexus(1), Ordered), Ok(false));
+        assert_eq!(set.admit(TaskId(3), &nexus(2), Ordered), Ok(true));
+        assert_eq!(set.admit(TaskId(4), &nexus(2), Simple), Ok(false));
+        assert_eq!(set.admit(TaskId(5), &nexus(1), HeadOfQueue), Ok(true));
+        set.remove(TaskId(3));
+        assert_eq!(enabled(&mut set), [4]);
+        set.remove(TaskId(1));
+        assert_eq!(enabled(&mut set), []);
+        set.remove(TaskId(5));
+        assert_eq!(enabled(&mut set), [2]);
+    }
+
+    #[test]
+    fn aca_blocks_all_but_its_own_attribute_until_it_is_cleared() {
+        let mut set = TaskSet::default();
+        set.fault(&nexus(1));
+        assert_eq!(set.faulted_for(&nexus(2)), Some(&nexus(1)));
+        assert_eq!(set.admit(TaskId(1), &nexus(2), HeadOfQueue), Ok(false));
+        assert_eq!(set.admit(TaskId(2), &nexus(1), TaskAttribute::Aca), Ok(true));
+        assert!(set.has_aca_task(&nexus(1)) && !set.has_aca_task(&nexus(2)));
+        assert_eq!(enabled(&mut set), []);
+        assert!(!set.clear_fault(&nexus(2)));
+        assert!(set.clear_fault(&nexus(1)));
+        assert_eq!(enabled(&mut set), [1]);
+        set.remove(TaskId(1));
+        set.separate(true);
+        set.fault(&nexus(1));
+        assert_eq!(set.faulted_for(&nexus(2)), None);
+        assert_eq!(set.admit(TaskId(3), &nexus(2), Simple), Ok(true));
     }
 
     #[test]

@@ -69,6 +69,12 @@ pub const TABLE: &[Condition] = &[
         ("scsi/tests/scenarios/lun_reset.txt", "UA 29/03"),
     ),
     row(
+        asc::I_T_NEXUS_LOSS,
+        "I_T NEXUS RESET",
+        "that nexus, for each of its units",
+        ("scsi/tests/scenarios/i_t_nexus_reset.txt", "A: TUR -> UA 29/07"),
+    ),
+    row(
         asc::MODE_PARAMETERS_CHANGED,
         "MODE SELECT changed a value",
         "every nexus of the unit but the sender's",
@@ -160,9 +166,21 @@ pub const TABLE: &[Condition] = &[
     },
     row(
         asc::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR,
-        "CLEAR TASK SET",
+        "CLEAR TASK SET, with TAS=0",
         "every nexus but the sender's that had a task",
         ("scsi/tests/scenarios/clear_task_set.txt", "UA 2F/00"),
+    ),
+    row(
+        asc::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR,
+        "a CHECK CONDITION of another nexus aborted tasks, with QERR=01b and TAS=0",
+        "every other nexus that had one",
+        ("scsi/tests/scenarios/queue_error_management.txt", "B: TUR -> UA 2F/00"),
+    ),
+    row(
+        asc::THIN_PROVISIONING_THRESHOLD,
+        "a soft threshold of the Logical Block Provisioning mode page was reached",
+        "every nexus of the unit; one of them with SITUA=1",
+        ("scsi/tests/scenarios/provisioning_threshold.txt", "A: TUR -> UA 38/07"),
     ),
     row(
         asc::DEVICE_IDENTIFIER_CHANGED,
@@ -179,4 +197,10 @@ pub const TABLE: &[Condition] = &[
             ("scsi/tests/scenarios/report_luns_clears.txt", "REPORT-LUNS"),
         )
     },
+    row(
+        asc::FAILURE_PREDICTION_FALSE,
+        "MODE SELECT set TEST, with DEXCPT=0 and MRIE=2h",
+        "every nexus of the unit, the sender's too",
+        ("scsi/tests/scenarios/informational_exceptions.txt", "A: TUR -> UA 5D/FF"),
+    ),
 ];

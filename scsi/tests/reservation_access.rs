@@ -176,6 +176,8 @@ fn commands_as_the_standards_tables_say() {
         assert_eq!(verdicts.len(), 5, "{name}");
         let command = cdb::parse(&cdb, &geometry()).unwrap_or_else(|sense| panic!("{name}: {sense:?}"));
         let data = match command.transfer_len(&geometry()) {
+            // OVERWRITE: once, with a pattern of one byte.
+            (Direction::Out, 5) if cdb[0] == 0x48 => vec![1, 0, 0, 1, 0],
             (Direction::Out, len) => vec![0; len as usize],
             _ => Vec::new(),
         };

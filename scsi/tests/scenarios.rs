@@ -13,7 +13,7 @@
 //! cluster tells 2A/09                       a Unit Attention for every nexus of the unit
 //! ```
 //!
-//! Words behind a command: `as NAME`, `lun=N`, `ordered`, `head`, `later` (its data comes later). Hosts A, B and C start
+//! Words behind a command: `as NAME`, `lun=N`, `ordered`, `head`, `aca` (attribute), `naca`, `later` (its data comes later). Hosts A, B and C start
 //! with LUN 0 (the unit) and LUN 1 mapped and nothing pending; A and C use port 1, B port 2.
 
 mod world;
@@ -119,6 +119,7 @@ impl Script {
             }
             ["controller", "loses", "quorum"] => self.world.quorum = Quorum::Lost,
             ["controller", "has", "quorum"] => self.world.quorum = Quorum::There,
+            ["store", "has", sets] => self.world.store_has(sets.parse().unwrap()),
             ["a", "second", "passes"] => self.world.pass_second(),
             ["data", name] => self.world.send_data(self.names[*name]),
             ["map", host, entries @ ..] => {
@@ -156,11 +157,17 @@ impl Script {
         }
         let (cdb, data) = self.command(verb, words);
         let lun = Lun::from_number(words.key("lun") as u16).unwrap();
-        let attribute = match (words.has("ordered"), words.has("head")) {
-            (true, _) => TaskAttribute::Ordered,
-            (_, true) => TaskAttribute::HeadOfQueue,
-            _ => TaskAttribute::Simple,
+        let attribute = match () {
+            () if words.has("ordered") => TaskAttribute::Ordered,
+            () if words.has("head") => TaskAttribute::HeadOfQueue,
+            () if words.has("aca") => TaskAttribute::Aca,
+            () => TaskAttribute::Simple,
         };
+        let mut cdb = cdb;
+        if words.has("naca") {
+            let at = cdb.len() - 1;
+            cdb[at] |= 0x04;
+        }
         let id = self.world.send(host, lun, &cdb, data, words.has("later"), attribute);
         if let Some(at) = words.plain.iter().position(|w| *w == "as") {
             self.names.insert(words.plain[at + 1].to_string(), id);
@@ -176,6 +183,7 @@ impl Script {
             "ABORT-TASK-SET" => TaskManagementFunction::AbortTaskSet,
             "CLEAR-TASK-SET" => TaskManagementFunction::ClearTaskSet,
             "LUN-RESET" => TaskManagementFunction::LogicalUnitReset,
+            "I-T-NEXUS-RESET" => TaskManagementFunction::ItNexusReset,
             "CLEAR-ACA" => TaskManagementFunction::ClearAca,
             "QUERY-TASK-SET" => TaskManagementFunction::QueryTaskSet,
             _ => return None,
@@ -210,6 +218,23 @@ impl Script {
                 cdbs::mode_select_control(w.has("save"), fields)
             }
             "CONTROL?" => (vec![0x1a, 0x08, if w.has("saved") { 0xca } else { 0x0a }, 0, 255, 0], none),
+            "THRESHOLD" => cdbs::mode_select_threshold(w.number(1) as u32),
+            "EXCEPTIONS" => cdbs::mode_select_exceptions(w.key("mrie") as u8),
+            "FORMAT" => (vec![0x04, 0, 0, 0, 0, 0], none),
+            "FORMAT-IMMED" => (vec![0x04, 0x10, 0, 0, 0, 0], vec![0, 0x02, 0, 0]),
+            "ERASE" => (vec![0x48, if w.has("immed") { 0x82 } else { 0x02 }, 0, 0, 0, 0, 0, 0, 0, 0], none),
+            "ERASE-MAY-EXIT" => (vec![0x48, 0x22, 0, 0, 0, 0, 0, 0, 0, 0], none),
+            "EXIT-FAILURE" => (vec![0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], none),
+            "OVERWRITE" => {
+                let list =
+                    vec![w.number(1) as u8 | if w.has("invert") { 0x80 } else { 0 }, 0, 0, 1, w.fill(2)];
+                (vec![0x48, 0x01, 0, 0, 0, 0, 0, 0, 5, 0], list)
+            }
+            "WRITE-ECHO" => {
+                let data = w.plain[1].as_bytes().to_vec();
+                (vec![0x3b, 0x0a, 0, 0, 0, 0, 0, 0, data.len() as u8, 0], data)
+            }
+            "READ-ECHO" => (vec![0x3c, 0x0a, 0, 0, 0, 0, 0, 0, 64, 0], none),
             "CACHE-ON" => cdbs::mode_select_write_cache(true),
             "CACHE-OFF" => cdbs::mode_select_write_cache(false),
             "SET-TIMESTAMP" => {
@@ -365,8 +390,13 @@ impl Script {
                 let luns: Vec<String> = data[8..].chunks(8).map(|l| l[1].to_string()).collect();
                 text.push_str(&luns.join(" "));
             }
+            "REQUEST-SENSE" if data[15] & 0x80 != 0 => {
+                let sense = Sense::parse(data).unwrap();
+                write!(text, "{} progress", triple(&sense)).unwrap();
+            }
             "REQUEST-SENSE" => text.push_str(&triple(&Sense::parse(data).unwrap())),
             "INQUIRY" => write!(text, "{:02x}", data[0]).unwrap(),
+            "READ-ECHO" => text.push_str(std::str::from_utf8(data).unwrap()),
             "CONTROL?" => {
                 write!(text, "{:02x} {:02x} {:02x} {:02x}", data[6], data[7], data[8], data[9]).unwrap();
             }

@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 use holdfast_proto::state::{self as records, change};
 use holdfast_scsi::{
     geometry::Geometry,
-    lu_state::{Change, Context, IdentifyingInformation, UnitState, UnixMillis},
+    lu_state::{
+        Change, Context, IdentifyingInformation, Operation, OperationKind, OperationState, UnitState,
+        UnixMillis,
+    },
     mode::{InformationalExceptions, Interlock, ModeParameters, QueueError, ReportMethod, Thresholds},
     nexus::{Nexus, RelativePort},
     sense::asc,
@@ -74,6 +77,7 @@ pub(super) fn record(unit: &UnitState) -> Option<records::UnitState> {
         identifying_device: unit.identifying.device.clone(),
         identifying_text: unit.identifying.text.clone(),
         timestamp_ahead_ms: unit.timestamp_ahead,
+        operation: unit.operation.as_ref().map(operation_record),
     })
 }
 
@@ -94,7 +98,46 @@ pub(super) fn from_record(record: Option<records::UnitState>) -> Option<UnitStat
             text: record.identifying_text,
         },
         timestamp_ahead: record.timestamp_ahead_ms,
+        operation: record.operation.map(operation_of).map_or(Some(None), |o| o.map(Some))?,
     })
+}
+
+fn operation_record(operation: &Operation) -> records::Operation {
+    let (failed, may_exit_failure) = match operation.state {
+        OperationState::Running { may_exit_failure } => (false, may_exit_failure),
+        OperationState::Failed { may_exit_failure } => (true, may_exit_failure),
+    };
+    let record = records::Operation { failed, may_exit_failure, ..Default::default() };
+    match &operation.kind {
+        OperationKind::Format => records::Operation { kind: 1, ..record },
+        OperationKind::BlockErase => records::Operation { kind: 2, ..record },
+        OperationKind::Overwrite { pattern, passes, invert } => records::Operation {
+            kind: 3,
+            pattern: pattern.clone(),
+            passes: u32::from(*passes),
+            invert: *invert,
+            ..record
+        },
+    }
+}
+
+fn operation_of(record: records::Operation) -> Option<Operation> {
+    let kind = match record.kind {
+        1 => OperationKind::Format,
+        2 => OperationKind::BlockErase,
+        3 if !record.pattern.is_empty() => OperationKind::Overwrite {
+            pattern: record.pattern,
+            passes: u8::try_from(record.passes).ok().filter(|passes| *passes != 0)?,
+            invert: record.invert,
+        },
+        _ => return None,
+    };
+    let may_exit_failure = record.may_exit_failure;
+    let state = match record.failed {
+        false => OperationState::Running { may_exit_failure },
+        true => OperationState::Failed { may_exit_failure },
+    };
+    Some(Operation { kind, state })
 }
 
 fn mode_record(mode: &ModeParameters) -> records::ModeParameters {
@@ -167,6 +210,10 @@ mod tests {
             preventing: vec![nexus(1), nexus(2)],
             identifying: IdentifyingInformation { device: vec![1, 2], text: b"db\0".to_vec() },
             timestamp_ahead: Some(-7),
+            operation: Some(Operation {
+                kind: OperationKind::Overwrite { pattern: vec![1, 2], passes: 3, invert: true },
+                state: OperationState::Failed { may_exit_failure: true },
+            }),
         };
         assert_eq!(from_record(record(&unit)), Some(unit));
         assert_eq!(record(&UnitState::default()), None);

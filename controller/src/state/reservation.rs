@@ -12,13 +12,14 @@ use holdfast_proto::state::{self as records, change};
 use holdfast_replica::ids::{NodeNumber, VolumeId};
 use holdfast_scsi::{
     lu_state::{Change, LuState},
-    nexus::RelativePort,
+    nexus::{Nexus, RelativePort},
     pr::{
         Registrant, Reservation, ReservationType,
         state::{Refusal as PrRefusal, Reservations},
     },
     sense::Sense,
     status::Status,
+    transport_id::TransportId,
     ua::UaScope,
 };
 
@@ -56,12 +57,17 @@ impl StateMachine {
                 current: volume.reservation_version,
             });
         }
-        let nexus = command
-            .nexus
-            .as_ref()
-            .and_then(|n| nexus_of(&n.transport_id, n.relative_port))
-            .filter(|n| ports.contains(&n.port))
-            .ok_or_else(|| Refusal::invalid("nexus", "is no nexus of a port of this cluster"))?;
+        let ended = [records::UnitEvent::OperationComplete, records::UnitEvent::OperationFailed];
+        let nexus = match ended.iter().any(|event| *event as i32 == command.event) {
+            // No nexus did it: any name serves.
+            true => Nexus::new(TransportId::sas([0; 8]), RelativePort(0)),
+            false => command
+                .nexus
+                .as_ref()
+                .and_then(|n| nexus_of(&n.transport_id, n.relative_port))
+                .filter(|n| ports.contains(&n.port))
+                .ok_or_else(|| Refusal::invalid("nexus", "is no nexus of a port of this cluster"))?,
+        };
 
         let change = match records::UnitEvent::try_from(command.event) {
             Ok(records::UnitEvent::Unspecified) => {
@@ -69,6 +75,8 @@ impl StateMachine {
             }
             Ok(records::UnitEvent::NexusLost) => Change::NexusLost(&nexus),
             Ok(records::UnitEvent::Reset) => Change::Reset,
+            Ok(records::UnitEvent::OperationComplete) => Change::OperationEnded { failed: false },
+            Ok(records::UnitEvent::OperationFailed) => Change::OperationEnded { failed: true },
             Err(_) => return Err(Refusal::invalid("event", "is none that this version knows")),
         };
         let context = volume

@@ -53,6 +53,11 @@ pub enum ProposedChange {
     NexusLost,
     /// LOGICAL UNIT RESET, which the nexus asked for.
     Reset,
+    /// FORMAT UNIT or SANITIZE has ended; the nexus does not matter.
+    OperationEnded {
+        /// Not well.
+        failed: bool,
+    },
 }
 
 /// How a proposal ended.

@@ -165,6 +165,12 @@ pub(super) async fn propose_reservation(
         }
         ProposedChange::NexusLost => (state::UnitEvent::NexusLost, Vec::new(), Vec::new()),
         ProposedChange::Reset => (state::UnitEvent::Reset, Vec::new(), Vec::new()),
+        ProposedChange::OperationEnded { failed: false } => {
+            (state::UnitEvent::OperationComplete, Vec::new(), Vec::new())
+        }
+        ProposedChange::OperationEnded { failed: true } => {
+            (state::UnitEvent::OperationFailed, Vec::new(), Vec::new())
+        }
     };
     let request = ProposeReservationRequest {
         proposal_id: proposal.proposal_id.to_vec(),

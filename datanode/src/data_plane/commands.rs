@@ -422,6 +422,7 @@ fn local_outcome(completion: Completion) -> Outcome {
     Outcome::Reply(Reply {
         status: completion.status,
         sense: completion.sense,
+        descriptor_sense: completion.descriptor_sense,
         data,
         transfer_len: completion.transfer_len,
         unit_attention_reported: completion.unit_attention_reported,
@@ -432,7 +433,7 @@ fn scsi_outcome(reply: Reply) -> ScsiOutcome<Bytes> {
     let mut outcome = ScsiOutcome::status(reply.status.code());
     if let Some(sense) = reply.sense {
         let mut bytes = vec![0; holdfast_scsi::limits::SENSE_LEN_MAX];
-        let len = sense.write(false, &mut bytes);
+        let len = sense.write(reply.descriptor_sense, &mut bytes);
         bytes.truncate(len);
         outcome = outcome.with_sense(bytes);
     }

@@ -128,6 +128,8 @@ pub struct Reply {
     pub status: Status,
     /// Sense data.
     pub sense: Option<Sense>,
+    /// It goes to the initiator in descriptor format (D_SENSE).
+    pub descriptor_sense: bool,
     /// Data-in.
     pub data: Bytes,
     /// Bytes that the command moves as its CDB says, for the residual count; 0 when unknown.

@@ -64,6 +64,7 @@ pub(super) fn outcome_out(outcome: Outcome) -> forward::Outcome<Bytes> {
         Outcome::Reply(reply) => forward::Outcome::Reply(forward::Reply {
             status: reply.status,
             sense: reply.sense,
+            descriptor_sense: reply.descriptor_sense,
             data: (!reply.data.is_empty()).then_some(reply.data),
             transfer_len: reply.transfer_len,
             unit_attention_reported: reply.unit_attention_reported,
@@ -91,6 +92,7 @@ fn outcome_in(outcome: forward::Outcome<Vec<u8>>) -> Outcome {
         forward::Outcome::Reply(reply) => Outcome::Reply(Reply {
             status: reply.status,
             sense: reply.sense,
+            descriptor_sense: reply.descriptor_sense,
             data: Bytes::new(reply.data.unwrap_or_default()),
             transfer_len: reply.transfer_len,
             unit_attention_reported: reply.unit_attention_reported,
@@ -101,6 +103,7 @@ fn outcome_in(outcome: forward::Outcome<Vec<u8>>) -> Outcome {
         forward::Outcome::Stale => Outcome::Reply(Reply {
             status: Status::CheckCondition,
             sense: Some(Sense::new(SenseKey::AbortedCommand, COMMAND_TIMEOUT_BEFORE_PROCESSING)),
+            descriptor_sense: false,
             data: Bytes::default(),
             transfer_len: 0,
             unit_attention_reported: None,

@@ -174,6 +174,7 @@ fn large_data_travels_both_ways_unharmed() {
                 let reply = Reply {
                     status: Status::Good,
                     sense: None,
+                    descriptor_sense: false,
                     data: Bytes::part(Arc::new(data.clone()), 5, 2 << 20),
                     transfer_len: 7,
                     unit_attention_reported: Some(3),

@@ -12,8 +12,9 @@ use holdfast_scsi::device_server::{
     Action, Completion, DataIn, IoFailure, ProposalOutcome, Response, TaskId, TmfResponse, UaScope, UnitEvent,
 };
 use holdfast_scsi::geometry::Geometry;
-use holdfast_scsi::nexus::Nexus;
+use holdfast_scsi::nexus::{Nexus, RelativePort};
 use holdfast_scsi::time::Instant;
+use holdfast_scsi::transport_id::TransportId;
 
 use super::io::{Asked, Io, IoResult};
 use super::logical_unit::{Inner, LogicalUnit, Task};
@@ -200,6 +201,10 @@ impl Inner {
                 let (nexus, change) = match event {
                     UnitEvent::NexusLost(nexus) => (nexus, ProposedChange::NexusLost),
                     UnitEvent::Reset(nexus) => (nexus, ProposedChange::Reset),
+                    UnitEvent::OperationEnded { failed } => {
+                        let nobody = Nexus::new(TransportId::sas([0; 8]), RelativePort(0));
+                        (nobody, ProposedChange::OperationEnded { failed })
+                    }
                 };
                 Some(Work::ProposeEvent(id, propose(unit, epoch, expected_version, nexus, change)))
             }
@@ -294,6 +299,7 @@ fn reply(completion: Completion, task: &Task) -> Reply {
     Reply {
         status: completion.status,
         sense: completion.sense,
+        descriptor_sense: completion.descriptor_sense,
         data,
         transfer_len: completion.transfer_len,
         unit_attention_reported: completion.unit_attention_reported,

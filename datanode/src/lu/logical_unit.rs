@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::device_server::{
-    CommandRequest, DataOut, DeviceServer, IoFailure, LuConfig, ProposalOutcome, TaskId,
+    CommandRequest, DataOut, DeviceServer, IoFailure, LuConfig, OWN_WORK, ProposalOutcome, TaskId,
     TaskManagementFunction, TaskManagementRequest, Topology,
 };
 use holdfast_scsi::nexus::Nexus;
@@ -381,6 +381,9 @@ impl Inner {
 
     /// Tells the device server how an I/O ended, and keeps what a reply may send of it.
     pub(super) fn io_done(&mut self, task: TaskId, result: IoResult) {
+        if task == OWN_WORK {
+            return self.server.handle_io(clock::scsi_now(), task, result.as_done());
+        }
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         let changing = std::mem::take(&mut entry.changing);
         if matches!(result, IoResult::Failed(IoFailure::NotExecuted)) {

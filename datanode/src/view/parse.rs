@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use holdfast_proto::state::{self, change::Change as Record};
 use holdfast_scsi::{
     geometry::Geometry,
-    lu_state::{IdentifyingInformation, LuState, UnitState},
+    lu_state::{IdentifyingInformation, LuState, Operation, OperationKind, OperationState, UnitState},
     lun::Lun,
     mode::{InformationalExceptions, Interlock, ModeParameters, QueueError, ReportMethod, Thresholds},
     nexus::{Nexus, RelativePort},
@@ -438,7 +438,27 @@ fn unit_state(record: Option<&state::UnitState>) -> Field<UnitState> {
             text: record.identifying_text.clone(),
         },
         timestamp_ahead: record.timestamp_ahead_ms,
+        operation: record.operation.as_ref().map(operation).transpose()?,
     })
+}
+
+fn operation(record: &state::Operation) -> Field<Operation> {
+    let kind = match record.kind {
+        1 => OperationKind::Format,
+        2 => OperationKind::BlockErase,
+        3 if !record.pattern.is_empty() => OperationKind::Overwrite {
+            pattern: record.pattern.clone(),
+            passes: u8::try_from(record.passes).map_err(|_| "the passes are out of range")?,
+            invert: record.invert,
+        },
+        other => return Err(format!("{other} is no operation")),
+    };
+    let may_exit_failure = record.may_exit_failure;
+    let state = match record.failed {
+        false => OperationState::Running { may_exit_failure },
+        true => OperationState::Failed { may_exit_failure },
+    };
+    Ok(Operation { kind, state })
 }
 
 fn mode_parameters(record: &state::ModeParameters) -> Field<ModeParameters> {

@@ -110,6 +110,8 @@ fn conditions(image: &Image<'_>, asker: &Asker<'_>, command: Option<&Command>) -
         } else {
             WriteProtect::None
         },
+        // A unit under FORMAT UNIT or SANITIZE is not served here.
+        not_ready: None,
     }
 }
 
@@ -160,7 +162,7 @@ fn run(image: &Image<'_>, asker: &Asker<'_>, command: &Command, out: &mut [u8]) 
         }
         Command::RequestSense { descriptor, allocation_length } => {
             let (reply, reported) =
-                checks::request_sense(asker.unit_attention, descriptor, allocation_length, out);
+                checks::request_sense(asker.unit_attention, &Sense::NONE, descriptor, allocation_length, out);
             return data(&reply, u32::from(allocation_length), room, reported);
         }
         Command::Inquiry { vpd_page: None, allocation_length } => {

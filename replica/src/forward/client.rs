@@ -119,8 +119,14 @@ impl<B: AsRef<[u8]>> Client<B> {
                 && !self.streams.contains_key(&(command.nexus, command.volume)))
         {
             let status = Status::TaskSetFull;
-            let nothing =
-                Reply { status, sense: None, data: None, transfer_len: 0, unit_attention_reported: None };
+            let nothing = Reply {
+                status,
+                sense: None,
+                descriptor_sense: false,
+                data: None,
+                transfer_len: 0,
+                unit_attention_reported: None,
+            };
             Some(Outcome::Reply(nothing))
         } else {
             None

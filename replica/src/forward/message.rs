@@ -36,6 +36,8 @@ const FLAG_AWAITED: u16 = 1;
 const FLAG_READ_ONLY: u16 = 2;
 const FLAG_UNIT_ATTENTION: u16 = 4;
 const FLAG_DATA: u16 = 8;
+/// Of a reply: the sense data goes on in descriptor format.
+const FLAG_DESCRIPTOR_SENSE: u16 = 16;
 
 pub(super) fn hello(link: &Link) -> Vec<u8> {
     let mut out = Vec::from(link.cluster.0);
@@ -179,6 +181,9 @@ pub(super) fn reply<B>(token: u64, reply: &Reply<B>) -> (Header, Vec<u8>) {
     if reply.unit_attention_reported.is_some() {
         flags |= FLAG_UNIT_ATTENTION;
     }
+    if reply.descriptor_sense {
+        flags |= FLAG_DESCRIPTOR_SENSE;
+    }
     let mut sense = [0; 64];
     let sense_len = reply.sense.map_or(0, |s| s.write_descriptor(&mut sense)).min(sense.len());
     let mut out = Vec::from([reply.status.code()]);
@@ -201,12 +206,14 @@ pub(super) fn parse_reply(frame: Frame) -> Option<Reply<Vec<u8>>> {
     };
     input.end()?;
     let flags = frame.header.flags;
-    if flags & !(FLAG_DATA | FLAG_UNIT_ATTENTION) != 0 || (flags & FLAG_DATA == 0 && !frame.data.is_empty()) {
+    let known = FLAG_DATA | FLAG_UNIT_ATTENTION | FLAG_DESCRIPTOR_SENSE;
+    if flags & !known != 0 || (flags & FLAG_DATA == 0 && !frame.data.is_empty()) {
         return None;
     }
     let data = (flags & FLAG_DATA != 0).then_some(frame.data);
     let unit_attention_reported = (flags & FLAG_UNIT_ATTENTION != 0).then_some(ua_id);
-    Some(Reply { status, sense, data, transfer_len, unit_attention_reported })
+    let descriptor_sense = flags & FLAG_DESCRIPTOR_SENSE != 0;
+    Some(Reply { status, sense, descriptor_sense, data, transfer_len, unit_attention_reported })
 }
 
 pub(super) fn function_done(outcome: FunctionOutcome) -> [u8; 1] {

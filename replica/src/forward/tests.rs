@@ -42,6 +42,7 @@ fn good(data: Option<Vec<u8>>) -> Outcome<Vec<u8>> {
     Outcome::Reply(Reply {
         status: Status::Good,
         sense,
+        descriptor_sense: true,
         data,
         transfer_len: 512,
         unit_attention_reported: Some(77),

@@ -1,7 +1,7 @@
 //! The other commands of block devices: capacity, cache, provisioning, START STOP UNIT (SBC-4 clause 5).
 
 use super::fields::{RawCdb, extent};
-use super::{Command, WriteSameSource};
+use super::{Command, SanitizeAction, WriteSameSource};
 use crate::geometry::{Extent, Geometry};
 use crate::limits;
 use crate::sense::Sense;
@@ -120,4 +120,48 @@ pub(crate) fn prevent_allow_medium_removal(raw: &RawCdb, _: &Geometry) -> Result
         return Err(Sense::illegal_field_cdb(4, Some(1)));
     }
     Ok(Command::PreventAllowMediumRemoval { prevent: raw.bit::<4, 0>() })
+}
+
+pub(crate) fn format_unit(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    // FMTPINFO: no protection information. (DEFECT LIST FORMAT does not matter for a list without defects.)
+    if raw.u8::<1>() & 0xc0 != 0 {
+        return Err(Sense::illegal_field_cdb(1, Some(7)));
+    }
+    // FFMT: only 00b, the default.
+    if raw.u8::<4>() & 0x03 != 0 {
+        return Err(Sense::illegal_field_cdb(4, Some(1)));
+    }
+    let header_len = match (raw.bit::<1, 4>(), raw.bit::<1, 5>()) {
+        (false, _) => 0,
+        (true, false) => 4,
+        (true, true) => 8,
+    };
+    Ok(Command::FormatUnit { header_len })
+}
+
+pub(crate) fn sanitize(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    let parameter_list_length = raw.u16::<7>();
+    let action = match raw.service_action() {
+        0x01 => SanitizeAction::Overwrite,
+        0x02 => SanitizeAction::BlockErase,
+        0x1f => SanitizeAction::ExitFailureMode,
+        _ => return Err(Sense::illegal_field_cdb(1, Some(4))),
+    };
+    let most = u32::from(u16::MAX).min(geometry.block_size().saturating_add(4));
+    match action {
+        // A header, and a pattern of at least one byte and at most a block.
+        SanitizeAction::Overwrite if !(5..=most).contains(&u32::from(parameter_list_length)) => {
+            return Err(Sense::illegal_field_cdb(7, None));
+        }
+        SanitizeAction::BlockErase | SanitizeAction::ExitFailureMode if parameter_list_length != 0 => {
+            return Err(Sense::illegal_field_cdb(7, None));
+        }
+        _ => {}
+    }
+    Ok(Command::Sanitize {
+        action,
+        immediate: raw.bit::<1, 7>(),
+        may_exit_failure: raw.bit::<1, 5>(),
+        parameter_list_length,
+    })
 }

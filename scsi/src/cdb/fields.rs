@@ -2,7 +2,7 @@
 
 use crate::geometry::{Extent, Geometry};
 use crate::limits::CDB_LEN_MAX;
-use crate::opcode::Row;
+use crate::opcode::{NACA, Row};
 use crate::sense::Sense;
 
 /// The bytes of a CDB, zero-filled up to 16.
@@ -23,11 +23,12 @@ impl RawCdb {
     }
 
     /// Refuses any bit that is set although the command's row has it neither in its usage data nor among those left
-    /// to the decoder. This covers reserved fields, unsupported options, and NACA and the rest of CONTROL.
+    /// to the decoder. This covers reserved fields, unsupported options, and CONTROL but for NACA.
     pub(super) fn refuse_bits_outside(&self, row: &Row) -> Result<(), Sense> {
         for (at, (byte, usage)) in self.0.iter().zip(row.usage).enumerate().skip(1) {
             let unchecked = row.unchecked.get(at).copied().unwrap_or(0);
-            let wrong = byte & !usage & !unchecked;
+            let naca = if at == row.control_at() { NACA } else { 0 };
+            let wrong = byte & !usage & !unchecked & !naca;
             if wrong != 0 {
                 // Bits 7..5 of byte 1 are one field in every command: RDPROTECT and its like, or reserved.
                 let bit = if at == 1 && wrong & 0xe0 != 0 { 7 } else { highest_bit(wrong) };

@@ -233,6 +233,34 @@ pub enum Command {
         /// PREVENT.
         prevent: bool,
     },
+    /// FORMAT UNIT.
+    FormatUnit {
+        /// Bytes of the parameter list's header that follows (FMTDATA, LONGLIST): 0, 4 or 8.
+        header_len: u8,
+    },
+    /// SANITIZE.
+    Sanitize {
+        /// SERVICE ACTION.
+        action: SanitizeAction,
+        /// IMMED: status before the work is done.
+        immediate: bool,
+        /// AUSE: a failure may be left by EXIT FAILURE MODE.
+        may_exit_failure: bool,
+        /// PARAMETER LIST LENGTH in bytes; 0 except for OVERWRITE.
+        parameter_list_length: u16,
+    },
+    /// READ BUFFER (10), (16) of the echo buffer, or of a descriptor.
+    ReadBuffer {
+        /// MODE.
+        mode: BufferMode,
+        /// ALLOCATION LENGTH in bytes.
+        allocation_length: u32,
+    },
+    /// WRITE BUFFER to the echo buffer.
+    WriteBuffer {
+        /// PARAMETER LIST LENGTH in bytes, at most [`crate::limits::ECHO_BUFFER_LEN`].
+        parameter_list_length: u32,
+    },
     /// REPORT IDENTIFYING INFORMATION.
     ReportIdentifyingInformation {
         /// IDENTIFYING INFORMATION TYPE.
@@ -269,6 +297,28 @@ pub enum Command {
     },
 }
 
+/// Service actions of SANITIZE (SBC-4 5.30) but CRYPTOGRAPHIC ERASE: nothing is encrypted whose key could be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SanitizeAction {
+    /// 01h.
+    Overwrite,
+    /// 02h.
+    BlockErase,
+    /// 1Fh.
+    ExitFailureMode,
+}
+
+/// MODE of READ BUFFER.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferMode {
+    /// 03h: there is no other buffer than the echo buffer.
+    Descriptor,
+    /// 0Ah.
+    EchoBuffer,
+    /// 0Bh.
+    EchoBufferDescriptor,
+}
+
 /// IDENTIFYING INFORMATION TYPE (SPC-5 6.33).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdentifyingKind {
@@ -298,6 +348,10 @@ pub enum LogPage {
     SupportedPages,
     /// 00h, subpage FFh.
     SupportedSubpages,
+    /// 0Ch.
+    LogicalBlockProvisioning,
+    /// 0Dh.
+    Temperature,
     /// 2Fh.
     InformationalExceptions,
 }
@@ -438,6 +492,18 @@ pub fn cdb_len(opcode: u8) -> Option<usize> {
         5 => Some(12),
         _ => None,
     }
+}
+
+/// NACA of a CDB: a CHECK CONDITION establishes an ACA condition.
+pub fn naca(cdb: &[u8]) -> bool {
+    let Some(opcode) = cdb.first() else { return false };
+    let at = match (opcode::rows(*opcode).first(), cdb_len(*opcode)) {
+        (Some(row), _) => row.control_at(),
+        (None, Some(len)) => len.saturating_sub(1),
+        // Of variable length or a vendor's: where CONTROL is, nobody knows.
+        (None, None) => return false,
+    };
+    cdb.get(at).is_some_and(|control| control & opcode::NACA != 0)
 }
 
 /// True for WRITE and WRITE AND VERIFY: the commands that write fewer blocks than their CDB asks for if the initiator

@@ -2,7 +2,7 @@
 
 use super::fields::RawCdb;
 use super::{
-    Command, IdentifyingKind, LogPage, ModeForm, ModeSense, PageControl, PrInAction, PrOutAction,
+    BufferMode, Command, IdentifyingKind, LogPage, ModeForm, ModeSense, PageControl, PrInAction, PrOutAction,
     ReportingOptions, SelectReport,
 };
 use crate::geometry::Geometry;
@@ -265,4 +265,33 @@ pub(crate) fn set_timestamp(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense
         parameter_list_length @ (0 | 12) => Ok(Command::SetTimestamp { parameter_list_length }),
         _ => Err(Sense::parameter_list_length()),
     }
+}
+
+fn read_buffer(raw: &RawCdb, allocation_length: u32) -> Result<Command, Sense> {
+    let mode = match raw.u8::<1>() & 0x1f {
+        0x03 => BufferMode::Descriptor,
+        0x0a => BufferMode::EchoBuffer,
+        0x0b => BufferMode::EchoBufferDescriptor,
+        _ => return Err(Sense::illegal_field_cdb(1, Some(4))),
+    };
+    Ok(Command::ReadBuffer { mode, allocation_length })
+}
+
+pub(crate) fn read_buffer10(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    read_buffer(raw, raw.u32::<5>() & 0x00ff_ffff)
+}
+
+pub(crate) fn read_buffer16(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    read_buffer(raw, raw.u32::<10>())
+}
+
+pub(crate) fn write_buffer(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    if raw.u8::<1>() & 0x1f != 0x0a {
+        return Err(Sense::illegal_field_cdb(1, Some(4)));
+    }
+    let parameter_list_length = raw.u32::<5>() & 0x00ff_ffff;
+    if parameter_list_length > limits::ECHO_BUFFER_LEN {
+        return Err(Sense::illegal_field_cdb(6, None));
+    }
+    Ok(Command::WriteBuffer { parameter_list_length })
 }

@@ -1,6 +1,6 @@
 //! How much data a command moves, and which way.
 
-use super::{Command, ModeSense, VerifyCheck, WriteSameSource};
+use super::{Command, ModeSense, SanitizeAction, VerifyCheck, WriteSameSource};
 use crate::geometry::Geometry;
 
 /// Direction of the data, as the standards name it: from the initiator's view.
@@ -25,10 +25,14 @@ impl Command {
             | Command::Release
             | Command::StartStopUnit { .. }
             | Command::PreventAllowMediumRemoval { .. }
+            | Command::FormatUnit { header_len: 0 }
             | Command::SendDiagnostic { .. } => Direction::None,
+            Command::Sanitize { action: SanitizeAction::Overwrite, .. } => Direction::Out,
+            Command::Sanitize { .. } => Direction::None,
             Command::Verify { check: VerifyCheck::Medium, .. } => Direction::None,
             Command::WriteSame { source: WriteSameSource::Zeroes, .. } => Direction::None,
             Command::RequestSense { .. }
+            | Command::ReadBuffer { .. }
             | Command::Inquiry { .. }
             | Command::ModeSense(_)
             | Command::LogSense { .. }
@@ -45,6 +49,8 @@ impl Command {
             | Command::ReportTimestamp { .. }
             | Command::PersistentReserveIn { .. } => Direction::In,
             Command::ModeSelect { .. }
+            | Command::FormatUnit { .. }
+            | Command::WriteBuffer { .. }
             | Command::SetIdentifyingInformation { .. }
             | Command::SetTimestamp { .. }
             | Command::Write { .. }
@@ -100,6 +106,7 @@ impl Command {
             | Command::ReportTargetPortGroups { allocation_length, .. }
             | Command::ReportSupportedOperationCodes { allocation_length, .. }
             | Command::ReportIdentifyingInformation { allocation_length, .. }
+            | Command::ReadBuffer { allocation_length, .. }
             | Command::ReportTimestamp { allocation_length }
             | Command::ReportSupportedTaskManagementFunctions { allocation_length, .. } => {
                 *allocation_length as u64
@@ -107,7 +114,10 @@ impl Command {
             Command::ModeSelect { parameter_list_length, .. } | Command::Unmap { parameter_list_length } => {
                 *parameter_list_length as u64
             }
+            Command::FormatUnit { header_len } => *header_len as u64,
+            Command::Sanitize { parameter_list_length, .. } => *parameter_list_length as u64,
             Command::SetIdentifyingInformation { parameter_list_length, .. }
+            | Command::WriteBuffer { parameter_list_length }
             | Command::SetTimestamp { parameter_list_length }
             | Command::PersistentReserveOut { parameter_list_length, .. } => *parameter_list_length as u64,
         };
@@ -138,6 +148,8 @@ impl Command {
                 | Command::WriteSame { .. }
                 | Command::CompareAndWrite { .. }
                 | Command::OrWrite { .. }
+                | Command::FormatUnit { .. }
+                | Command::Sanitize { .. }
                 | Command::Unmap { .. }
         )
     }

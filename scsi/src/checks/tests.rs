@@ -11,6 +11,7 @@ const CLEAR: Conditions = Conditions {
     spc2_reservation: Access::Allowed,
     persistent_reservation: Access::Allowed,
     write_protect: WriteProtect::None,
+    not_ready: None,
 };
 const RESET: UnitAttention = UnitAttention { id: 7, additional: asc::POWER_ON_OR_RESET };
 const OTHER: UnitAttention = UnitAttention { id: 8, additional: asc::CAPACITY_DATA_CHANGED };
@@ -27,6 +28,9 @@ fn every_command() -> Vec<(u8, Result<Command, Sense>)> {
             0x41 => bytes[8] = 1,
             0x93 => bytes[13] = 1,
             0x1c => bytes[1] = 1,
+            0x3b => bytes[1] = 0x0a,
+            0x3c | 0x9b => bytes[1] = 0x0b,
+            0x48 if bytes[1] == 1 => bytes[8] = 5,
             _ => {}
         }
         let parsed = cdb::parse(&bytes, &unit);
@@ -67,6 +71,7 @@ fn three_commands_are_stopped_by_nothing() {
         spc2_reservation: Access::Conflict,
         persistent_reservation: Access::Conflict,
         write_protect: WriteProtect::ReadOnly,
+        not_ready: None,
     };
     let stopped_by_nothing: Vec<u8> = every_command()
         .into_iter()
@@ -85,6 +90,7 @@ fn each_check_comes_before_all_later_ones() {
         spc2_reservation: Access::Conflict,
         persistent_reservation: Access::Allowed,
         write_protect: WriteProtect::ReadOnly,
+        not_ready: None,
     };
     assert_eq!(check(0x2a, &write, &now), reports(RESET));
     now.unit_attention = Some(OTHER);
@@ -169,7 +175,7 @@ fn write_protection_refuses_what_changes_the_medium() {
             .collect();
         assert_eq!(
             refused,
-            [0x0a, 0x2a, 0x2e, 0x41, 0x42, 0x89, 0x8a, 0x8b, 0x8e, 0x93, 0xaa, 0xae],
+            [0x04, 0x0a, 0x2a, 0x2e, 0x41, 0x42, 0x48, 0x48, 0x48, 0x89, 0x8a, 0x8b, 0x8e, 0x93, 0xaa, 0xae],
             "WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, COMPARE AND WRITE, ORWRITE"
         );
     }
@@ -189,13 +195,15 @@ fn submission_checks_access_again_but_reports_no_unit_attention() {
 fn request_sense_returns_and_consumes_the_unit_attention() {
     for descriptor in [false, true] {
         let mut out = [0; 252];
-        let (reply, reported) = request_sense(Some(OTHER), descriptor, 252, &mut out);
+        let (reply, reported) = request_sense(Some(OTHER), &Sense::NONE, descriptor, 252, &mut out);
         assert_eq!(reported, Some(OTHER.id));
         assert_eq!(Sense::parse(&out[..reply.written]), Some(OTHER.sense()));
-        let (reply, reported) = request_sense(None, descriptor, 252, &mut out);
+        let (reply, reported) = request_sense(None, &Sense::NONE, descriptor, 252, &mut out);
         assert_eq!(reported, None);
         assert_eq!(Sense::parse(&out[..reply.written]), Some(Sense::NONE));
-        full_reply(|len, out| request_sense(Some(OTHER), descriptor, len.min(255) as u8, out).0);
+        full_reply(|len, out| {
+            request_sense(Some(OTHER), &Sense::NONE, descriptor, len.min(255) as u8, out).0
+        });
     }
 }
 
@@ -203,9 +211,11 @@ fn request_sense_returns_and_consumes_the_unit_attention() {
 fn unit_attention_that_was_cut_off_stays_pending() {
     for (descriptor, enough) in [(false, 14), (true, 4)] {
         for allocation_length in 0..20 {
-            let (_, reported) = request_sense(Some(OTHER), descriptor, allocation_length, &mut [0; 252]);
+            let (_, reported) =
+                request_sense(Some(OTHER), &Sense::NONE, descriptor, allocation_length, &mut [0; 252]);
             assert_eq!(reported.is_some(), allocation_length >= enough);
-            let (_, reported) = request_sense(Some(RESET), descriptor, allocation_length, &mut [0; 252]);
+            let (_, reported) =
+                request_sense(Some(RESET), &Sense::NONE, descriptor, allocation_length, &mut [0; 252]);
             assert_eq!(reported.is_some(), allocation_length >= 14, "always in fixed format");
         }
     }

@@ -7,6 +7,7 @@ use crate::{
     checks::{self, Conditions, Verdict, WriteProtect},
     mode::Interlock,
     pr::access::{self, Access},
+    sense::Sense,
     task_set::TaskId,
 };
 
@@ -51,7 +52,15 @@ impl DeviceServer {
             spc2_reservation,
             persistent_reservation,
             write_protect: self.write_protect(task),
+            not_ready: self.not_ready(task),
         }
+    }
+
+    /// What FORMAT UNIT or SANITIZE stops.
+    fn not_ready(&self, task: &Task) -> Option<Sense> {
+        let operation = self.reservations.installed().unit.operation.as_ref()?;
+        let admitted = task.command.as_ref().is_ok_and(|command| operation.admits(command));
+        (!admitted).then(|| operation.sense(self.progress()))
     }
 
     /// The state of the group that the task came through. A port that the topology does not know yet is on its way into

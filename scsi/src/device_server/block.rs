@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::{
-    Action, Completion, DataIn, DeviceServer, IoDone, IoFailure,
+    Action, Completion, DataIn, DeviceServer, IoDone, IoFailure, OWN_WORK,
     task::{Stage, Step, Task},
 };
 use crate::{
@@ -156,9 +156,12 @@ impl DeviceServer {
 
     /// An I/O action ended. What nobody waits for is ignored.
     pub fn handle_io(&mut self, now: Instant, task: TaskId, done: IoDone<'_>) {
+        if task == OWN_WORK {
+            return self.own_io_done(now, done);
+        }
         self.now = now;
         let Some(Stage::Submitted { step, .. }) = self.tasks.get(&task).map(|t| t.stage) else { return };
-        if self.tasks.get(&task).is_some_and(|t| t.aborting) {
+        if self.tasks.get(&task).is_some_and(|t| t.aborted.is_some()) {
             // What was submitted has ended; nothing more of this task is.
             self.end_aborted(task);
         } else {

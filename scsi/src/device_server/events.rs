@@ -45,6 +45,7 @@ impl DeviceServer {
     /// Time has passed: what could not be proposed is tried again. To be called about once a second.
     pub fn handle_tick(&mut self, now: Instant) {
         self.now = now;
+        self.work_rests = false;
         for pending in &mut self.events {
             if pending.stage == EventStage::Retry {
                 pending.stage = EventStage::Open;
@@ -121,7 +122,8 @@ impl DeviceServer {
         let concerned = |nexus: &Nexus| match event {
             UnitEvent::NexusLost(lost) => lost == nexus,
             UnitEvent::Reset(_) => true,
+            UnitEvent::OperationEnded { .. } => false,
         };
-        self.tasks.values().any(|task| task.aborting && concerned(&task.nexus))
+        self.tasks.values().any(|task| task.aborted.is_some() && concerned(&task.nexus))
     }
 }

@@ -6,14 +6,15 @@ use alloc::vec::Vec;
 use super::{Completion, DeviceServer};
 use crate::{
     alua, capacity,
-    cdb::Command,
+    cdb::{BufferMode, Command},
     checks,
     checks::WriteProtect,
     identity::PortContext,
-    inquiry, log_pages,
+    inquiry, limits,
+    log_pages::{self, LogFacts},
     lu_state::{self, UnixMillis},
     mode,
-    mode::ModeState,
+    mode::{ModeState, ReportMethod},
     reply::Reply,
     rsoc,
     sense::{Sense, SenseKey, asc},
@@ -87,7 +88,13 @@ impl DeviceServer {
             }
             Command::LogSense { page, allocation_length } => {
                 let allocation_length = u32::from(allocation_length);
-                parameter_data(allocation_length, |out| log_pages::log_sense(page, allocation_length, out))
+                let facts = LogFacts {
+                    exception: self.mode.exceptions.exception(),
+                    resources: self.resource_counts(),
+                };
+                parameter_data(allocation_length, |out| {
+                    log_pages::log_sense(page, &facts, allocation_length, out)
+                })
             }
             Command::ReceiveDiagnosticResults { allocation_length } => {
                 let allocation_length = u32::from(allocation_length);
@@ -122,6 +129,9 @@ impl DeviceServer {
                     rsoc::supported_task_management_functions(extended, allocation_length, out)
                 })
             }
+            Command::ReadBuffer { mode, allocation_length } => {
+                self.read_buffer(id, mode, allocation_length)?
+            }
             Command::ReportIdentifyingInformation { kind, allocation_length } => {
                 let information = &self.reservations.installed().unit.identifying;
                 parameter_data(allocation_length, |out| {
@@ -141,12 +151,52 @@ impl DeviceServer {
         Ok(Completion::bytes(data))
     }
 
+    /// READ BUFFER (SPC-5 6.18): each I_T nexus has an echo buffer of its own, so none is ever overwritten by another.
+    fn read_buffer(&self, id: TaskId, mode: BufferMode, allocation_length: u32) -> Result<Vec<u8>, Sense> {
+        let [_, _, high, low] = limits::ECHO_BUFFER_LEN.to_be_bytes();
+        let whole: &[u8] = match mode {
+            BufferMode::Descriptor => &[0; 4],
+            BufferMode::EchoBufferDescriptor => &[0, 0, high, low],
+            BufferMode::EchoBuffer => {
+                let nexus = self.tasks.get(&id).map(|task| task.nexus);
+                let echo = nexus.and_then(|nexus| self.echo_buffers.get(&nexus));
+                echo.ok_or(Sense::illegal(asc::COMMAND_SEQUENCE_ERROR))?
+            }
+        };
+        let len = whole.len().min(usize::try_from(allocation_length).unwrap_or(usize::MAX));
+        Ok(whole.get(..len).unwrap_or(whole).to_vec())
+    }
+
+    /// WRITE BUFFER to the echo buffer.
+    pub(super) fn write_buffer(&mut self, id: TaskId, parameter_list_length: u32) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        if let Some(refused) = self.data_length_refusal(task) {
+            return self.complete(id, refused);
+        }
+        let len = usize::try_from(parameter_list_length).unwrap_or(usize::MAX);
+        let (nexus, data) = (task.nexus, task.data.get(..len).unwrap_or(&task.data).to_vec());
+        if self.echo_buffers.len() >= limits::PREVENTING_MAX && !self.echo_buffers.contains_key(&nexus) {
+            return self.complete(id, Completion::check(Sense::illegal(asc::INSUFFICIENT_RESOURCES)));
+        }
+        self.echo_buffers.insert(nexus, data);
+        self.complete(id, Completion::good());
+    }
+
     fn request_sense(&self, id: TaskId, descriptor: bool, allocation_length: u8) -> Completion {
         let task = self.tasks.get(&id);
         let already = task.and_then(|task| self.reported.get(&task.nexus)).copied();
         let pending = task.and_then(|task| task.unit_attention).filter(|ua| Some(ua.id) != already);
         let mut data = vec![0; usize::from(allocation_length)];
-        let (reply, reported) = checks::request_sense(pending, descriptor, allocation_length, &mut data);
+        let exceptions = &self.mode.exceptions;
+        let exception = exceptions.exception().filter(|_| exceptions.method == ReportMethod::OnRequest);
+        let operation = self.reservations.installed().unit.operation.as_ref();
+        let otherwise = match (operation, exception) {
+            (Some(operation), _) => operation.sense(self.progress()),
+            (None, Some(what)) => Sense::new(SenseKey::NoSense, what),
+            (None, None) => Sense::NONE,
+        };
+        let (reply, reported) =
+            checks::request_sense(pending, &otherwise, descriptor, allocation_length, &mut data);
         data.truncate(reply.written);
         Completion { unit_attention_reported: reported, ..Completion::bytes(data) }
     }

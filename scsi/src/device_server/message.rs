@@ -123,6 +123,11 @@ pub enum UnitEvent {
     NexusLost(Nexus),
     /// LOGICAL UNIT RESET, which this nexus asked for.
     Reset(Nexus),
+    /// FORMAT UNIT or SANITIZE has ended.
+    OperationEnded {
+        /// Not well.
+        failed: bool,
+    },
 }
 
 impl UnitEvent {
@@ -131,6 +136,7 @@ impl UnitEvent {
         match self {
             UnitEvent::NexusLost(nexus) => Change::NexusLost(nexus),
             UnitEvent::Reset(_) => Change::Reset,
+            UnitEvent::OperationEnded { failed } => Change::OperationEnded { failed: *failed },
         }
     }
 }
@@ -168,6 +174,8 @@ pub enum TaskManagementFunction {
     LogicalUnitReset,
     /// CLEAR ACA.
     ClearAca,
+    /// I_T NEXUS RESET, as far as this unit goes.
+    ItNexusReset,
     /// QUERY TASK.
     QueryTask(TaskId),
     /// QUERY TASK SET: of the nexus.
@@ -200,8 +208,8 @@ pub enum TmfResponse {
     Rejected,
 }
 
-/// What the shell has to do. I/O actions name their task and are answered by `handle_io`; a task has at most one under
-/// way.
+/// What the shell has to do. I/O actions name their task, or [`OWN_WORK`], and are answered by `handle_io`; a task has at most one
+/// under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Read the extent, keep the bytes with the task, and answer [`IoDone::Read`].
@@ -334,7 +342,7 @@ pub enum Action {
 pub enum Response {
     /// With a status.
     Completed(Completion),
-    /// Aborted (TAS=0): the port sends nothing.
+    /// Aborted: the port sends nothing.
     Aborted,
 }
 

@@ -13,6 +13,8 @@
 //! | range locks, submission, what follows an I/O | `block` |
 //! | COMPARE AND WRITE, ORWRITE, VERIFY, WRITE SAME | `compare_and_write` |
 //! | commands that change the unit's state, PERSISTENT RESERVE IN, barriers, draining | `reservations` |
+//! | ACA, QERR, TAS | `contingent_allegiance` |
+//! | FORMAT UNIT, SANITIZE | `operation` |
 //! | changes of the unit's state that no command asked for | `events` |
 //! | ABORT TASK ... LUN RESET, loss of a nexus | `task_management` |
 //! | commands that only tell something | `inform` |
@@ -25,9 +27,12 @@
 mod admission;
 mod block;
 mod compare_and_write;
+mod contingent_allegiance;
 mod events;
 mod inform;
 mod message;
+mod operation;
+mod provisioning;
 mod reservations;
 mod task;
 mod task_management;
@@ -42,6 +47,8 @@ use alloc::{
 
 pub use crate::task_set::{TaskAttribute, TaskId};
 pub use message::*;
+pub use operation::OWN_WORK;
+pub use provisioning::StoreResources;
 
 use crate::{
     cdb::{self, Command},
@@ -49,15 +56,16 @@ use crate::{
     mode::{Interlock, ModeParameters},
     nexus::Nexus,
     range_lock::RangeLocks,
-    sense::{AdditionalSense, Sense, asc},
+    sense::{AdditionalSense, asc},
     status::Status,
     task_set::{NotAdmitted, TaskSet},
     time::Instant,
 };
+use contingent_allegiance::Entry;
 use events::PendingEvent;
 use reservations::ReservationState;
 use task::{Stage, Task};
-use task_management::PendingFunction;
+use task_management::{Abort, PendingFunction};
 
 /// The name of a living task was used for a new one. Nothing was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +87,8 @@ enum Work {
 enum UaWaiter {
     Function(u64),
     Task(TaskId),
+    /// A threshold was reached; if it cannot be told now, it is reached again.
+    Threshold,
     Nobody,
 }
 
@@ -108,6 +118,13 @@ pub struct DeviceServer {
     tasks: BTreeMap<TaskId, Task>,
     locks: RangeLocks<TaskId>,
     functions: VecDeque<PendingFunction>,
+    own_work: Option<operation::Work>,
+    /// The own work waits for the next tick.
+    work_rests: bool,
+    /// The echo buffers of WRITE BUFFER.
+    echo_buffers: BTreeMap<Nexus, Vec<u8>>,
+    resources: Option<StoreResources>,
+    thresholds_reached: provisioning::Reached,
     events: Vec<PendingEvent>,
     last_event: u64,
     ua_waiters: BTreeMap<u64, UaWaiter>,
@@ -132,6 +149,11 @@ impl DeviceServer {
             tasks: BTreeMap::new(),
             locks: RangeLocks::default(),
             functions: VecDeque::new(),
+            own_work: None,
+            work_rests: false,
+            echo_buffers: BTreeMap::new(),
+            resources: None,
+            thresholds_reached: (false, false),
             events: Vec::new(),
             last_event: 0,
             ua_waiters: BTreeMap::new(),
@@ -146,7 +168,7 @@ impl DeviceServer {
     /// Replaces the configuration (resize, write protection). Ranges of waiting tasks are checked again.
     pub fn install_config(&mut self, config: LuConfig) {
         self.config = config;
-        self.mode = self.reservations.installed().mode(config.mode);
+        self.take_mode();
     }
 
     /// The configuration.
@@ -157,6 +179,14 @@ impl DeviceServer {
     /// Replaces the target port groups.
     pub fn install_topology(&mut self, topology: Topology) {
         self.topology = topology;
+    }
+
+    /// Follows the mode parameters of the state that is installed.
+    fn take_mode(&mut self) {
+        self.mode = self.reservations.installed().mode(self.config.mode);
+        self.task_set.separate(self.mode.task_set_per_nexus);
+        self.start_enabled();
+        self.look_at_thresholds();
     }
 
     /// What the cluster's clock shows at a moment of ours, for the timestamp.
@@ -181,18 +211,22 @@ impl DeviceServer {
     ) -> Result<(), DuplicateTask> {
         self.now = now;
         let id = request.task;
-        let command = match request.attribute {
-            TaskAttribute::Aca => Err(Sense::illegal(asc::INVALID_FIELD_IN_COMMAND_IU)),
-            _ => cdb::parse(request.cdb, &self.config.properties.geometry),
+        if self.tasks.contains_key(&id) {
+            return Err(DuplicateTask);
+        }
+        let (attribute, command) = match self.entry(&request) {
+            Entry::As(attribute) => (attribute, cdb::parse(request.cdb, &self.config.properties.geometry)),
+            Entry::Wrong(sense) => (TaskAttribute::Simple, Err(sense)),
+            Entry::Refused(status) => {
+                self.refuse_entry(id, request.nexus, status);
+                return Ok(());
+            }
         };
-        match self.task_set.admit(id, request.nexus, request.attribute) {
+        let request = CommandRequest { attribute, ..request };
+        match self.task_set.admit(id, request.nexus, attribute) {
             Err(NotAdmitted::Duplicate) => return Err(DuplicateTask),
             Err(NotAdmitted::Full) => {
-                if let Some(additional) = interlocked(self.mode.interlock, Status::TaskSetFull) {
-                    self.establish(UaWaiter::Nobody, additional, UaScope::Only(*request.nexus));
-                }
-                let response = Response::Completed(Completion::status(Status::TaskSetFull));
-                self.actions.push_back(Action::Complete { task: id, response });
+                self.refuse_entry(id, request.nexus, Status::TaskSetFull);
                 return Ok(());
             }
             Ok(may_run) => {
@@ -245,7 +279,7 @@ impl DeviceServer {
                 Some(Work::Start(id)) => self.start(id),
                 Some(Work::Locked(id)) => self.after_wait(id, Self::submit_first),
                 Some(Work::Execute(id)) => self.after_wait(id, Self::execute),
-                None if self.finish_drained() || self.settle_events() => {}
+                None if self.finish_drained() || self.settle_events() || self.go_on_with_work() => {}
                 None => break,
             }
         }
@@ -297,7 +331,10 @@ impl DeviceServer {
             | Command::PreventAllowMediumRemoval { .. }
             | Command::SetIdentifyingInformation { .. }
             | Command::SetTimestamp { .. }
+            | Command::FormatUnit { .. }
+            | Command::Sanitize { .. }
             | Command::ModeSelect { .. } => self.change_state(id),
+            Command::WriteBuffer { parameter_list_length } => self.write_buffer(id, parameter_list_length),
             Command::TestUnitReady
             | Command::RequestSense { .. }
             | Command::Inquiry { .. }
@@ -314,6 +351,7 @@ impl DeviceServer {
             | Command::StartStopUnit { start: true, .. }
             | Command::ReportIdentifyingInformation { .. }
             | Command::ReportTimestamp { .. }
+            | Command::ReadBuffer { .. }
             | Command::SendDiagnostic { .. } => {
                 let completion = self.inform(id, &command);
                 self.complete(id, completion);
@@ -325,7 +363,7 @@ impl DeviceServer {
     /// establish a Unit Attention first.
     fn complete(&mut self, id: TaskId, completion: Completion) {
         match interlocked(self.mode.interlock, completion.status) {
-            Some(additional) if self.tasks.get(&id).is_some_and(|task| !task.aborting) => {
+            Some(additional) if self.tasks.get(&id).is_some_and(|task| task.aborted.is_none()) => {
                 let Some(task) = self.tasks.get_mut(&id) else { return };
                 task.ends_with = Some(completion);
                 task.stage = Stage::AwaitingUnitAttention;
@@ -338,33 +376,42 @@ impl DeviceServer {
 
     fn end(&mut self, id: TaskId, completion: Completion) {
         let Some(task) = self.tasks.remove(&id) else { return };
-        let response = if task.aborting {
-            Response::Aborted
-        } else {
-            if let Some(ua) = completion.unit_attention_reported {
-                self.reported.insert(task.nexus, ua);
+        let Task { nexus, naca, has_aca_attribute, .. } = task;
+        let checked = completion.status == Status::CheckCondition;
+        let response = match task.aborted {
+            Some(how) => how.response(),
+            None => {
+                if let Some(ua) = completion.unit_attention_reported {
+                    self.reported.insert(nexus, ua);
+                }
+                let descriptor_sense = self.mode.descriptor_sense;
+                let completion = completion.with_transfer_len(task.data_out_asked);
+                Response::Completed(Completion { descriptor_sense, ..completion })
             }
-            let wanted = task.data_out_asked;
-            let descriptor_sense = self.mode.descriptor_sense;
-            Response::Completed(Completion { descriptor_sense, ..completion.with_transfer_len(wanted) })
         };
-        self.retire(id, response);
+        let aborted = task.aborted.is_some();
+        self.retire(id, response, |server| {
+            if checked && !aborted {
+                server.check_condition(&nexus, naca, has_aca_attribute);
+            }
+        });
     }
 
-    /// Ends a task without a status. Nothing of it is under way.
+    /// Ends a task as aborted. Nothing of it is under way.
     fn end_aborted(&mut self, id: TaskId) {
-        if self.tasks.remove(&id).is_some() {
-            self.retire(id, Response::Aborted);
+        if let Some(task) = self.tasks.remove(&id) {
+            let response = task.aborted.map_or(Response::Aborted, Abort::response);
+            self.retire(id, response, |_| {});
         }
     }
 
-    fn retire(&mut self, id: TaskId, response: Response) {
+    /// `then` runs when the task has left the task set, before the next one starts.
+    fn retire(&mut self, id: TaskId, response: Response, then: impl FnOnce(&mut Self)) {
         self.actions.push_back(Action::Complete { task: id, response });
         self.work.extend(self.locks.release(id).into_iter().map(Work::Locked));
         self.task_set.remove(id);
-        while let Some(next) = self.task_set.next_enabled() {
-            self.work.push_back(Work::Start(next));
-        }
+        then(self);
+        self.start_enabled();
         self.task_ended(id);
     }
 }

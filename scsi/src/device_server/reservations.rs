@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cdb::{Command, PrInAction},
-    lu_state::{Applied, Change, Context, LuState},
+    lu_state::{self, Applied, Change, Context, LuState, Operation},
     nexus::{Nexus, RelativePort},
     pr::{
         access::{self, Access},
@@ -72,8 +72,9 @@ impl DeviceServer {
         if version <= self.reservations.version {
             return;
         }
-        self.mode = state.mode(self.config.mode);
         self.reservations.installed = state;
+        self.take_mode();
+        self.follow_operation();
         self.reservations.version = version;
         self.reservations.undrained.push_back(version);
         let waiting: Vec<(TaskId, Stage)> = self.tasks.iter().map(|(id, task)| (*id, task.stage)).collect();
@@ -186,6 +187,14 @@ impl DeviceServer {
         }
     }
 
+    /// True for a FORMAT UNIT or SANITIZE that is answered when the work is done.
+    fn awaits_operation(&self, task: &Task) -> bool {
+        let begins = matches!(task.command, Ok(Command::FormatUnit { .. } | Command::Sanitize { .. }));
+        let running = self.reservations.installed.unit.operation.as_ref().is_some_and(Operation::is_running);
+        let immediate = task.command.is_ok_and(|command| lu_state::is_immediate(&command, &task.data));
+        begins && running && !immediate
+    }
+
     /// What a change would do to this state.
     pub(super) fn judge(&self, state: &mut LuState, change: &Change<'_>) -> Result<Applied, Refusal> {
         let ports: Vec<RelativePort> =
@@ -204,7 +213,7 @@ impl DeviceServer {
         self.now = now;
         let Some(proposer) = self.tasks.get(&task) else { return };
         let Stage::Proposed { expected_version, drains } = proposer.stage else { return };
-        let aborting = proposer.aborting;
+        let aborting = proposer.aborted.is_some();
         match outcome {
             ProposalOutcome::Committed { version } => {
                 self.set_stage(task, Stage::AwaitingDrain { version, drains });
@@ -251,6 +260,7 @@ impl DeviceServer {
         let id = self.reservations.draining.remove(at);
         match self.tasks.get(&id) {
             // The write cache is off now: what it still holds has been acknowledged.
+            Some(task) if self.awaits_operation(task) => self.set_stage(id, Stage::AwaitingOperation),
             Some(task) if task.flushes => {
                 self.submit(id, Step::Flush, Action::Flush { task: id, extent: None })
             }

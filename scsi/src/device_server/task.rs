@@ -3,12 +3,14 @@
 use alloc::vec::Vec;
 
 use super::message::{CommandRequest, Completion, DataOut};
+use super::task_management::Abort;
 use crate::{
-    cdb::{Command, Direction, VerifyCheck, WriteSameSource},
+    cdb::{self, Command, Direction, VerifyCheck, WriteSameSource},
     geometry::Geometry,
     limits::CDB_LEN_MAX,
     nexus::Nexus,
     sense::Sense,
+    task_set::TaskAttribute,
     time::Instant,
     ua::UnitAttention,
 };
@@ -32,8 +34,12 @@ pub(super) struct Task {
     pub(super) unit_attention: Option<UnitAttention>,
     pub(super) read_only: bool,
     pub(super) stage: Stage,
-    /// It ends as aborted, as soon as what is under way has ended.
-    pub(super) aborting: bool,
+    /// It ends so, as soon as what is under way has ended.
+    pub(super) aborted: Option<Abort>,
+    /// NACA: a CHECK CONDITION establishes an ACA condition.
+    pub(super) naca: bool,
+    /// It has the ACA attribute.
+    pub(super) has_aca_attribute: bool,
     /// Something was written: BUSY would be a lie.
     pub(super) wrote: bool,
     /// How it ends once a Unit Attention for its nexus is established.
@@ -80,6 +86,8 @@ pub(super) enum Stage {
     },
     /// Something that the nexus did before it was lost has to end first.
     AwaitingEvent,
+    /// Waits for the end of the FORMAT UNIT or SANITIZE that it began.
+    AwaitingOperation,
     /// Waits until a Unit Attention is established.
     AwaitingUnitAttention,
 }
@@ -146,7 +154,9 @@ impl Task {
             unit_attention: request.unit_attention,
             read_only: request.read_only,
             stage: Stage::Dormant,
-            aborting: false,
+            aborted: None,
+            naca: cdb::naca(request.cdb),
+            has_aca_attribute: request.attribute == TaskAttribute::Aca,
             wrote: false,
             ends_with: None,
             flushes: false,
@@ -209,6 +219,9 @@ const fn looks_at_data(command: &Command) -> bool {
             | Command::ModeSelect { .. }
             | Command::SetIdentifyingInformation { .. }
             | Command::SetTimestamp { .. }
+            | Command::FormatUnit { .. }
+            | Command::Sanitize { .. }
+            | Command::WriteBuffer { .. }
             | Command::PersistentReserveOut { .. }
     )
 }

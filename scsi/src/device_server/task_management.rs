@@ -1,15 +1,15 @@
 //! Task management functions (SAM-5 clause 7), preemption's aborts, and the loss of a nexus.
 //!
 //! Invariants: what is under way outside is waited for before its task ends and before a function is answered; a task
-//! that was aborted gets no status (TAS=0), and the nexuses that did not ask for it are told by Unit Attentions, which
-//! are established in the cluster before the function is answered.
+//! that was aborted for another nexus gets TASK ABORTED (TAS=1), or its nexus is told by a Unit Attention (TAS=0), which
+//! is established in the cluster before the function is answered.
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::{
-    Action, Completion, DeviceServer, TaskManagementFunction, TaskManagementRequest, TmfResponse, UaScope,
-    UaWaiter, UnitEvent,
+    Action, Completion, DeviceServer, Response, TaskManagementFunction, TaskManagementRequest, TmfResponse,
+    UaScope, UaWaiter, UnitEvent,
 };
 use crate::{
     nexus::Nexus,
@@ -18,6 +18,24 @@ use crate::{
     task_set::TaskId,
     time::Instant,
 };
+
+/// How an aborted task ends (SAM-5 5.6, TAS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Abort {
+    /// Nothing is sent.
+    Silently,
+    /// With TASK ABORTED.
+    WithStatus,
+}
+
+impl Abort {
+    pub(super) const fn response(self) -> Response {
+        match self {
+            Abort::Silently => Response::Aborted,
+            Abort::WithStatus => Response::Completed(Completion::status(Status::TaskAborted)),
+        }
+    }
+}
 
 /// A function that is not answered yet.
 #[derive(Debug)]
@@ -47,7 +65,16 @@ impl DeviceServer {
                 self.answer(id, found(self.task_set.has(task, nexus)));
             }
             TaskManagementFunction::QueryTaskSet => self.answer(id, found(self.task_set.has_any_of(nexus))),
-            TaskManagementFunction::ClearAca => self.answer(id, TmfResponse::NotSupported),
+            // Without effect, but complete, for all but the faulted nexus.
+            TaskManagementFunction::ClearAca => {
+                let own = self.task_set.select(|_, of| of == nexus);
+                let with_attribute = own
+                    .into_iter()
+                    .filter(|id| self.tasks.get(id).is_some_and(|task| task.has_aca_attribute));
+                let doomed = with_attribute.collect();
+                self.clear_aca(nexus);
+                self.abort_for(id, doomed, Vec::new());
+            }
             TaskManagementFunction::AbortTask(task) if !self.task_set.has(task, nexus) => {
                 self.answer(id, TmfResponse::TaskDoesNotExist);
             }
@@ -57,18 +84,32 @@ impl DeviceServer {
                 self.abort_for(id, own, Vec::new());
             }
             TaskManagementFunction::ClearTaskSet => {
-                let others: BTreeSet<Nexus> =
-                    self.tasks.values().map(|task| task.nexus).filter(|of| of != nexus).collect();
-                let cleared = asc::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR;
-                let told = others.into_iter().map(|of| (cleared, UaScope::Only(of))).collect();
-                let all = self.task_set.select(|_, _| true);
-                self.abort_for(id, all, told);
+                // With TST=001b the task set is the nexus's own.
+                let own_only = self.mode.task_set_per_nexus;
+                let doomed = self.task_set.select(|_, of| !own_only || of == nexus);
+                let mut told = Vec::new();
+                let waited_for = self.abort_for_others(nexus, doomed, |_, other, due| {
+                    if due {
+                        told.push((asc::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, UaScope::Only(other)));
+                    }
+                });
+                self.wait(id, waited_for, told, None);
+            }
+            TaskManagementFunction::ItNexusReset => {
+                let own = self.task_set.select(|_, of| of == nexus);
+                self.clear_aca(nexus);
+                let event = self.begin_event(UnitEvent::NexusLost(*nexus), Some(id));
+                let waited_for = self.abort(own, Abort::Silently);
+                let told = Vec::from([(asc::I_T_NEXUS_LOSS, UaScope::Only(*nexus))]);
+                self.wait(id, waited_for, told, Some(event));
             }
             TaskManagementFunction::LogicalUnitReset => {
+                self.task_set.clear_faults();
                 let all = self.task_set.select(|_, _| true);
-                let told = Vec::from([(asc::BUS_DEVICE_RESET, UaScope::All)]);
                 let event = self.begin_event(UnitEvent::Reset(*nexus), Some(id));
-                self.abort_and_wait(id, all, told, Some(event));
+                let waited_for = self.abort_for_others(nexus, all, |_, _, _| {});
+                let told = Vec::from([(asc::BUS_DEVICE_RESET, UaScope::All)]);
+                self.wait(id, waited_for, told, Some(event));
             }
         }
         self.run();
@@ -77,8 +118,12 @@ impl DeviceServer {
     /// PREEMPT AND ABORT: all tasks of these nexuses. Its own GOOD waits for those under way.
     pub fn abort_tasks_of(&mut self, now: Instant, nexuses: &[Nexus]) {
         self.now = now;
+        for nexus in nexuses {
+            self.clear_aca(nexus);
+        }
         let doomed = self.task_set.select(|_, of| nexuses.contains(of));
-        self.abort(doomed);
+        let how = if self.mode.task_aborted_status { Abort::WithStatus } else { Abort::Silently };
+        self.abort(doomed, how);
         self.run();
     }
 
@@ -86,9 +131,11 @@ impl DeviceServer {
     pub fn handle_nexus_loss(&mut self, now: Instant, nexus: &Nexus) {
         self.now = now;
         self.reported.remove(nexus);
+        self.echo_buffers.remove(nexus);
         self.begin_event(UnitEvent::NexusLost(*nexus), None);
         let own = self.task_set.select(|_, of| of == nexus);
-        self.abort(own);
+        self.clear_aca(nexus);
+        self.abort(own, Abort::Silently);
         self.run();
     }
 
@@ -110,7 +157,8 @@ impl DeviceServer {
                 }
                 self.answer_finished();
             }
-            Some(UaWaiter::Nobody) | None => {}
+            Some(UaWaiter::Threshold) if !established => self.thresholds_reached = Default::default(),
+            Some(UaWaiter::Threshold | UaWaiter::Nobody) | None => {}
         }
         self.run();
     }
@@ -147,17 +195,18 @@ impl DeviceServer {
     }
 
     fn abort_for(&mut self, id: u64, doomed: Vec<TaskId>, told: Vec<(AdditionalSense, UaScope)>) {
-        self.abort_and_wait(id, doomed, told, None);
+        let tasks = self.abort(doomed, Abort::Silently);
+        self.wait(id, tasks, told, None);
     }
 
-    fn abort_and_wait(
+    /// Answers a function once these tasks have ended and all the rest is established.
+    fn wait(
         &mut self,
         id: u64,
-        doomed: Vec<TaskId>,
+        tasks: BTreeSet<TaskId>,
         told: Vec<(AdditionalSense, UaScope)>,
         event: Option<u64>,
     ) {
-        let tasks = self.abort(doomed);
         let unit_attentions = told
             .into_iter()
             .map(|(additional, scope)| self.establish(UaWaiter::Function(id), additional, scope))
@@ -173,15 +222,18 @@ impl DeviceServer {
     }
 
     /// Ends tasks; returns those that end only when what is under way has ended.
-    fn abort(&mut self, doomed: Vec<TaskId>) -> BTreeSet<TaskId> {
+    pub(super) fn abort(&mut self, doomed: Vec<TaskId>, how: Abort) -> BTreeSet<TaskId> {
         let mut waited_for = BTreeSet::new();
         for id in doomed {
             match self.tasks.get_mut(&id) {
                 Some(task) if task.stage.is_under_way() => {
-                    task.aborting = true;
+                    task.aborted = Some(how);
                     waited_for.insert(id);
                 }
-                Some(_) => self.end_aborted(id),
+                Some(task) => {
+                    task.aborted = Some(how);
+                    self.end_aborted(id);
+                }
                 None => {}
             }
         }

@@ -13,10 +13,14 @@
 //! | identifying information, the timestamp | `information` |
 
 mod information;
+mod operation;
 #[cfg(test)]
 mod tests;
 
 use alloc::vec::Vec;
+
+pub(crate) use operation::is_immediate;
+pub use operation::{Operation, OperationKind, OperationState};
 
 pub use information::{IdentifyingInformation, UnixMillis, report_identifying_information, report_timestamp};
 
@@ -24,7 +28,7 @@ use crate::{
     cdb::{self, Command},
     geometry::Geometry,
     limits,
-    mode::{self, ModeParameters},
+    mode::{self, ModeParameters, ReportMethod},
     nexus::{Nexus, RelativePort},
     pr::{
         out::PrOut,
@@ -58,6 +62,8 @@ pub struct UnitState {
     pub identifying: IdentifyingInformation,
     /// How far the timestamp is ahead of the cluster's clock, in milliseconds; `None`: it is that clock.
     pub timestamp_ahead: Option<i64>,
+    /// FORMAT UNIT or SANITIZE.
+    pub operation: Option<Operation>,
 }
 
 /// What changes the state.
@@ -76,6 +82,11 @@ pub enum Change<'a> {
     NexusLost(&'a Nexus),
     /// LOGICAL UNIT RESET.
     Reset,
+    /// The operation under way has ended.
+    OperationEnded {
+        /// Not well.
+        failed: bool,
+    },
 }
 
 /// What a change is judged by.
@@ -172,6 +183,10 @@ impl LuState {
                 next.unit.reset();
                 Applied::default()
             }
+            Change::OperationEnded { failed } => {
+                next.unit.end_operation(failed);
+                Applied::default()
+            }
         };
         let protects = |state: &LuState| state.mode(context.mode_default).software_write_protect;
         applied.changed = next != *self;
@@ -243,7 +258,14 @@ impl LuState {
                         Some(selected).filter(|mode| *mode != self.saved_mode(context.mode_default));
                     return Ok(Applied::default());
                 }
-                Ok(told_to_others(nexus, asc::MODE_PARAMETERS_CHANGED))
+                let mut applied = told_to_others(nexus, asc::MODE_PARAMETERS_CHANGED);
+                let exceptions = &selected.exceptions;
+                if let Some(exception) = exceptions.exception().filter(|_| *exceptions != before.exceptions)
+                    && exceptions.method == ReportMethod::UnitAttention
+                {
+                    applied.unit_attentions.push((UaScope::All, exception));
+                }
+                Ok(applied)
             }
             Command::SetIdentifyingInformation { kind, parameter_list_length } => {
                 let changed = self.unit.identifying.set(kind, whole(parameter_list_length)?);
@@ -251,6 +273,11 @@ impl LuState {
                     true => Ok(told_to_others(nexus, asc::DEVICE_IDENTIFIER_CHANGED)),
                     false => Ok(Applied::default()),
                 }
+            }
+            command @ (Command::FormatUnit { .. } | Command::Sanitize { .. }) => {
+                self.begin_operation(&command, list).map_err(Refusal::Sense)?;
+                // Nothing that was submitted before may land in a medium that is done.
+                Ok(Applied { narrowed: true, ..Applied::default() })
             }
             Command::SetTimestamp { parameter_list_length: 0 } => Ok(Applied::default()),
             Command::SetTimestamp { parameter_list_length } => {
@@ -260,6 +287,23 @@ impl LuState {
             }
             _ => Err(Refusal::Sense(Sense::illegal(asc::INVALID_COMMAND_OPERATION_CODE))),
         }
+    }
+}
+
+impl LuState {
+    fn begin_operation(&mut self, command: &Command, list: &[u8]) -> Result<(), Sense> {
+        let begun = Operation::of(command, list)?;
+        match (&self.unit.operation, begun) {
+            (Some(running), _) if running.is_running() => return Err(running.sense(0)),
+            (_, Some(begun)) => self.unit.operation = Some(begun),
+            (None, None) => {}
+            (Some(Operation { state: OperationState::Failed { may_exit_failure: true }, .. }), None) => {
+                self.unit.operation = None;
+            }
+            // Only another SANITIZE helps.
+            (Some(failed), None) => return Err(failed.sense(0)),
+        }
+        Ok(())
     }
 }
 
@@ -278,6 +322,17 @@ impl UnitState {
         self.spc2_holder = None;
         self.preventing.clear();
         self.mode = None;
+    }
+
+    fn end_operation(&mut self, failed: bool) {
+        let Some(operation) = &mut self.operation else { return };
+        match operation.state {
+            OperationState::Running { may_exit_failure } if failed => {
+                operation.state = OperationState::Failed { may_exit_failure };
+            }
+            OperationState::Running { .. } => self.operation = None,
+            OperationState::Failed { .. } => {}
+        }
     }
 
     fn prevent(&mut self, nexus: &Nexus, prevent: bool) -> Result<(), Sense> {

@@ -49,12 +49,16 @@ const fn need(command: &Command) -> Need {
         | Command::Verify { .. }
         | Command::PreFetch { .. }
         | Command::GetLbaStatus { .. }
+        | Command::ReadBuffer { .. }
         | Command::ModeSense(_)
         | Command::ReceiveDiagnosticResults { .. }
         | Command::ReportSupportedOperationCodes { .. }
         | Command::ReportSupportedTaskManagementFunctions { .. } => Need::Reading,
 
         Command::Write { .. }
+        | Command::FormatUnit { .. }
+        | Command::Sanitize { .. }
+        | Command::WriteBuffer { .. }
         | Command::WriteAndVerify { .. }
         | Command::WriteSame { .. }
         | Command::CompareAndWrite { .. }
@@ -121,6 +125,10 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         | Command::Verify { .. }
         | Command::PreFetch { .. }
         | Command::GetLbaStatus { .. }
+        | Command::ReadBuffer { .. }
+        | Command::WriteBuffer { .. }
+        | Command::FormatUnit { .. }
+        | Command::Sanitize { .. }
         | Command::ModeSense(_)
         | Command::ReceiveDiagnosticResults { .. }
         | Command::ReportSupportedOperationCodes { .. }

@@ -95,8 +95,8 @@ fn block_device_characteristics(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &P
 }
 
 fn logical_block_provisioning(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
-    // No threshold; LBPU, LBPWS, LBPWS10, LBPRZ=001b (deallocated blocks read as zeroes); thin provisioned.
-    w.put(&[0x00, 0xe4, 0x02, 0x00]);
+    // THRESHOLD EXPONENT; LBPU, LBPWS, LBPWS10, LBPRZ=001b (deallocated blocks read as zeroes); thin provisioned.
+    w.put(&[limits::THRESHOLD_EXPONENT, 0xe4, 0x02, 0x00]);
 }
 
 #[cfg(test)]
@@ -164,6 +164,6 @@ mod tests {
         assert_eq!((extended.len(), &extended[4..7], extended[13]), (64, &[0, 7, 1][..], 40));
         assert_eq!(page(0x87)[4..], [0x3f, 0xff, 0, 0]);
         assert_eq!(page(0xb1)[4..6], [0, 1]);
-        assert_eq!(page(0xb2)[4..], [0, 0xe4, 2, 0]);
+        assert_eq!(page(0xb2)[4..], [limits::THRESHOLD_EXPONENT, 0xe4, 2, 0]);
     }
 }

@@ -93,3 +93,19 @@ pub(crate) fn register_others(new_key: u64, others: &[TransportId]) -> (Vec<u8>,
     list.extend(ids);
     pr_out_with(0, 0, list)
 }
+
+/// MODE SELECT of the Logical Block Provisioning page: a threshold of available resources.
+pub(crate) fn mode_select_threshold(sets: u32) -> (Vec<u8>, Vec<u8>) {
+    let mut list = vec![0, 0, 0, 0, 0x5c, 0x02, 0, 28];
+    list.extend([0; 12]);
+    list.extend([0x80, 0x01, 0, 0]);
+    list.extend(sets.to_be_bytes());
+    list.extend([0x01, 0x02, 0, 0, 0, 0, 0, 0]);
+    (vec![0x15, 0x10, 0, 0, list.len() as u8, 0], list)
+}
+
+/// MODE SELECT of the Informational Exceptions page: a test, reported so.
+pub(crate) fn mode_select_exceptions(method: u8) -> (Vec<u8>, Vec<u8>) {
+    let list = vec![0, 0, 0, 0, 0x1c, 0x0a, 0x04, method, 0, 0, 0, 0, 0, 0, 0, 0];
+    (vec![0x15, 0x10, 0, 0, list.len() as u8, 0], list)
+}

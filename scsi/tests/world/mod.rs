@@ -252,6 +252,15 @@ impl World {
         self.pump();
     }
 
+    /// The store has this many threshold sets left.
+    pub(crate) fn store_has(&mut self, sets: u64) {
+        let set = (BLOCK as u64) << holdfast_scsi::limits::THRESHOLD_EXPONENT;
+        let now = self.tick();
+        let resources = StoreResources { available_bytes: sets * set, used_bytes: set };
+        self.server.install_resources(now, resources);
+        self.pump();
+    }
+
     pub(crate) fn pass_second(&mut self) {
         self.now += 1000;
         let now = self.tick();
@@ -348,6 +357,10 @@ impl World {
 
     /// No I/O is submitted for a nexus that the installed reservations shut out.
     fn assert_may_run(&self, io: &Action) {
+        if task_of(io) == OWN_WORK {
+            assert!(self.server.state().1.unit.operation.is_some());
+            return;
+        }
         let live = &self.live[&task_of(io).0];
         let (_, installed) = self.server.state();
         let command = cdb::parse(&live.cdb, &self.server.config().properties.geometry).unwrap();
@@ -443,7 +456,17 @@ impl World {
         if fail {
             return self.server.handle_io(now, task, IoDone::Failed(IoFailure::Hardware));
         }
-        let live = self.live.get_mut(&task.0).expect("I/O of a task that has ended");
+        let mut own = Live {
+            host: '-',
+            lun: Lun::from_number(0).unwrap(),
+            cdb: Vec::new(),
+            data_out: Vec::new(),
+            read: Vec::new(),
+        };
+        let live = match task {
+            OWN_WORK => &mut own,
+            task => self.live.get_mut(&task.0).expect("I/O of a task that has ended"),
+        };
         match action {
             Action::Read { extent, .. } => {
                 live.read = self.store[range(extent)].to_vec();

@@ -283,6 +283,7 @@ impl Authority {
                 }
                 ProposedChange::NexusLost => Change::NexusLost(&proposal.nexus),
                 ProposedChange::Reset => Change::Reset,
+                ProposedChange::OperationEnded { failed } => Change::OperationEnded { failed: *failed },
             };
             let context = Context {
                 ports: &ports,

@@ -10,7 +10,7 @@ use crate::{
     lu_state::LuState,
     nexus::RelativePort,
     pr::state::Reservations,
-    sense::SenseKey,
+    sense::{Sense, SenseKey},
     transport_id::TransportId,
     ua::UnitAttention,
 };
@@ -395,7 +395,7 @@ fn aborted_proposal_ends_when_its_outcome_is_known() {
 }
 
 #[test]
-fn aca_is_refused() {
+fn aca_attribute_without_the_condition_is_refused() {
     let mut server = server();
     let request = CommandRequest {
         task: TaskId(1),
@@ -407,9 +407,10 @@ fn aca_is_refused() {
         read_only: false,
     };
     server.handle_command(NOW, request, DataOut::None).unwrap();
-    assert_eq!(sense_of(&completion(&mut server, 1)).0, SenseKey::IllegalRequest);
+    let refused = completion(&mut server, 1);
+    assert_eq!(sense_of(&refused), (SenseKey::IllegalRequest, asc::INVALID_MESSAGE_ERROR));
     send(&mut server, 2, &[0, 0, 0, 0, 0, 4], DataOut::None);
-    assert_eq!(sense_of(&completion(&mut server, 2)), (SenseKey::IllegalRequest, asc::INVALID_FIELD_IN_CDB));
+    assert_eq!(completion(&mut server, 2).status, Status::Good);
 }
 
 #[test]
