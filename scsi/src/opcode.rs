@@ -262,8 +262,7 @@ const fn rw16(opcode: u8, flags: u8) -> [u8; 16] {
 
 const fn sanitize(name: &'static str, action: u16) -> Row {
     const USAGE: &[u8] = &[0x48, 0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
-    // ZNR is for zoned devices: ignored.
-    Row::new(name, USAGE, decode::sanitize).action(action).unchecked(&[0, 0x40]).hours()
+    Row::new(name, USAGE, decode::sanitize).action(action).hours()
 }
 
 const fn pr_in(name: &'static str, action: u16) -> Row {

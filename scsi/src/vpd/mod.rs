@@ -91,6 +91,8 @@ const UGAVALID: u32 = 0x8000_0000;
 fn block_device_characteristics(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
     // MEDIUM ROTATION RATE 0001h: does not rotate.
     w.put_u16(0x0001);
+    // WABEREQ=01b: blocks that SANITIZE erased can be read without having been written.
+    w.put(&[0, 0x40]);
     fill(w);
 }
 
@@ -163,7 +165,7 @@ mod tests {
         let extended = page(0x86);
         assert_eq!((extended.len(), &extended[4..7], extended[13]), (64, &[0, 7, 1][..], 40));
         assert_eq!(page(0x87)[4..], [0x3f, 0xff, 0, 0]);
-        assert_eq!(page(0xb1)[4..6], [0, 1]);
+        assert_eq!(page(0xb1)[4..8], [0, 1, 0, 0x40]);
         assert_eq!(page(0xb2)[4..], [limits::THRESHOLD_EXPONENT, 0xe4, 2, 0]);
     }
 }
