@@ -11,7 +11,7 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test conformance differential membership chaos kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod release
+.PHONY: help build demo run test bench conformance differential membership chaos kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,10 @@ conformance: ready-conformance ## libiscsi's whole suite against Holdfast and, f
 differential: ready-conformance ## 10,000 random commands to Holdfast and to tgt: every difference has its rule (needs root for tgt)
 	cargo build $(subst --bins,,$(binaries)) -p holdfast-tests --bins $(locked)
 	HOLDFAST_BIN_DIR=$(target_dir)/debug PATH=$$PATH:/usr/sbin:/sbin timeout -k 10 900 $(target_dir)/debug/holdfast-differential 10000 $(or $(SEED),1)
+bench: ready-bench ## Holdfast beside tgt, istgt and the bare network; tables and plots in target/bench (arguments: BENCH="--set full")
+	@$(MAKE) --no-print-directory release
+	cargo build --release -p holdfast-bench $(locked)
+	HOLDFAST_BIN_DIR=$(target_dir)/release $(target_dir)/release/holdfast-bench run --libiscsi --syscalls --out $(target_dir)/bench $(BENCH)
 
 membership: ready-test ## tests of run-time membership changes: a known fault makes them fail now and then
 	cargo nextest run -p holdfast-controller --test membership $(locked)
@@ -79,6 +83,9 @@ ready-demo:
 	@build/rocksdb.sh
 ready-kmod:
 	@build/setup.sh kmod
+ready-bench:
+	@build/setup.sh bench
+	@build/rocksdb.sh
 ready-test:
 	@build/setup.sh test
 	@build/rocksdb.sh

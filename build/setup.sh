@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Installs what a purpose needs on Debian 12 (or a relative of it), and says nothing when it is all there.
 #
-# Usage: build/setup.sh build|demo|test|conformance|kmod
+# Usage: build/setup.sh build|demo|test|conformance|kmod|bench
 #   build  compilers and libclang
 #   demo   the same, and initiators: libiscsi's tools, and qemu-img with its iSCSI driver
 #   test   the same, what partitions between network namespaces need, and rustfmt and clippy
 #   conformance  as demo, and the targets that Holdfast is compared with
 #   kmod   what the kernel module and its tests need: headers and images of Debian's kernels, Rust with its library's
 #          sources, QEMU, busybox, the initiators' SCSI tools
+#   bench  as for demo, and the targets that Holdfast is measured beside
 #
 # It looks for programs rather than for package names, so it is content with tools that were installed in another way.
 # It needs root or sudo only when something is missing.
@@ -16,9 +17,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 purpose=${1:-}
 case $purpose in
-    build | demo | test | conformance | kmod) ;;
+    build | demo | test | conformance | kmod | bench) ;;
     *)
-        echo "usage: build/setup.sh build|demo|test|conformance|kmod" >&2
+        echo "usage: build/setup.sh build|demo|test|conformance|kmod|bench" >&2
         exit 2
         ;;
 esac
@@ -70,7 +71,7 @@ missing() {
     # The scripted initiator of the demo and of the tests is compiled against it.
     { cc -E -include iscsi/iscsi.h -x c /dev/null; } >/dev/null 2>&1 || echo libiscsi-dev
     qemu_speaks_iscsi || printf '%s\n' qemu-utils qemu-block-extra
-    if [ "$purpose" = conformance ]; then
+    if [ "$purpose" = conformance ] || [ "$purpose" = bench ]; then
         # Root's programs: they may be out of a user's path.
         (PATH=$PATH:/usr/sbin:/sbin; have tgtd) || echo tgt
         (PATH=$PATH:/usr/sbin:/sbin; have istgt) || echo istgt
