@@ -8,11 +8,13 @@
  * "done COMMANDS NANOSECONDS P50_NS P99_NS P999_NS", or "failed REASON". BLOCKS are of 512 bytes.
  */
 #include <errno.h>
+#include <signal.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
@@ -140,6 +142,8 @@ int main(int argc, char **argv)
 
 	if (argc != 13)
 		return 2;
+	/* A run that is cut short leaves nobody behind who tries for ever. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	lun = atoi(argv[4]);
 	size = (uint32_t)atoi(argv[6]);
 	places = strtoull(argv[5], NULL, 10) * 512 / size;

@@ -64,6 +64,9 @@ struct Run {
     out: Option<PathBuf>,
 }
 
+/// What a plot shows of a row.
+type Value = fn(&Row) -> f64;
+
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
         What::Run(arguments) => measure(arguments),
@@ -101,7 +104,7 @@ fn measure(arguments: Run) -> anyhow::Result<()> {
         std::fs::write(folder.join("report.md"), report.markdown())?;
         let lean =
             || report.groups().filter(|group| group.first().is_some_and(|r| r.client == ClientKind::Lean));
-        let plots: [(&str, &str, &str, fn(&Row) -> f64); 3] = [
+        let plots: [(&str, &str, &str, Value); 3] = [
             ("cpu.svg", "Processor time of the target for a command", "us", |row| row.cpu_us),
             ("iops.svg", "Commands per second", "IOPS", |row| row.iops),
             ("p99.svg", "99th percentile of latency", "us", |row| row.latency_us[1]),
