@@ -4,12 +4,14 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const CONTRACTS: [&str; 5] = [
+const CONTRACTS: [&str; 7] = [
     "holdfast/state/v1/state.proto",
     "holdfast/node/v1/node.proto",
     "holdfast/raft/v1/raft.proto",
     "holdfast/v1/holdfast.proto",
+    "holdfast/v1/host.proto",
     "holdfast/v1/job.proto",
+    "holdfast/v1/reservation.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

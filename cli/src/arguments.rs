@@ -1,8 +1,12 @@
 //! The grammar of the command line. Doc comments here are the help texts.
 
+mod hosts;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use hosts::{Host, HostGroup, Map, MapApply};
 
 use crate::size::Size;
 
@@ -68,6 +72,9 @@ pub(crate) enum Noun {
     /// Hosts: named sets of initiators.
     #[command(subcommand)]
     Host(Host),
+    /// Host groups: hosts that see the same volumes at the same LUNs.
+    #[command(subcommand, name = "host-group")]
+    HostGroup(HostGroup),
     /// Which host sees which volume, and as which LUN.
     #[command(subcommand)]
     Map(Map),
@@ -375,78 +382,6 @@ pub(crate) enum Switch {
 }
 
 #[derive(Subcommand)]
-pub(crate) enum Host {
-    /// Create a host.
-    Create(HostCreate),
-    /// List the hosts.
-    List,
-    /// Show one with what is mapped to it.
-    Show {
-        /// The host.
-        name: String,
-    },
-    /// Delete it (it must have no mappings).
-    Delete {
-        /// The host.
-        name: String,
-    },
-}
-
-#[derive(Args)]
-pub(crate) struct HostCreate {
-    /// Name: letters, digits, '.', '_', '-'.
-    pub(crate) name: String,
-    /// iSCSI names of its initiators.
-    #[arg(long, required = true, num_args = 1.., value_name = "IQN")]
-    pub(crate) initiator: Vec<String>,
-    /// Ask for CHAP with this user name.
-    #[arg(long, requires = "chap_secret_file")]
-    pub(crate) chap_user: Option<String>,
-    /// File with the CHAP secret, 12 to 64 bytes (a line end at its end is ignored).
-    #[arg(long, requires = "chap_user", value_name = "FILE")]
-    pub(crate) chap_secret_file: Option<PathBuf>,
-    /// Mutual CHAP: the user name that the target answers with.
-    #[arg(long, requires_all = ["chap_user", "chap_target_secret_file"])]
-    pub(crate) chap_target_user: Option<String>,
-    /// File with the target's secret; must differ from the host's.
-    #[arg(long, requires = "chap_target_user", value_name = "FILE")]
-    pub(crate) chap_target_secret_file: Option<PathBuf>,
-}
-
-#[derive(Subcommand)]
-pub(crate) enum Map {
-    /// Let a host see a volume.
-    Create {
-        /// The volume.
-        volume: String,
-        /// The host.
-        host: String,
-        /// LUN, 0 to 16383 (default: the lowest free one).
-        #[arg(long, value_parser = clap::value_parser!(u32).range(0..=16383))]
-        lun: Option<u32>,
-        /// Writes are refused with WRITE PROTECTED.
-        #[arg(long)]
-        read_only: bool,
-    },
-    /// List the mappings.
-    List {
-        /// Only of this volume.
-        #[arg(long)]
-        volume: Option<String>,
-        /// Only of this host.
-        #[arg(long)]
-        host: Option<String>,
-    },
-    /// Take a volume away from a host.
-    Delete {
-        /// The volume.
-        volume: String,
-        /// The host.
-        host: String,
-    },
-}
-
-#[derive(Subcommand)]
 pub(crate) enum Reservation {
     /// Show registrants, holder, type and generation of a volume.
     Show {
@@ -543,6 +478,16 @@ mod tests {
             "holdfast volume resize db1 --size 20GiB",
             "holdfast host create h --initiator iqn.a:1 iqn.a:2 --chap-user u --chap-secret-file f",
             "holdfast map create db1 h --lun 3 -o json",
+            "holdfast host create h --initiator 50:01:43:80:12:34:56:7a",
+            "holdfast host update h --add-initiator iqn.a:3 --remove-initiator iqn.a:1 iqn.a:2 --no-chap",
+            "holdfast host wildcards allow",
+            "holdfast host list -w",
+            "holdfast host-group create g --host h1 h2",
+            "holdfast host-group update g --add-host h3 --remove-host h1",
+            "holdfast map create db1 --group g",
+            "holdfast map delete db1 --group g",
+            "holdfast map apply -f maps.yaml --dry-run --prune",
+            "holdfast map export",
             "holdfast reservation show db1",
             "holdfast event watch",
             "holdfast controller add ctl-4 --id 4 --address 127.0.0.1:7704",
@@ -565,6 +510,11 @@ mod tests {
             "holdfast volume create db1 --size 1GiB --block-size 513",
             "holdfast map create db1 h --lun 16384",
             "holdfast host create h",
+            "holdfast host update h",
+            "holdfast host update h --no-chap --chap-user u --chap-secret-file f",
+            "holdfast map create db1",
+            "holdfast map create db1 h --group g",
+            "holdfast map apply",
             "holdfast host create h --initiator iqn.a:1 --chap-user u",
             "holdfast dev up --port-base 80",
             "holdfast node list --endpoints a:1",

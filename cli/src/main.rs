@@ -1,7 +1,7 @@
 //! `holdfast`: management of a cluster (`holdfast <noun> <verb>`), its certificates (`holdfast pki`), and a whole cluster on
 //! one machine (`holdfast dev up`).
 //!
-//! Invariants: a failure is one line on standard error that says what to do, and exit status 1 (2 for a command line that
+//! Invariants: a failure is one line on standard error that says what to do (`map apply`: one for each fault), and exit status 1 (2 for a command line that
 //! cannot be understood); standard output carries only what was asked for.
 
 mod arguments;
@@ -46,6 +46,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Noun::Node(verb) => commands::node::run(&client, verb).await,
         Noun::Volume(verb) => commands::volume::run(&client, verb).await,
         Noun::Host(verb) => commands::host::run(&client, verb).await,
+        Noun::HostGroup(verb) => commands::group::run(&client, verb).await,
         Noun::Map(verb) => commands::map::run(&client, verb).await,
         Noun::Reservation(verb) => commands::reservation::run(&client, verb).await,
         Noun::Audit(verb) => commands::audit::run(&client, verb).await,

@@ -107,9 +107,12 @@ mod tests {
 
     #[test]
     fn json_is_the_contracts_mapping() -> anyhow::Result<()> {
-        let mapping = v1::Mapping { volume: "db1".into(), host: "h".into(), lun: 3, read_only: false };
+        let mapping = v1::Mapping { volume: "db1".into(), host: "h".into(), lun: 3, ..Default::default() };
         let json = to_json("Mapping", &mapping)?;
-        assert_eq!(json, serde_json::json!({"volume": "db1", "host": "h", "lun": 3, "read_only": false}));
+        assert_eq!(
+            json,
+            serde_json::json!({"volume": "db1", "host": "h", "lun": 3, "read_only": false, "group": ""})
+        );
         Ok(())
     }
 

@@ -58,6 +58,7 @@ impl Clients {
             host: host.to_owned(),
             lun,
             read_only: false,
+            group: String::new(),
         };
         self.mappings.create_mapping(request).await.map(tonic::Response::into_inner)
     }

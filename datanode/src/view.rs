@@ -9,15 +9,12 @@ mod secret;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use holdfast_scsi::{
     geometry::Geometry,
+    initiator::{Initiator, InitiatorTable},
     lu_state::LuState,
     nexus::{Nexus, RelativePort},
     sense::AdditionalSense,
@@ -63,8 +60,8 @@ pub struct ClusterView {
     pub volumes: Arc<BTreeMap<VolumeId, Arc<VolumeView>>>,
     /// Hosts by name.
     pub hosts: Arc<BTreeMap<String, Arc<HostView>>>,
-    /// Hosts by the iSCSI name (lower case) of each of their initiators.
-    pub host_by_initiator: Arc<HashMap<String, Arc<HostView>>>,
+    /// Hosts by their initiators.
+    pub host_by_initiator: Arc<InitiatorTable<Arc<HostView>>>,
     /// Mappings by host name, in order of LUN.
     pub mappings: Arc<BTreeMap<String, Vec<MappingView>>>,
 }
@@ -142,8 +139,8 @@ pub struct ReservationView {
 pub struct HostView {
     /// Its name.
     pub name: String,
-    /// iSCSI names, lower case.
-    pub initiators: Vec<String>,
+    /// Its initiators, of every kind.
+    pub initiators: Vec<Initiator>,
     /// What it must authenticate with; `None`: no authentication is asked.
     pub chap: Option<ChapView>,
 }
@@ -219,7 +216,7 @@ impl ClusterView {
 
     /// The host that an initiator belongs to, by its iSCSI name in any case.
     pub fn host_of(&self, initiator_name: &str) -> Option<&Arc<HostView>> {
-        self.host_by_initiator.get(&initiator_name.to_ascii_lowercase())
+        self.host_by_initiator.find_iscsi(initiator_name)
     }
 
     /// What a host sees, in order of LUN.

@@ -19,6 +19,7 @@
 //! | where PERSISTENT RESERVE OUT changes the state | [`pr::state`] |
 //! | what the cluster keeps of a unit, and the one function that changes it | `lu_state` |
 //! | the device server of a logical unit | `device_server` |
+//! | names of initiators, and whose they are | `initiator` |
 //! | a nexus: LUN map, REPORT LUNS, pending Unit Attentions | `port` |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -36,6 +37,8 @@ pub mod checks;
 pub mod device_server;
 pub mod geometry;
 pub mod identity;
+#[cfg(feature = "alloc")]
+pub mod initiator;
 pub mod inquiry;
 pub mod lba_status;
 pub mod limits;

@@ -297,6 +297,16 @@ impl Cluster {
         Ok(())
     }
 
+    /// Writes a file beside the cluster's folder, for a command to read, and gives its path.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn write_file(&self, name: &str, content: &str) -> anyhow::Result<String> {
+        let path = self.folder.with_file_name(name);
+        fs::write(&path, content)?;
+        Ok(path.display().to_string())
+    }
+
     /// Name of the controller that leads.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, ensure};
 use holdfast_tests::{
+    cdb,
     cluster::{Cluster, INITIATOR_A},
     initiator::Initiator,
 };
@@ -111,5 +112,123 @@ fn the_deletion_of_a_volume_is_a_job_that_can_be_waited_for() -> anyhow::Result<
     ensure!(said.contains("has ended already: it is done"), "{said}");
     let said = cluster.cli_refused(&["job", "list", "--kind", "laundry"])?;
     ensure!(said.contains("kind: 'laundry' is none of delete-volume,"), "{said}");
+    Ok(())
+}
+
+/// LUNs of a REPORT LUNS answer, as they stand on the wire.
+fn reported(initiator: &mut Initiator) -> anyhow::Result<Vec<u64>> {
+    let data = initiator.read(0, cdb::REPORT_LUNS, 1024)?.good()?;
+    let list = data.get(8..).context("a header")?;
+    Ok(list.chunks_exact(8).filter_map(|lun| lun.try_into().ok().map(u64::from_be_bytes)).collect())
+}
+
+#[test]
+fn maps_of_many_hosts_change_as_one() -> anyhow::Result<()> {
+    let cluster = Cluster::start_with(&["--controllers", "1"])?;
+    for name in ["db1", "db2", "db3"] {
+        cluster.cli(&["volume", "create", name, "--size", "16MiB", "--node", "node-1"])?;
+    }
+    cluster.cli(&["host", "create", "a", "--initiator", INITIATOR_A])?;
+    cluster.cli(&["host", "create", "b", "--initiator", INITIATOR_B])?;
+    cluster.cli(&["host-group", "create", "both", "--host", "a", "b"])?;
+    let file = cluster.write_file(
+        "maps.yaml",
+        "mappings:\n- {volume: db1, group: both, lun: 300}\n- volume: db2\n  host: a\n  lun: 1\n",
+    )?;
+    let apply = ["map", "apply", "-f", &file];
+    let shown = cluster.cli(&["map", "apply", "-f", &file, "--dry-run"])?;
+    ensure!(
+        shown.contains("+ db1 to group both: LUN 300") && shown.contains("2 would be created"),
+        "{shown}"
+    );
+    let none = cluster.json(&["map", "list"])?;
+    ensure!(none["mappings"].as_array().is_some_and(Vec::is_empty), "{none:#}");
+    cluster.cli(&apply)?;
+    // Each through another node; LUN 0, which nothing is mapped to, enumerates; 300 stands in flat space addressing.
+    let mut a = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None)?;
+    let mut b = Initiator::login(&cluster.portals[1], &cluster.target, INITIATOR_B, 1, None)?;
+    ensure!(reported(&mut a)? == [1 << 48, 0x412c << 48]);
+    ensure!(reported(&mut b)? == [0x412c << 48]);
+    a.become_ready(1)?;
+    a.become_ready(300)?;
+    b.become_ready(300)?;
+    // Two volumes change places for host a; b has no part in it, and hears nothing.
+    let file = cluster.write_file(
+        "maps.yaml",
+        "mappings:\n- {volume: db2, host: a, lun: 2}\n- {volume: db3, host: a, lun: 1, read_only: true}\n",
+    )?;
+    cluster.cli(&["map", "apply", "-f", &file])?;
+    cluster.wait_for("the new map", || {
+        let luns = reported(&mut a)?;
+        ensure!(luns == [1 << 48, 2 << 48, 0x412c << 48], "{luns:x?}");
+        Ok(())
+    })?;
+    b.command(300, cdb::TEST_UNIT_READY)?.good()?;
+    // All or nothing, and each fault with its line.
+    let file = cluster.write_file(
+        "maps.yaml",
+        "mappings:\n- {volume: db3, host: b, lun: 300}\n- {volume: db9, host: b}\n- {volume: db3, host: a, lun: 20000}\n",
+    )?;
+    let said = cluster.cli_refused(&["map", "apply", "-f", &file])?;
+    ensure!(said.contains("maps.yaml:3: volume: volume db9 does not exist"), "{said}");
+    ensure!(said.contains("maps.yaml:4: lun: 20000 is not between 0 and 16383"), "{said}");
+    let file = cluster.write_file("maps.yaml", "mappings:\n- {volume: db3, host: b, lun: 300}\n")?;
+    let said = cluster.cli_refused(&["map", "apply", "-f", &file])?;
+    ensure!(said.contains("maps.yaml:2: lun: LUN 300 of host b would be volume"), "{said}");
+    // What is exported makes the same maps.
+    let exported = cluster.cli(&["map", "export"])?;
+    let file = cluster.write_file("maps.yaml", &exported)?;
+    let shown = cluster.cli(&["map", "apply", "-f", &file, "--dry-run", "--prune"])?;
+    ensure!(shown.contains("0 would be created, 0 would be changed, 0 would be removed"), "{shown}");
+    // A host that leaves the group loses its volumes in the same step.
+    cluster.cli(&["host-group", "update", "both", "--remove-host", "b"])?;
+    cluster.wait_for("the empty map", || {
+        let luns = reported(&mut b)?;
+        ensure!(luns.is_empty() || luns == [0], "{luns:x?}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn sessions_end_when_their_initiator_leaves_its_host() -> anyhow::Result<()> {
+    let cluster = Cluster::start_with(&["--controllers", "1", "--datanodes", "1"])?;
+    cluster.cli(&["volume", "create", "disk", "--size", "16MiB"])?;
+    let said = cluster.cli_refused(&["host", "create", "a", "--initiator", "iqn.2026-11.example:*"])?;
+    ensure!(said.contains("is a wildcard") && said.contains("host wildcards allow"), "{said}");
+    cluster.cli(&["host", "wildcards", "allow"])?;
+    cluster.cli(&["host", "create", "a", "--initiator", "iqn.2026-11.example:*"])?;
+    cluster.cli(&["map", "create", "disk", "a"])?;
+    let login = || Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None);
+    let mut session = login()?;
+    session.become_ready(0)?;
+    // The exact name goes before the wildcard: the session is of another host now, and ends.
+    cluster.cli(&["host", "create", "b", "--initiator", INITIATOR_A])?;
+    cluster.wait_for("the end of the session", || {
+        ensure!(session.command(0, cdb::TEST_UNIT_READY).is_err(), "it goes on");
+        Ok(())
+    })?;
+    let mut session = login()?;
+    ensure!(reported(&mut session)?.is_empty() || reported(&mut session)? == [0]);
+    cluster.cli(&[
+        "host",
+        "update",
+        "b",
+        "--add-initiator",
+        "50:01:43:80:12:34:56:7A",
+        "--remove-initiator",
+        INITIATOR_A,
+    ])?;
+    // It belongs to the wildcard's host again.
+    cluster.wait_for("the disk", || {
+        let mut session = login()?;
+        session.become_ready(0)
+    })?;
+    let host = cluster.json(&["host", "show", "b"])?;
+    ensure!(host["spec"]["initiators"] == serde_json::json!(["fc:500143801234567a"]), "{host:#}");
+    let found = cluster.json(&["host", "list", "--initiator", INITIATOR_A])?;
+    ensure!(found["hosts"][0]["name"] == "a", "{found:#}");
+    let said = cluster.cli_refused(&["host", "wildcards", "forbid"])?;
+    ensure!(said.contains("host a has wildcards"), "{said}");
     Ok(())
 }

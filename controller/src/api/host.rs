@@ -1,15 +1,27 @@
 //! HostService.
 
+use std::collections::BTreeMap;
+
 use holdfast_proto::{
     state as records,
     v1::{
-        CreateHostRequest, DeleteHostRequest, DeleteHostResponse, GetHostRequest, Host, HostSpec, HostStatus,
-        ListHostsRequest, ListHostsResponse, Mapping, host_service_server::HostService,
+        CreateHostRequest, DeleteHostRequest, DeleteHostResponse, GetHostPolicyRequest, GetHostRequest, Host,
+        HostChange, HostPolicy, HostSpec, HostStatus, ListHostsRequest, ListHostsResponse,
+        SetHostPolicyRequest, UpdateHostRequest, WatchHostsRequest, host_change::Change,
+        host_service_server::HostService,
     },
 };
+use holdfast_scsi::initiator::Initiator;
 use tonic::{Request, Response, Status};
 
-use super::{Api, called, page::page, request::client_request, status, unexpected};
+use super::{
+    Api, called,
+    mapping::mapping_of_host,
+    page::page,
+    request::client_request,
+    status, unexpected,
+    watch::{Step, Watch},
+};
 use crate::state::{
     Body, Kind, Outcome, Refusal, StateMachine,
     host::check_chap_user,
@@ -31,15 +43,24 @@ fn view(state: &StateMachine, host: &records::Host) -> Host {
         status: Some(HostStatus {
             mappings: state
                 .mappings_of_host(&host.name)
-                .map(|(lun, mapped)| Mapping {
-                    volume: state.volume_name(mapped.volume),
-                    host: host.name.clone(),
-                    lun,
-                    read_only: mapped.read_only,
-                })
+                .map(|(lun, mapped)| mapping_of_host(state, &host.name, lun, mapped))
                 .collect(),
+            groups: state.groups_of(&host.name).map(str::to_owned).collect(),
         }),
     }
+}
+
+fn policy(state: &StateMachine) -> HostPolicy {
+    HostPolicy { wildcard_initiators: state.cluster().is_some_and(|cluster| cluster.wildcard_initiators) }
+}
+
+fn change(step: Step<Host>) -> HostChange {
+    let change = match step {
+        Step::Changed(host) => Change::Changed(host),
+        Step::Removed(name) => Change::Removed(name),
+        Step::Synced => Change::Synced(true),
+    };
+    HostChange { change: Some(change) }
 }
 
 /// CHAP as asked for: nothing, one way, or mutual. Fields are named as in the request.
@@ -58,12 +79,9 @@ fn chap<'a>(spec: &'a HostSpec, secret: &'a str, target_secret: &'a str) -> Resu
         if CHAP_SECRET_BYTES.contains(&secret.len()) {
             return Ok(());
         }
-        Err(Status::invalid_argument(format!(
-            "{secret_field}: {} bytes; a CHAP secret has {} to {}",
-            secret.len(),
-            CHAP_SECRET_BYTES.start(),
-            CHAP_SECRET_BYTES.end()
-        )))
+        let (least, most) = (CHAP_SECRET_BYTES.start(), CHAP_SECRET_BYTES.end());
+        let reason = format!("{} bytes; a CHAP secret has {least} to {most}", secret.len());
+        Err(status::invalid(secret_field, reason))
     };
     if user.is_empty() {
         if !secret.is_empty() {
@@ -125,7 +143,7 @@ impl HostService for Api {
         let secret = std::mem::take(&mut request.chap_secret);
         let target_secret = std::mem::take(&mut request.chap_target_secret);
         let client = client_request(id, "CreateHost", &request);
-        let spec = request.spec.ok_or_else(|| Status::invalid_argument("spec: is missing"))?;
+        let spec = request.spec.ok_or_else(|| status::invalid("spec", "is missing"))?;
         check_name("name", &request.name).map_err(|refusal| status::refused(&refusal))?;
         let chap = self.seal_chap(&request.name, &chap(&spec, &secret, &target_secret)?)?;
         let host = records::Host { name: request.name, initiators: spec.initiators, chap };
@@ -150,11 +168,86 @@ impl HostService for Api {
         request: Request<ListHostsRequest>,
     ) -> Result<Response<ListHostsResponse>, Status> {
         let request = request.into_inner();
+        let wanted =
+            match request.initiator.as_str() {
+                "" => None,
+                text => Some(Initiator::parse(text).map_err(|error| {
+                    status::invalid("initiator", format!("'{}' {error}", printable(text)))
+                })?),
+            };
         let rows = self
-            .read(|state| state.hosts().map(|h| (h.name.clone(), view(state, h))).collect::<Vec<_>>())
+            .read(|state| {
+                let only = wanted.as_ref().map(|initiator| state.host_given(initiator));
+                let hosts = state.hosts().filter(|h| only.is_none_or(|only| only == Some(h.name.as_str())));
+                hosts.map(|h| (h.name.clone(), view(state, h))).collect::<Vec<_>>()
+            })
             .await?;
         let (hosts, next_page_token) = page(rows, request.page_size, &request.page_token)?;
         Ok(Response::new(ListHostsResponse { hosts, next_page_token }))
+    }
+
+    type WatchHostsStream = Watch<HostChange>;
+
+    async fn watch_hosts(
+        &self,
+        _: Request<WatchHostsRequest>,
+    ) -> Result<Response<Self::WatchHostsStream>, Status> {
+        let look = |api: &Api| -> BTreeMap<String, Host> {
+            api.raft.read(|state| state.hosts().map(|host| (host.name.clone(), view(state, host))).collect())
+        };
+        self.watch(look, change).await.map(Response::new)
+    }
+
+    async fn update_host(&self, request: Request<UpdateHostRequest>) -> Result<Response<Host>, Status> {
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
+        let secrets = request
+            .chap
+            .as_mut()
+            .map(|chap| (std::mem::take(&mut chap.secret), std::mem::take(&mut chap.target_secret)));
+        let client = client_request(id, "UpdateHost", &request);
+        let (mut sealed, mut clear_chap) = (None, false);
+        if let (Some(asked), Some((secret, target_secret))) = (request.chap, secrets) {
+            let spec =
+                HostSpec { chap_user: asked.user, chap_target_user: asked.target_user, ..Default::default() };
+            sealed = self.seal_chap(&request.name, &chap(&spec, &secret, &target_secret)?)?;
+            clear_chap = sealed.is_none();
+        }
+        let body = Body::UpdateHost(records::UpdateHost {
+            request: client,
+            name: request.name,
+            add_initiators: request.add_initiators,
+            remove_initiators: request.remove_initiators,
+            chap: sealed,
+            clear_chap,
+        });
+        match self.write(&call, body).await? {
+            Outcome::Host(host) => Ok(Response::new(self.raft.read(|state| view(state, &host)))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn get_host_policy(
+        &self,
+        _: Request<GetHostPolicyRequest>,
+    ) -> Result<Response<HostPolicy>, Status> {
+        self.read(policy).await.map(Response::new)
+    }
+
+    async fn set_host_policy(
+        &self,
+        request: Request<SetHostPolicyRequest>,
+    ) -> Result<Response<HostPolicy>, Status> {
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
+        let client = client_request(id, "SetHostPolicy", &request);
+        let asked = request.policy.ok_or_else(|| status::invalid("policy", "is missing"))?;
+        let body = Body::SetWildcardInitiators(records::SetWildcardInitiators {
+            request: client,
+            allowed: asked.wildcard_initiators,
+        });
+        self.write(&call, body).await?;
+        Ok(Response::new(self.raft.read(policy)))
     }
 
     async fn delete_host(

@@ -3,17 +3,45 @@
 use holdfast_proto::{
     state as records,
     v1::{
-        CreateMappingRequest, DeleteMappingRequest, DeleteMappingResponse, ListMappingsRequest,
-        ListMappingsResponse, Mapping, mapping_service_server::MappingService,
+        ApplyMappingsRequest, ApplyMappingsResponse, CreateMappingRequest, DeleteMappingRequest,
+        DeleteMappingResponse, ListMappingsRequest, ListMappingsResponse, Mapping, MappingDifference,
+        mapping_service_server::MappingService,
     },
 };
 use holdfast_replica::ids::VolumeId;
 use tonic::{Request, Response, Status};
 
 use super::{Api, called, page::page, request::client_request, status, unexpected};
-use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
+use crate::state::{
+    Body, Kind, Mapped, Outcome, Refusal, StateMachine,
+    mapping::{Difference, Target},
+    names::printable,
+};
 
-fn rows(state: &StateMachine, volume: &str, host: &str) -> Result<Vec<(String, Mapping)>, Refusal> {
+/// A mapping as a host sees it.
+pub(super) fn mapping_of_host(state: &StateMachine, host: &str, lun: u32, mapped: &Mapped) -> Mapping {
+    Mapping {
+        volume: state.volume_name(mapped.volume),
+        host: host.to_owned(),
+        lun,
+        read_only: mapped.read_only,
+        group: state.group_of_mapping(host, mapped.volume).unwrap_or_default().to_owned(),
+    }
+}
+
+/// A mapping of a group itself.
+pub(super) fn mapping_of_group(state: &StateMachine, group: &str, lun: u32, mapped: &Mapped) -> Mapping {
+    Mapping {
+        volume: state.volume_name(mapped.volume),
+        host: String::new(),
+        lun,
+        read_only: mapped.read_only,
+        group: group.to_owned(),
+    }
+}
+
+fn rows(state: &StateMachine, request: &ListMappingsRequest) -> Result<Vec<(String, Mapping)>, Refusal> {
+    let (volume, host) = (request.volume.as_str(), request.host.as_str());
     let missing = |kind, name: &str| Refusal::NotFound { kind, name: printable(name) };
     if !volume.is_empty() && state.volume_by_name(volume).is_none() {
         return Err(missing(Kind::Volume, volume));
@@ -21,17 +49,50 @@ fn rows(state: &StateMachine, volume: &str, host: &str) -> Result<Vec<(String, M
     if !host.is_empty() && state.host(host).is_none() {
         return Err(missing(Kind::Host, host));
     }
-    let all = state.mappings().map(|(host, lun, mapped)| Mapping {
-        volume: state.volume_name(mapped.volume),
+    let seen = state.mappings().map(|(host, lun, mapped)| mapping_of_host(state, host, lun, mapped));
+    let seen = seen.filter(|m| !request.as_made || m.group.is_empty());
+    let of_groups = state.host_groups().filter(|_| request.as_made).flat_map(|(name, group)| {
+        let wanted = host.is_empty() || group.hosts.contains(host);
+        let luns = group.luns.iter().filter(move |_| wanted);
+        luns.map(move |(lun, mapped)| mapping_of_group(state, name, *lun, mapped))
+    });
+    Ok(seen
+        .filter(|m| host.is_empty() || m.host == host)
+        .chain(of_groups)
+        .filter(|m| volume.is_empty() || m.volume == volume)
+        // '/' is in no name and sorts before every letter and digit.
+        .map(|m| (format!("{}/{}/{:05}", m.host, m.group, m.lun), m))
+        .map(|(key, m)| (if request.as_made { key } else { format!("{}/{:05}", m.host, m.lun) }, m))
+        .collect())
+}
+
+/// What was, or would be, done about one mapping.
+fn difference(state: &StateMachine, difference: &Difference) -> MappingDifference {
+    let (host, group) = match &difference.target {
+        Target::Host(host) => (host.as_str(), ""),
+        Target::Group(group) => ("", group.as_str()),
+    };
+    let mapping = |(lun, read_only): (u32, bool)| Mapping {
+        volume: state.volume_name(difference.volume),
         host: host.to_owned(),
         lun,
-        read_only: mapped.read_only,
-    });
-    Ok(all
-        .filter(|m| (volume.is_empty() || m.volume == volume) && (host.is_empty() || m.host == host))
-        // '/' is in no name and sorts before every letter and digit.
-        .map(|m| (format!("{}/{:05}", m.host, m.lun), m))
-        .collect())
+        read_only,
+        group: group.to_owned(),
+    };
+    MappingDifference { before: difference.before.map(mapping), after: difference.after.map(mapping) }
+}
+
+fn applied(
+    state: &StateMachine,
+    counts: records::MappingsApplied,
+    differences: &[Difference],
+) -> ApplyMappingsResponse {
+    ApplyMappingsResponse {
+        differences: differences.iter().map(|d| difference(state, d)).collect(),
+        created: counts.created,
+        changed: counts.changed,
+        removed: counts.removed,
+    }
 }
 
 #[tonic::async_trait]
@@ -49,6 +110,7 @@ impl MappingService for Api {
             host: request.host,
             lun: request.lun,
             read_only: request.read_only,
+            group: request.group,
         });
         match self.write(&call, body).await? {
             Outcome::Mapping(record) => {
@@ -59,6 +121,7 @@ impl MappingService for Api {
                     host: record.host,
                     lun: record.lun,
                     read_only: record.read_only,
+                    group: record.group,
                 }))
             }
             other => Err(unexpected(&other)),
@@ -70,10 +133,8 @@ impl MappingService for Api {
         request: Request<ListMappingsRequest>,
     ) -> Result<Response<ListMappingsResponse>, Status> {
         let request = request.into_inner();
-        let rows = self
-            .read(|state| rows(state, &request.volume, &request.host))
-            .await?
-            .map_err(|refusal| status::refused(&refusal))?;
+        let rows =
+            self.read(|state| rows(state, &request)).await?.map_err(|refusal| status::refused(&refusal))?;
         let (mappings, next_page_token) = page(rows, request.page_size, &request.page_token)?;
         Ok(Response::new(ListMappingsResponse { mappings, next_page_token }))
     }
@@ -85,9 +146,44 @@ impl MappingService for Api {
         let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "DeleteMapping", &request);
-        let (volume, host) = (request.volume, request.host);
-        self.write(&call, Body::DeleteMapping(records::DeleteMapping { request: client, volume, host }))
-            .await?;
+        let body = Body::DeleteMapping(records::DeleteMapping {
+            request: client,
+            volume: request.volume,
+            host: request.host,
+            group: request.group,
+        });
+        self.write(&call, body).await?;
         Ok(Response::new(DeleteMappingResponse {}))
+    }
+
+    async fn apply_mappings(
+        &self,
+        request: Request<ApplyMappingsRequest>,
+    ) -> Result<Response<ApplyMappingsResponse>, Status> {
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
+        let client = client_request(id, "ApplyMappings", &request);
+        let edits = request.edits.into_iter().map(|edit| records::MappingEdit {
+            volume: edit.volume,
+            host: edit.host,
+            group: edit.group,
+            lun: edit.lun,
+            read_only: edit.read_only,
+            remove: edit.remove,
+        });
+        let command =
+            records::ApplyMappings { request: client, edits: edits.collect(), prune: request.prune };
+        if request.dry_run {
+            let planned = self.read(|state| {
+                state.plan_mappings(&command).map(|(counts, all)| applied(state, counts, &all))
+            });
+            return planned.await?.map(Response::new).map_err(|refusal| status::refused(&refusal));
+        }
+        match self.write(&call, Body::ApplyMappings(command)).await? {
+            Outcome::Mappings(counts, all) => {
+                Ok(Response::new(self.raft.read(|state| applied(state, counts, &all))))
+            }
+            other => Err(unexpected(&other)),
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | Looking for | Module |
 //! |---|---|
-//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `mapping`, `reservation`, `job`, `event` |
+//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `group`, `mapping`, `reservation`, `job`, `event` |
 //! | refusals as gRPC statuses | `status` |
 //! | copies made, moved, removed; forced recovery | `replica` |
 //! | request ids | `request` |
@@ -17,6 +17,7 @@ mod audit;
 mod cluster;
 mod controller;
 mod event;
+mod group;
 mod handover;
 mod host;
 mod job;
@@ -37,9 +38,10 @@ use holdfast_pki::Identity;
 use holdfast_proto::v1::{
     audit_service_server::AuditServiceServer, cluster_service_server::ClusterServiceServer,
     controller_service_server::ControllerServiceServer, event_service_server::EventServiceServer,
-    host_service_server::HostServiceServer, job_service_server::JobServiceServer,
-    mapping_service_server::MappingServiceServer, node_service_server::NodeServiceServer,
-    reservation_service_server::ReservationServiceServer, volume_service_server::VolumeServiceServer,
+    host_group_service_server::HostGroupServiceServer, host_service_server::HostServiceServer,
+    job_service_server::JobServiceServer, mapping_service_server::MappingServiceServer,
+    node_service_server::NodeServiceServer, reservation_service_server::ReservationServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use tonic::{Status, service::RoutesBuilder};
 
@@ -70,6 +72,7 @@ pub fn install(routes: &mut RoutesBuilder, raft: Handle, leases: Manager, identi
         .add_service(NodeServiceServer::new(api.clone()))
         .add_service(VolumeServiceServer::new(api.clone()))
         .add_service(HostServiceServer::new(api.clone()))
+        .add_service(HostGroupServiceServer::new(api.clone()))
         .add_service(MappingServiceServer::new(api.clone()))
         .add_service(ReservationServiceServer::new(api.clone()))
         .add_service(JobServiceServer::new(api.clone()))

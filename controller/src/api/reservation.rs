@@ -12,7 +12,7 @@ fn view(state: &StateMachine, volume: &Volume) -> Reservation {
     let reservations = volume.lu.reservations.view();
     let registrations = reservations.registrants.iter().map(|registrant| {
         let nexus = &registrant.nexus;
-        let host = nexus.initiator.iscsi_name().and_then(|name| state.host_of_initiator(name));
+        let host = state.host_of_initiator(&nexus.initiator);
         let port = u32::from(nexus.port.0);
         let node = state.nodes().find(|node| node.ports.iter().any(|p| p.relative_port == port));
         Registration {

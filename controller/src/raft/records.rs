@@ -23,6 +23,7 @@ const MAPPING: u8 = 6;
 const REQUEST: u8 = 7;
 const HEAD: u8 = 9;
 const JOB: u8 = 10;
+const HOST_GROUP: u8 = 11;
 
 enum Place {
     Set(Vec<u8>),
@@ -58,6 +59,8 @@ fn place(change: &Change) -> io::Result<Place> {
         }
         Kind::Job(job) => Place::Set(key(JOB, &[&job.id.to_be_bytes()])),
         Kind::RemovedJob(id) => Place::Removed(vec![key(JOB, &[&id.to_be_bytes()])]),
+        Kind::HostGroup(group) => Place::Set(name(HOST_GROUP, &group.name)),
+        Kind::RemovedHostGroup(removed) => Place::Removed(vec![name(HOST_GROUP, removed)]),
         Kind::Head(_) => Place::Set(key(HEAD, &[])),
         Kind::RemovedNode(removed) => Place::Removed(vec![name(NODE, removed)]),
         // A volume's reservation has no life of its own.

@@ -76,7 +76,11 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
     let node = |number: u32| format!("node/{}", state.node_name(number));
     let host = |name: &str| format!("host/{name}");
     let node_or_any = |number: u32| if number == 0 { "any".to_owned() } else { state.node_name(number) };
-    let mapping = |volume: &str, host: &str| format!("mapping/{volume}/{host}");
+    let group = |name: &str| format!("host-group/{name}");
+    let mapping = |volume: &str, host: &str, group: &str| {
+        let group = if group.is_empty() { String::new() } else { format!("group:{group}") };
+        format!("mapping/{volume}/{host}{group}")
+    };
     Some(match &command.body {
         Body::ReportPools(_) | Body::ReportJob(_) | Body::RecordRefusals(_) => return None,
         Body::ChangeConfiguration(c) => match &c.change {
@@ -180,10 +184,37 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
                 .with("chap_target_user", target_user)
         }
         Body::DeleteHost(c) => Asked::new("host.delete", host(&c.name)),
-        Body::CreateMapping(c) => Asked::new("mapping.create", mapping(&c.volume, &c.host))
+        Body::CreateMapping(c) => Asked::new("mapping.create", mapping(&c.volume, &c.host, &c.group))
             .with("lun", c.lun.map_or_else(|| "lowest free".to_owned(), |lun| lun.to_string()))
             .with("read_only", c.read_only),
-        Body::DeleteMapping(c) => Asked::new("mapping.delete", mapping(&c.volume, &c.host)),
+        Body::UpdateHost(c) => {
+            let (user, target_user) =
+                c.chap.as_ref().map_or(("", ""), |chap| (chap.user.as_str(), chap.target_user.as_str()));
+            Asked::new("host.update", host(&c.name))
+                .with("add_initiators", c.add_initiators.join(","))
+                .with("remove_initiators", c.remove_initiators.join(","))
+                .with("chap_user", user)
+                .with("chap_target_user", target_user)
+                .with("clear_chap", if c.clear_chap { "true" } else { "" })
+        }
+        Body::SetWildcardInitiators(c) => {
+            Asked::new("host-policy.set", "cluster").with("wildcard_initiators", c.allowed)
+        }
+        Body::CreateHostGroup(c) => {
+            Asked::new("host-group.create", group(&c.name)).with("hosts", c.hosts.join(","))
+        }
+        Body::UpdateHostGroup(c) => Asked::new("host-group.update", group(&c.name))
+            .with("add_hosts", c.add_hosts.join(","))
+            .with("remove_hosts", c.remove_hosts.join(",")),
+        Body::DeleteHostGroup(c) => Asked::new("host-group.delete", group(&c.name)),
+        Body::ApplyMappings(c) => {
+            let texts: Vec<String> = c.edits.iter().take(limits::REFUSALS_PER_ENTRY_MAX).map(edit).collect();
+            Asked::new("mapping.apply", "mapping")
+                .with("edits", c.edits.len())
+                .with("prune", c.prune)
+                .with("what", texts.join(", "))
+        }
+        Body::DeleteMapping(c) => Asked::new("mapping.delete", mapping(&c.volume, &c.host, &c.group)),
         Body::ChangeOwner(c) => Asked::new("owner.change", volume(&c.volume_id))
             .with("owner", state.node_name(c.owner))
             .with("owner_incarnation", c.owner_incarnation),
@@ -191,6 +222,10 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
             .with("service_action", service_action(&c.cdb))
             .with("nexus", nexus(c.nexus.as_ref()))
             .with("expected_version", c.expected_version),
+        Body::ClearReservation(c) => {
+            let whose = c.nexus.as_ref().map_or_else(|| "all".to_owned(), |name| nexus(Some(name)));
+            Asked::new("reservation.clear", format!("volume/{}", c.volume)).with("registrations", whose)
+        }
         Body::EstablishUnitAttention(c) => {
             let empty = records::UnitAttentionEvent::default();
             let event = c.event.as_ref().unwrap_or(&empty);
@@ -278,6 +313,23 @@ fn text(value: &str) -> String {
         text.push('…');
     }
     text
+}
+
+/// "db1 -> host win1 LUN 3 read-only".
+fn edit(edit: &records::MappingEdit) -> String {
+    let whom = if edit.group.is_empty() {
+        format!("host {}", edit.host)
+    } else {
+        format!("host group {}", edit.group)
+    };
+    match (edit.remove, edit.lun) {
+        (true, _) => format!("{} not to {whom}", edit.volume),
+        (false, lun) => {
+            let lun = lun.map_or_else(String::new, |lun| format!(" LUN {lun}"));
+            let access = if edit.read_only { " read-only" } else { "" };
+            format!("{} to {whom}{lun}{access}", edit.volume)
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,30 +1,21 @@
-//! Hosts and their LUN maps.
+//! Hosts: named sets of initiators.
 //!
-//! Invariants: an initiator name belongs to one host; a LUN stands for one volume per host, and a volume has one LUN per
-//! host; every change of a host's map tells that host's nexuses 3F/0E.
+//! Invariants: an initiator name belongs to one host, and so does a wildcard; which of them an initiator port that comes belongs
+//! to is told by [`InitiatorTable`](holdfast_scsi::initiator::InitiatorTable), here and on data nodes; wildcards exist only
+//! while the cluster allows them; a host has at least one initiator.
 
 use std::collections::BTreeSet;
 
 use holdfast_proto::state::{self as records, change};
-use holdfast_replica::ids::VolumeId;
-use holdfast_scsi::sense::asc;
+use holdfast_scsi::initiator::Initiator;
 
 use super::{
     Kind, Outcome, Refusal, StateMachine,
     effects::Effects,
     limits,
-    names::{check_name, iscsi_name, printable},
+    names::{check_name, initiator, printable},
     node::exhausted,
 };
-
-/// What a LUN of a host stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapped {
-    /// The volume.
-    pub volume: VolumeId,
-    /// Writes through this LUN are refused.
-    pub read_only: bool,
-}
 
 impl StateMachine {
     pub(super) fn create_host(
@@ -32,11 +23,13 @@ impl StateMachine {
         command: &records::CreateHost,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
+        const FIELD: &str = "spec.initiators";
         let asked = command.host.as_ref().ok_or_else(|| Refusal::invalid("spec", "is missing"))?;
         check_name("name", &asked.name)?;
+        let initiators = initiators(FIELD, &asked.initiators)?;
         let host = records::Host {
             name: asked.name.clone(),
-            initiators: initiators(&asked.initiators)?,
+            initiators: initiators.iter().map(Initiator::to_string).collect(),
             chap: asked.chap.clone(),
         };
         if let Some(chap) = &host.chap {
@@ -48,21 +41,73 @@ impl StateMachine {
         if self.hosts.len() >= limits::HOSTS_MAX {
             return Err(exhausted("hosts", limits::HOSTS_MAX));
         }
-        for initiator in &host.initiators {
-            if let Some(other) = self.initiators.get(initiator) {
-                return Err(Refusal::Precondition(format!(
-                    "initiator {initiator} belongs to host {other}; an initiator belongs to one host only"
-                )));
-            }
-        }
-        for initiator in &host.initiators {
-            self.initiators.insert(initiator.clone(), host.name.clone());
+        check_count(&initiators)?;
+        self.check_free(FIELD, &initiators, None)?;
+        for initiator in initiators {
+            self.initiators.insert(initiator, host.name.clone());
         }
         let message = format!("host {} was created with {}", host.name, host.initiators.join(", "));
         effects.event("host.created", format!("host/{}", host.name), message);
         effects.change(change::Change::Host(host.clone()));
         self.hosts.insert(host.name.clone(), host.clone());
         Ok(Outcome::Host(host))
+    }
+
+    pub(super) fn update_host(
+        &mut self,
+        command: &records::UpdateHost,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        let host = self
+            .hosts
+            .get(&command.name)
+            .ok_or_else(|| Refusal::not_found(Kind::Host, &printable(&command.name)))?;
+        let added = initiators("add_initiators", &command.add_initiators)?;
+        let removed = initiators("remove_initiators", &command.remove_initiators)?;
+        let own = |initiator: &Initiator| self.initiators.get(initiator) == Some(&host.name);
+        if let Some(strange) = removed.iter().find(|initiator| !own(initiator)) {
+            let reason = format!("host {} has no initiator {strange}", host.name);
+            return Err(Refusal::invalid("remove_initiators", reason));
+        }
+        if let Some(both) = added.iter().find(|initiator| removed.contains(initiator)) {
+            return Err(Refusal::invalid("add_initiators", format!("{both} is to be removed as well")));
+        }
+        self.check_free("add_initiators", &added, Some(&host.name))?;
+        let mut updated = host.clone();
+        let removed_names: BTreeSet<String> = removed.iter().map(Initiator::to_string).collect();
+        updated.initiators.retain(|name| !removed_names.contains(name));
+        for name in added.iter().map(Initiator::to_string) {
+            if !updated.initiators.contains(&name) {
+                updated.initiators.push(name);
+            }
+        }
+        check_count(&updated.initiators)?;
+        match (&command.chap, command.clear_chap) {
+            (Some(_), true) => {
+                return Err(Refusal::invalid("clear_chap", "CHAP cannot be set and cleared in one request"));
+            }
+            (Some(chap), false) => {
+                check_chap(chap)?;
+                updated.chap = Some(chap.clone());
+            }
+            (None, true) => updated.chap = None,
+            (None, false) => {}
+        }
+        if updated != *host {
+            let chap = if updated.chap == host.chap { "" } else { ", other CHAP" };
+            let message =
+                format!("host {} was changed: {} initiators{chap}", host.name, updated.initiators.len());
+            for initiator in &removed {
+                self.initiators.remove(initiator);
+            }
+            for initiator in added {
+                self.initiators.insert(initiator, updated.name.clone());
+            }
+            effects.event("host.changed", format!("host/{}", updated.name), message);
+            effects.change(change::Change::Host(updated.clone()));
+            self.hosts.insert(updated.name.clone(), updated.clone());
+        }
+        Ok(Outcome::Host(updated))
     }
 
     pub(super) fn delete_host(
@@ -74,6 +119,12 @@ impl StateMachine {
             .hosts
             .get(&command.name)
             .ok_or_else(|| Refusal::not_found(Kind::Host, &printable(&command.name)))?;
+        if let Some(group) = self.groups_of(&host.name).next() {
+            return Err(Refusal::Precondition(format!(
+                "host {} is in host group {group}; remove it from the group first",
+                host.name
+            )));
+        }
         if let Some((lun, mapped)) = self.mappings_of_host(&host.name).next() {
             return Err(Refusal::Precondition(format!(
                 "volume {} is mapped to host {} as LUN {lun}; delete the mapping first",
@@ -81,131 +132,91 @@ impl StateMachine {
                 host.name
             )));
         }
-        for initiator in &host.initiators {
-            self.initiators.remove(initiator);
-        }
-        effects.event(
-            "host.deleted",
-            format!("host/{}", host.name),
-            format!("host {} was deleted", host.name),
-        );
-        effects.change(change::Change::RemovedHost(host.name.clone()));
+        let name = host.name.clone();
+        self.initiators.retain(|owner| *owner != name);
+        effects.event("host.deleted", format!("host/{name}"), format!("host {name} was deleted"));
+        effects.change(change::Change::RemovedHost(name));
         self.hosts.remove(&command.name);
         Ok(Outcome::Done)
     }
 
-    pub(super) fn create_mapping(
+    pub(super) fn set_wildcard_initiators(
         &mut self,
-        command: &records::CreateMapping,
+        command: &records::SetWildcardInitiators,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
-        let volume = self.live_volume(&command.volume)?;
-        let host = self
-            .hosts
-            .get(&command.host)
-            .ok_or_else(|| Refusal::not_found(Kind::Host, &printable(&command.host)))?;
-        if let Some((lun, _)) = self.mappings_of_host(&host.name).find(|(_, m)| m.volume == volume.id) {
-            return Err(Refusal::AlreadyExists {
-                kind: Kind::Mapping,
-                name: format!("of volume {} to host {} (LUN {lun})", volume.name, host.name),
-            });
+        if !command.allowed {
+            let wildcards = |host: &&records::Host| host.initiators.iter().any(|name| name.ends_with('*'));
+            let with: Vec<&str> =
+                self.hosts.values().filter(wildcards).map(|host| host.name.as_str()).collect();
+            if let Some((first, others)) = with.split_first() {
+                let more =
+                    if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+                return Err(Refusal::Precondition(format!(
+                    "host {first}{more} has wildcards; give it names of initiators instead first"
+                )));
+            }
         }
-        let map = self.mappings.get(&host.name);
-        if map.is_some_and(|m| m.len() >= limits::MAPPINGS_PER_HOST_MAX) {
-            return Err(exhausted("mappings of a host", limits::MAPPINGS_PER_HOST_MAX));
-        }
-        let taken = |lun: u32| map.and_then(|m| m.get(&lun));
-        let lun = match command.lun {
-            Some(lun) if lun > limits::LUN_MAX => {
-                return Err(Refusal::invalid(
-                    "lun",
-                    format!("{lun} is not between 0 and {}", limits::LUN_MAX),
-                ));
-            }
-            Some(lun) => {
-                if let Some(mapped) = taken(lun) {
-                    return Err(Refusal::Precondition(format!(
-                        "LUN {lun} of host {} is volume {}; choose another or none",
-                        host.name,
-                        self.volume_name(mapped.volume)
-                    )));
-                }
-                lun
-            }
-            None => (0..=limits::LUN_MAX)
-                .find(|lun| taken(*lun).is_none())
-                .ok_or_else(|| exhausted("LUNs of a host", limits::LUN_MAX as usize))?,
-        };
-        let record = records::Mapping {
-            host: host.name.clone(),
-            volume_id: volume.id.0.to_vec(),
-            lun,
-            read_only: command.read_only,
-        };
-        let mapped = Mapped { volume: volume.id, read_only: command.read_only };
-        let message = format!("volume {} was mapped to host {} as LUN {lun}", volume.name, host.name);
-        effects.event("mapping.created", format!("mapping/{}/{}", volume.name, host.name), message);
-        effects.change(change::Change::Mapping(record.clone()));
-        effects.unit_attention_for_host(&host.name, asc::REPORTED_LUNS_DATA_CHANGED);
-        self.mappings.entry(record.host.clone()).or_default().insert(lun, mapped);
-        Ok(Outcome::Mapping(record))
-    }
-
-    pub(super) fn delete_mapping(
-        &mut self,
-        command: &records::DeleteMapping,
-        effects: &mut Effects,
-    ) -> Result<Outcome, Refusal> {
-        let volume = self
-            .volume_by_name(&command.volume)
-            .ok_or_else(|| Refusal::not_found(Kind::Volume, &printable(&command.volume)))?;
-        let host = self
-            .hosts
-            .get(&command.host)
-            .ok_or_else(|| Refusal::not_found(Kind::Host, &printable(&command.host)))?;
-        let Some((lun, _)) = self.mappings_of_host(&host.name).find(|(_, m)| m.volume == volume.id) else {
-            return Err(Refusal::NotFound {
-                kind: Kind::Mapping,
-                name: format!("of volume {} to host {}", volume.name, host.name),
-            });
-        };
-        let message =
-            format!("volume {} is no longer mapped to host {} (was LUN {lun})", volume.name, host.name);
-        effects.event("mapping.deleted", format!("mapping/{}/{}", volume.name, host.name), message);
-        effects.change(change::Change::RemovedMapping(records::MappingKey {
-            host: host.name.clone(),
-            volume_id: volume.id.0.to_vec(),
-        }));
-        effects.unit_attention_for_host(&host.name, asc::REPORTED_LUNS_DATA_CHANGED);
-        if let Some(map) = self.mappings.get_mut(&command.host) {
-            map.remove(&lun);
-            if map.is_empty() {
-                self.mappings.remove(&command.host);
-            }
+        let cluster = self.cluster.as_mut().ok_or(Refusal::NotInitialised)?;
+        if cluster.wildcard_initiators != command.allowed {
+            cluster.wildcard_initiators = command.allowed;
+            let what = if command.allowed { "may have wildcards" } else { "may have no wildcards any more" };
+            effects.event("host-policy.changed", "cluster".to_owned(), format!("hosts {what}"));
+            effects.change(change::Change::Cluster(cluster.clone()));
         }
         Ok(Outcome::Done)
     }
+
+    /// Nobody has them but `own`, and wildcards are allowed.
+    fn check_free(
+        &self,
+        field: &'static str,
+        initiators: &[Initiator],
+        own: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let allowed = self.cluster.as_ref().is_some_and(|cluster| cluster.wildcard_initiators);
+        for initiator in initiators {
+            if initiator.is_wildcard() && !allowed {
+                let reason = format!(
+                    "'{initiator}' is a wildcard, which lets in initiators that nobody named; this cluster does not allow them ('holdfast host \
+                     wildcards allow' changes that)"
+                );
+                return Err(Refusal::invalid(field, reason));
+            }
+            if let Some(other) = self.initiators.get(initiator).filter(|other| Some(other.as_str()) != own) {
+                return Err(Refusal::Precondition(format!(
+                    "initiator {initiator} belongs to host {other}; an initiator belongs to one host only"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
-/// The names in their normal form; each once, at least one.
-fn initiators(asked: &[String]) -> Result<Vec<String>, Refusal> {
-    const FIELD: &str = "spec.initiators";
-    if asked.is_empty() {
-        return Err(Refusal::invalid(FIELD, "at least one iSCSI name is needed"));
-    }
+/// The names in their normal form, each once.
+fn initiators(field: &'static str, asked: &[String]) -> Result<Vec<Initiator>, Refusal> {
     if asked.len() > limits::INITIATORS_PER_HOST_MAX {
         return Err(exhausted("initiators of a host", limits::INITIATORS_PER_HOST_MAX));
     }
     let mut seen = BTreeSet::new();
-    let mut names = Vec::with_capacity(asked.len());
     for name in asked {
-        let name = iscsi_name(FIELD, name)?;
-        if !seen.insert(name.clone()) {
-            return Err(Refusal::invalid(FIELD, format!("'{name}' is given twice")));
+        let initiator = initiator(field, name)?;
+        if let Some(twice) = seen.replace(initiator) {
+            return Err(Refusal::invalid(field, format!("'{twice}' is given twice")));
         }
-        names.push(name);
     }
-    Ok(names)
+    // As they were given.
+    asked.iter().map(|name| initiator(field, name)).collect()
+}
+
+fn check_count<T>(initiators: &[T]) -> Result<(), Refusal> {
+    match initiators.len() {
+        0 => Err(Refusal::invalid("spec.initiators", "at least one initiator is needed")),
+        count if count > limits::INITIATORS_PER_HOST_MAX => {
+            Err(exhausted("initiators of a host", limits::INITIATORS_PER_HOST_MAX))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_chap(chap: &records::Chap) -> Result<(), Refusal> {

@@ -71,6 +71,14 @@ impl StateMachine {
                 volume.name
             )));
         }
+        if let Some((group, lun)) = self.host_groups().find_map(|(name, group)| {
+            group.luns.iter().find(|(_, mapped)| mapped.volume == volume.id).map(|(lun, _)| (name, *lun))
+        }) {
+            return Err(Refusal::Precondition(format!(
+                "volume {} is mapped to host group {group} as LUN {lun}; delete the mapping first",
+                volume.name
+            )));
+        }
         let id = volume.id;
         if volume.deleting {
             return Ok(Outcome::Done);

@@ -1,8 +1,8 @@
 //! Every bound of the replicated state, in one place. Changing one changes what members answer to the same log: all
 //! members of a cluster must agree on them.
 
-/// Largest encoded command, in bytes: a PR OUT parameter list of 16 KiB, or the initiators of a host, fit with room.
-pub const COMMAND_BYTES_MAX: usize = 64 * 1024;
+/// Largest encoded command, in bytes: the most changes of mappings, with the longest names, fit.
+pub const COMMAND_BYTES_MAX: usize = 256 * 1024;
 /// Data nodes that may ever be members at one time.
 pub const NODES_MAX: usize = 256;
 /// Portals of one data node.
@@ -15,14 +15,22 @@ pub const VOLUMES_MAX: usize = 4096;
 pub const HOSTS_MAX: usize = 1024;
 /// Initiator names of one host.
 pub const INITIATORS_PER_HOST_MAX: usize = 64;
+/// Host groups.
+pub const HOST_GROUPS_MAX: usize = 256;
+/// Hosts of one group.
+pub const HOSTS_PER_GROUP_MAX: usize = 256;
+/// Changes of mappings in one entry.
+pub const MAPPING_EDITS_MAX: usize = 1024;
+/// Mappings of single hosts that one entry changes (groups are expanded): a commit has to fit into one message to data nodes.
+pub const MAPPINGS_CHANGED_MAX: usize = 16 * 1024;
+/// Faults of one request that are told.
+pub const VIOLATIONS_TOLD_MAX: usize = 64;
 /// Mappings of one host.
 pub const MAPPINGS_PER_HOST_MAX: usize = holdfast_scsi::limits::LUNS_PER_HOST_MAX;
 /// Highest LUN (flat space addressing has 14 bits).
 pub const LUN_MAX: u32 = 16383;
 /// Name of a node, pool, volume or host, in bytes.
 pub const NAME_BYTES_MAX: usize = 63;
-/// iSCSI name, in bytes (RFC 7143 4.2.7.1).
-pub const ISCSI_NAME_BYTES_MAX: usize = 223;
 /// An "address:port", in bytes.
 pub const ADDRESS_BYTES_MAX: usize = 255;
 /// CHAP user name, in bytes.

@@ -29,19 +29,23 @@ pub mod audit;
 pub mod command;
 mod configuration;
 pub mod convert;
+mod draft;
 mod drain;
 mod effects;
 mod forced;
+pub mod group;
 pub mod host;
 pub mod job;
 mod lifecycle;
 pub mod limits;
 mod lu_state;
+pub mod mapping;
 pub mod names;
 mod node;
 mod ownership;
 pub mod placement;
 mod power_loss;
+pub mod provenance;
 pub mod refusal;
 mod replicas;
 mod requests;
@@ -59,14 +63,20 @@ use holdfast_proto::{
     v1,
 };
 use holdfast_replica::ids::VolumeId;
+use holdfast_scsi::{
+    initiator::{Initiator, InitiatorTable},
+    transport_id::TransportId,
+};
 
 pub use command::{Body, Command, DecodeError};
-pub use host::Mapped;
+pub use mapping::Mapped;
 pub use refusal::{Kind, Refusal};
 pub use volume::Volume;
 
 use effects::Effects;
+use group::Group;
 use job::Jobs;
+use mapping::{Difference, LunMap};
 use requests::Requests;
 
 /// What became of a command.
@@ -89,6 +99,10 @@ pub enum Outcome {
     Proposal(records::ProposalOutcome),
     /// The job, likewise.
     Job(records::Job),
+    /// The host group, likewise.
+    HostGroup(records::HostGroup),
+    /// Mappings were changed: how many, and which. A request that is asked again is told only how many.
+    Mappings(records::MappingsApplied, Vec<Difference>),
     /// Unit Attentions were established by the entry with this index.
     Established(u64),
 }
@@ -114,8 +128,11 @@ pub struct CorruptState(pub String);
 
 /// True if data nodes see this record.
 pub fn is_node_visible(change: &records::Change) -> bool {
-    use change::Change::{Head, Job, RemovedJob, Request};
-    !matches!(change.change, None | Some(Request(_) | Head(_) | Job(_) | RemovedJob(_)))
+    use change::Change::{Head, HostGroup, Job, RemovedHostGroup, RemovedJob, Request};
+    !matches!(
+        change.change,
+        None | Some(Request(_) | Head(_) | Job(_) | RemovedJob(_) | HostGroup(_) | RemovedHostGroup(_))
+    )
 }
 
 /// The replicated state.
@@ -126,10 +143,11 @@ pub struct StateMachine {
     nodes: BTreeMap<u32, records::Node>,
     volumes: BTreeMap<VolumeId, Volume>,
     hosts: BTreeMap<String, records::Host>,
-    /// Initiator name to host.
-    initiators: BTreeMap<String, String>,
-    /// Host to LUN map; no empty maps.
-    mappings: BTreeMap<String, BTreeMap<u32, Mapped>>,
+    /// Initiators to names of hosts.
+    initiators: InitiatorTable<String>,
+    groups: BTreeMap<String, Group>,
+    /// Host to whole LUN map, with what groups give it; no empty maps.
+    mappings: BTreeMap<String, LunMap>,
     requests: Requests,
     jobs: Jobs,
 }
@@ -195,6 +213,7 @@ impl StateMachine {
             Body::DropReplica(c) => self.once(&c.request, effects, |s, e| s.drop_replica(c, e)),
             Body::ForceRecovery(c) => self.once(&c.request, effects, |s, e| s.force_recovery(c, e)),
             Body::ProposeReservation(command) => self.propose_reservation(command, effects),
+            Body::ClearReservation(c) => self.once(&c.request, effects, |s, e| s.clear_reservation(c, e)),
             Body::EstablishUnitAttention(command) => self.establish_unit_attention(command, effects),
             Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),
             Body::ResizeVolume(c) => self.once(&c.request, effects, |s, e| s.resize_volume(c, e)),
@@ -203,6 +222,14 @@ impl StateMachine {
             Body::DeleteHost(c) => self.once(&c.request, effects, |s, e| s.delete_host(c, e)),
             Body::CreateMapping(c) => self.once(&c.request, effects, |s, e| s.create_mapping(c, e)),
             Body::DeleteMapping(c) => self.once(&c.request, effects, |s, e| s.delete_mapping(c, e)),
+            Body::UpdateHost(c) => self.once(&c.request, effects, |s, e| s.update_host(c, e)),
+            Body::SetWildcardInitiators(c) => {
+                self.once(&c.request, effects, |s, e| s.set_wildcard_initiators(c, e))
+            }
+            Body::CreateHostGroup(c) => self.once(&c.request, effects, |s, e| s.create_host_group(c, e)),
+            Body::UpdateHostGroup(c) => self.once(&c.request, effects, |s, e| s.update_host_group(c, e)),
+            Body::DeleteHostGroup(c) => self.once(&c.request, effects, |s, e| s.delete_host_group(c, e)),
+            Body::ApplyMappings(c) => self.once(&c.request, effects, |s, e| s.apply_mappings(c, e)),
             Body::BeginJob(c) => self.once(&c.request, effects, |s, e| s.propose_job(c, e)),
             Body::ReportJob(c) => {
                 self.report_job(c.id, c.done, c.total, &c.message, effects).map(|()| Outcome::Done)
@@ -324,9 +351,18 @@ impl StateMachine {
         self.hosts.get(name)
     }
 
-    /// The host that an initiator (in lower case) belongs to.
-    pub fn host_of_initiator(&self, initiator: &str) -> Option<&str> {
-        self.initiators.get(initiator).map(String::as_str)
+    /// The host that an initiator port belongs to.
+    pub fn host_of_initiator(&self, initiator: &TransportId) -> Option<&str> {
+        self.initiators.find(initiator).map(String::as_str)
+    }
+
+    /// The host to which exactly this was given; for the name of an iSCSI node, the one that it belongs to.
+    pub fn host_given(&self, initiator: &Initiator) -> Option<&str> {
+        let host = match initiator {
+            Initiator::Iscsi(name) => self.initiators.find_iscsi(name),
+            other => self.initiators.get(other),
+        };
+        host.map(String::as_str)
     }
 
     /// The LUN map of a host, by LUN.

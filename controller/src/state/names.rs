@@ -2,6 +2,8 @@
 //!
 //! Invariant: what passes here is safe in a path, a certificate, a terminal and a SCSI TransportID.
 
+use holdfast_scsi::initiator::Initiator;
+
 use super::{Refusal, limits};
 
 /// Letters, digits, '.', '_', '-'; 1..63; begins with a letter or digit. `field` is named in the refusal.
@@ -24,41 +26,15 @@ pub fn check_name(field: &'static str, name: &str) -> Result<(), Refusal> {
 
 /// The normal form (lower case) of an iSCSI name of type iqn., eui. or naa. (RFC 7143 4.2.7).
 pub fn iscsi_name(field: &'static str, name: &str) -> Result<String, Refusal> {
-    let normal = name.to_ascii_lowercase();
-    let hex = |digits: &str, lengths: &[usize]| {
-        lengths.contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit())
-    };
-    let good = normal.len() <= limits::ISCSI_NAME_BYTES_MAX
-        && match normal.split_at_checked(4) {
-            Some(("iqn.", rest)) => is_iqn(rest),
-            Some(("eui.", rest)) => hex(rest, &[16]),
-            Some(("naa.", rest)) => hex(rest, &[16, 32]),
-            _ => false,
-        };
-    if good {
-        return Ok(normal);
+    match initiator(field, name)? {
+        Initiator::Iscsi(name) => Ok(name),
+        _ => Err(Refusal::invalid(field, format!("'{}' is no iSCSI name", printable(name)))),
     }
-    Err(Refusal::invalid(
-        field,
-        format!(
-            "'{}' is not an iSCSI name: iqn.YYYY-MM.REVERSED.DOMAIN[:NAME], eui.16 hex digits, or naa.16 or 32 hex digits",
-            printable(name)
-        ),
-    ))
 }
 
-/// `YYYY-MM.` and a naming authority, with the characters of RFC 3722 that are ASCII.
-fn is_iqn(rest: &str) -> bool {
-    let bytes = rest.as_bytes();
-    let digits = |range: std::ops::Range<usize>| {
-        bytes.get(range).is_some_and(|part| part.iter().all(u8::is_ascii_digit))
-    };
-    digits(0..4)
-        && bytes.get(4) == Some(&b'-')
-        && digits(5..7)
-        && bytes.get(7) == Some(&b'.')
-        && bytes.get(8).is_some_and(u8::is_ascii_alphanumeric)
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':'))
+/// The name of an initiator, or a set of them, of any kind.
+pub fn initiator(field: &'static str, name: &str) -> Result<Initiator, Refusal> {
+    Initiator::parse(name).map_err(|error| Refusal::invalid(field, format!("'{}' {error}", printable(name))))
 }
 
 /// "address:port" of something that can be connected to.

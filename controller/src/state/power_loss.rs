@@ -7,7 +7,7 @@
 
 use holdfast_proto::state::change;
 
-use super::{StateMachine, Volume, effects::Effects};
+use super::{StateMachine, Volume, effects::Effects, provenance::Provenance};
 
 impl StateMachine {
     /// A node has rejoined under a new boot id, or was removed: ends what no node can hold any more.
@@ -19,6 +19,7 @@ impl StateMachine {
             let had_reservations =
                 !volume.lu.reservations.aptpl() && !volume.lu.reservations.registrants().is_empty();
             volume.lu.lose_power();
+            volume.provenance = Provenance::default();
             volume.reservation_version = effects.index;
             let message = format!(
                 "registrations and reservation of volume {} ended: every data node has lost its power since, and they were not \

@@ -17,6 +17,8 @@ pub enum Kind {
     Mapping,
     /// A job.
     Job,
+    /// A host group.
+    HostGroup,
 }
 
 impl std::fmt::Display for Kind {
@@ -27,7 +29,31 @@ impl std::fmt::Display for Kind {
             Kind::Host => "host",
             Kind::Mapping => "mapping",
             Kind::Job => "job",
+            Kind::HostGroup => "host group",
         })
+    }
+}
+
+/// One fault of a request that asks for many things.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Name as in the management API: "edits[3].lun".
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}
+
+fn first_of(violations: &[Violation]) -> String {
+    let first = violations.first().map_or_else(String::new, Violation::to_string);
+    match violations.len() {
+        0 | 1 => first,
+        more => format!("{first} (and {} more)", more - 1),
     }
 }
 
@@ -42,6 +68,9 @@ pub enum Refusal {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// Several things are wrong with it; none of it was done.
+    #[error("{}", first_of(.0))]
+    Several(Vec<Violation>),
     /// Nothing has that name.
     #[error("{kind} {name} does not exist")]
     NotFound {

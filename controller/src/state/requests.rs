@@ -38,6 +38,8 @@ impl Requests {
             Some(Answer::Mapping(mapping)) => Outcome::Mapping(mapping.clone()),
             Some(Answer::Established(index)) => Outcome::Established(*index),
             Some(Answer::Job(job)) => Outcome::Job(job.clone()),
+            Some(Answer::HostGroup(group)) => Outcome::HostGroup(group.clone()),
+            Some(Answer::MappingsApplied(counts)) => Outcome::Mappings(*counts, Vec::new()),
         }))
     }
 
@@ -55,6 +57,8 @@ impl Requests {
             Outcome::Mapping(mapping) => Some(Answer::Mapping(mapping.clone())),
             Outcome::Established(index) => Some(Answer::Established(*index)),
             Outcome::Job(job) => Some(Answer::Job(job.clone())),
+            Outcome::HostGroup(group) => Some(Answer::HostGroup(group.clone())),
+            Outcome::Mappings(counts, _) => Some(Answer::MappingsApplied(*counts)),
             Outcome::Done | Outcome::Node(_) | Outcome::Proposal(_) => None,
         };
         let sequence = self.by_sequence.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));

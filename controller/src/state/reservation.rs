@@ -15,9 +15,10 @@ use holdfast_scsi::{
     nexus::{Nexus, RelativePort},
     pr::{
         Registrant, Reservation, ReservationType,
+        out::PrOut,
         state::{Refusal as PrRefusal, Reservations},
     },
-    sense::Sense,
+    sense::{Sense, asc},
     status::Status,
     transport_id::TransportId,
     ua::UaScope,
@@ -25,9 +26,12 @@ use holdfast_scsi::{
 
 use super::{
     CorruptState, Kind, Outcome, Refusal, StateMachine,
+    audit::service_action,
     convert::{corrupt, epoch_of, nexus_of},
     effects::{Audience, Effects, nexus_name},
     limits, lu_state,
+    names::printable,
+    provenance::{Origin, Provenance},
     volume::Volume,
 };
 
@@ -90,6 +94,15 @@ impl StateMachine {
         };
         if applied.changed {
             volume.reservation_version = effects.index;
+            if reserved_before.0 != volume.lu.reservations {
+                let origin = Origin {
+                    index: effects.index,
+                    time_unix_ms: effects.time_unix_ms(),
+                    nexus: Some(nexus),
+                    action: service_action(&command.cdb),
+                };
+                volume.provenance.follow(&reserved_before.0, &volume.lu.reservations, &origin);
+            }
         }
         let outcome = records::ProposalOutcome {
             proposal_id: command.proposal_id.clone(),
@@ -168,6 +181,76 @@ impl StateMachine {
         Ok(outcome)
     }
 
+    /// What an administrator takes away is taken away as if its nexus had done it, so that everybody else is told what SPC-5 says;
+    /// the nexus itself, which did not do it, is told too.
+    pub(super) fn clear_reservation(
+        &mut self,
+        command: &records::ClearReservation,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        let ports = self.target_ports();
+        let id = self
+            .volume_by_name(&command.volume)
+            .map(|volume| volume.id)
+            .ok_or_else(|| Refusal::not_found(Kind::Volume, &printable(&command.volume)))?;
+        let volume = self.volume_mut(&id.0)?;
+        let name = volume.name.clone();
+        let chosen = match &command.nexus {
+            None => volume.lu.reservations.registrants().first().map(|r| r.nexus).ok_or_else(|| {
+                Refusal::Precondition(format!(
+                    "nobody is registered with volume {name}: there is nothing to clear"
+                ))
+            })?,
+            Some(nexus) => {
+                let nexus = nexus_of(&nexus.transport_id, nexus.relative_port)
+                    .ok_or_else(|| Refusal::invalid("initiator", "is no initiator port"))?;
+                if !volume.lu.reservations.registrants().iter().any(|r| r.nexus == nexus) {
+                    return Err(Refusal::Precondition(format!(
+                        "{nexus} is not registered with volume {name}"
+                    )));
+                }
+                nexus
+            }
+        };
+        let key = volume.lu.reservations.registrants().iter().find(|r| r.nexus == chosen).map_or(0, |r| r.key);
+        let (request, told, what) = match command.nexus {
+            None => (PrOut::Clear { key }, asc::RESERVATIONS_PREEMPTED, "all registrations".to_owned()),
+            Some(_) => {
+                let request = PrOut::Register {
+                    existing_key: Some(key),
+                    new_key: 0,
+                    aptpl: volume.lu.reservations.aptpl(),
+                    all_target_ports: false,
+                    initiator_ports: None,
+                };
+                (request, asc::REGISTRATIONS_PREEMPTED, format!("the registration of {chosen}"))
+            }
+        };
+        let before = volume.lu.reservations.clone();
+        let applied = volume.lu.reservations.apply(&chosen, &request, &ports).map_err(|refusal| {
+            Refusal::Precondition(format!("{what} of volume {name} cannot be cleared: {refusal:?}"))
+        })?;
+        volume.reservation_version = effects.index;
+        let origin = Origin {
+            index: effects.index,
+            time_unix_ms: effects.time_unix_ms(),
+            nexus: None,
+            action: format!("cleared by {}", effects.caller()),
+        };
+        volume.provenance.follow(&before, &volume.lu.reservations, &origin);
+        effects.change(change::Change::Reservation(volume.reservation_record()));
+        effects.event(
+            "reservation.cleared",
+            format!("volume/{name}"),
+            format!("{what} of volume {name} was cleared"),
+        );
+        for (whom, additional) in &applied.unit_attentions {
+            effects.unit_attention(id, *additional, Audience::Only(whom));
+        }
+        effects.unit_attention(id, told, Audience::Only(&chosen));
+        Ok(Outcome::Established(effects.index))
+    }
+
     /// Every relative target port identifier in use, in order.
     fn target_ports(&self) -> Vec<RelativePort> {
         let mut ports: Vec<RelativePort> = self
@@ -207,12 +290,15 @@ impl Volume {
                     relative_port: u32::from(r.nexus.port.0),
                     key: r.key,
                     all_target_ports: r.all_target_ports,
+                    origin: self.provenance.registrant(&r.nexus).map(Origin::record),
                 })
                 .collect(),
             r#type: reservation.map_or(0, |r| u32::from(r.kind().code())),
             holder: position.and_then(|at| i32::try_from(at).ok()).unwrap_or(-1),
             outcomes: self.outcomes.iter().cloned().collect(),
             unit: lu_state::record(&self.lu.unit),
+            reserved: self.provenance.reservation().map(Origin::record),
+            changed: self.provenance.last().map(Origin::record),
         }
     }
 
@@ -240,6 +326,10 @@ impl Volume {
         if record.outcomes.len() > limits::OUTCOMES_PER_VOLUME_KEPT {
             return Err(wrong("too many outcomes"));
         }
+        let origins = registrants.iter().zip(&record.registrants);
+        let origins = origins.map(|(r, stored)| (r.nexus, Origin::from_record(stored.origin.as_ref())));
+        let origins: Vec<_> = origins.collect();
+        self.provenance = Provenance::restore(origins, reservation.as_ref(), &record);
         let unit = lu_state::from_record(record.unit).ok_or_else(|| wrong("the unit's state"))?;
         self.lu = Reservations::from_parts(record.generation, record.aptpl, registrants, reservation)
             .and_then(|reservations| LuState::from_parts(reservations, unit))

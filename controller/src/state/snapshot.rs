@@ -7,15 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_proto::state::{self as records, change};
 use holdfast_replica::ids::VolumeId;
+use holdfast_scsi::initiator::Initiator;
 
 use super::{
-    CorruptState, Mapped, StateMachine, Volume, convert::corrupt, job::Jobs, limits, requests::Requests,
+    CorruptState, Mapped, StateMachine, Volume, convert::corrupt, group::Group, job::Jobs, limits,
+    requests::Requests,
 };
 
 impl StateMachine {
     /// The whole state as records, in a fixed order: equal states give equal lists.
     pub fn to_changes(&self) -> Vec<records::Change> {
         let mut all = self.node_changes();
+        all.extend(
+            self.groups.iter().map(|(name, group)| wrap(change::Change::HostGroup(group.record(name)))),
+        );
         all.extend(self.jobs.records().cloned().map(change::Change::Job).map(wrap));
         all.extend(self.requests.records().cloned().map(change::Change::Request).map(wrap));
         all.push(wrap(change::Change::Head(self.head)));
@@ -41,6 +46,7 @@ impl StateMachine {
                     volume_id: mapped.volume.0.to_vec(),
                     lun: *lun,
                     read_only: mapped.read_only,
+                    group: String::new(),
                 })
             }));
         }
@@ -66,8 +72,11 @@ impl StateMachine {
                     insert(&mut state.volumes, volume.id, volume, "volume")?;
                 }
                 Some(change::Change::Host(host)) => {
-                    for initiator in &host.initiators {
-                        insert(&mut state.initiators, initiator.clone(), host.name.clone(), "initiator")?;
+                    for name in &host.initiators {
+                        let initiator = Initiator::parse(name).map_err(|_| corrupt("an initiator's name"))?;
+                        if state.initiators.insert(initiator, host.name.clone()).is_some() {
+                            return Err(corrupt("an initiator of two hosts"));
+                        }
                     }
                     insert(&mut state.hosts, host.name.clone(), host, "host")?;
                 }
@@ -75,13 +84,18 @@ impl StateMachine {
                 Some(change::Change::Mapping(record)) => mappings.push(record),
                 Some(change::Change::Request(record)) => requests.push(record),
                 Some(change::Change::Job(record)) => jobs.push(record),
+                Some(change::Change::HostGroup(record)) => {
+                    let group = Group::from_record(&record)?;
+                    insert(&mut state.groups, record.name, group, "host group")?;
+                }
                 Some(change::Change::Head(head)) => state.head = head,
                 Some(
                     change::Change::RemovedNode(_)
                     | change::Change::RemovedVolume(_)
                     | change::Change::RemovedHost(_)
                     | change::Change::RemovedMapping(_)
-                    | change::Change::RemovedJob(_),
+                    | change::Change::RemovedJob(_)
+                    | change::Change::RemovedHostGroup(_),
                 ) => return Err(corrupt("a removal in a whole state")),
                 None => return Err(corrupt("a record of a later version")),
             }
@@ -158,6 +172,18 @@ impl StateMachine {
                 && map.keys().all(|lun| *lun <= limits::LUN_MAX);
             if !good {
                 return Err(corrupt(&format!("the LUN map of host {host}")));
+            }
+        }
+        for (name, group) in &self.groups {
+            let mut volumes = group.luns.values().map(|mapped| mapped.volume);
+            let stays = |id: VolumeId| self.volumes.get(&id).is_some_and(|v| !v.deleting);
+            let sees = |host: &String| {
+                let map = self.mappings.get(host);
+                group.luns.iter().all(|(lun, mapped)| map.and_then(|map| map.get(lun)) == Some(mapped))
+            };
+            let known = |host: &String| self.hosts.contains_key(host);
+            if !volumes.all(stays) || !group.hosts.iter().all(|host| known(host) && sees(host)) {
+                return Err(corrupt(&format!("host group {name}")));
             }
         }
         Ok(())

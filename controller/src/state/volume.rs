@@ -20,6 +20,7 @@ use super::{
     limits,
     names::{check_name, printable},
     node::exhausted,
+    provenance::Provenance,
 };
 
 /// A replicated block store, the logical unit made of it, and its reservations.
@@ -59,6 +60,8 @@ pub struct Volume {
     pub lu: LuState,
     /// Log index of the last change of `lu`; 0 = never changed.
     pub reservation_version: u64,
+    /// Where its registrations come from.
+    pub provenance: Provenance,
     /// The last changes of the reservations, by proposal.
     pub(super) outcomes: VecDeque<records::ProposalOutcome>,
 }
@@ -148,6 +151,7 @@ impl Volume {
             moves: moves.ok_or_else(|| wrong("moves"))?,
             lu: LuState::default(),
             reservation_version: 0,
+            provenance: Provenance::default(),
             outcomes: VecDeque::new(),
         })
     }
@@ -275,6 +279,7 @@ impl StateMachine {
             moves: Vec::new(),
             lu: LuState::default(),
             reservation_version: 0,
+            provenance: Provenance::default(),
             outcomes: VecDeque::new(),
         };
         let record = volume.record();

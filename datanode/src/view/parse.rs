@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use holdfast_proto::state::{self, change::Change as Record};
 use holdfast_scsi::{
     geometry::Geometry,
+    initiator::Initiator,
     lu_state::{IdentifyingInformation, LuState, Operation, OperationKind, OperationState, UnitState},
     lun::Lun,
     mode::{InformationalExceptions, Interlock, ModeParameters, QueueError, ReportMethod, Thresholds},
@@ -119,17 +120,19 @@ impl ClusterView {
             | Record::Request(_)
             | Record::Head(_)
             | Record::Job(_)
-            | Record::RemovedJob(_) => {}
+            | Record::RemovedJob(_)
+            | Record::HostGroup(_)
+            | Record::RemovedHostGroup(_) => {}
             Record::Host(h) => {
                 let host = Arc::new(host(h, open).map_err(|problem| error("host", &h.name, problem))?);
                 self.forget_initiators(&h.name);
                 let by_initiator = Arc::make_mut(&mut self.host_by_initiator);
-                for name in &host.initiators {
-                    if let Some(other) = by_initiator.insert(name.clone(), Arc::clone(&host)) {
+                for initiator in &host.initiators {
+                    if let Some(other) = by_initiator.insert(initiator.clone(), Arc::clone(&host)) {
                         return Err(error(
                             "host",
                             &h.name,
-                            format!("{name} belongs to host '{}' too", other.name),
+                            format!("{initiator} belongs to host '{}' too", other.name),
                         ));
                     }
                 }
@@ -169,7 +172,7 @@ impl ClusterView {
 
     fn forget_initiators(&mut self, host: &str) {
         if self.hosts.contains_key(host) {
-            Arc::make_mut(&mut self.host_by_initiator).retain(|_, owner| owner.name != host);
+            Arc::make_mut(&mut self.host_by_initiator).retain(|owner| owner.name != host);
         }
     }
 
@@ -488,13 +491,10 @@ fn host(record: &state::Host, open: OpenSecret<'_>) -> Field<HostView> {
     if record.name.is_empty() {
         return Err("it has no name".into());
     }
-    let mut initiators: Vec<String> =
-        record.initiators.iter().map(|name| name.to_ascii_lowercase()).collect();
+    let parse = |name: &String| Initiator::parse(name).map_err(|error| format!("initiator '{name}' {error}"));
+    let mut initiators = record.initiators.iter().map(parse).collect::<Field<Vec<_>>>()?;
     initiators.sort_unstable();
     initiators.dedup();
-    if initiators.iter().any(String::is_empty) {
-        return Err("an initiator's name is empty".into());
-    }
     let chap = record.chap.as_ref().map(|c| chap(&record.name, c, open)).transpose()?;
     Ok(HostView { name: record.name.clone(), initiators, chap })
 }

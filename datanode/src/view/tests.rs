@@ -48,7 +48,13 @@ fn host(name: &str, initiator: &str) -> state::Host {
 }
 
 fn mapping(host: &str, volume: u8, lun: u32) -> state::Mapping {
-    state::Mapping { host: host.into(), volume_id: vec![volume; 16], lun, read_only: false }
+    state::Mapping {
+        host: host.into(),
+        volume_id: vec![volume; 16],
+        lun,
+        read_only: false,
+        group: String::new(),
+    }
 }
 
 fn registrant(port: u32) -> state::Registrant {

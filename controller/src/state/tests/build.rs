@@ -141,6 +141,7 @@ pub(super) fn map(volume: &str, host: &str, lun: Option<u32>) -> Body {
         host: host.to_owned(),
         lun,
         read_only: false,
+        group: String::new(),
     })
 }
 
@@ -149,6 +150,7 @@ pub(super) fn unmap(volume: &str, host: &str) -> Body {
         request: None,
         volume: volume.to_owned(),
         host: host.to_owned(),
+        group: String::new(),
     })
 }
 
@@ -164,6 +166,11 @@ pub(super) fn change_owner(id: u8, expected: records::Epoch, owner: u32, incarna
 
 pub(super) fn epoch(number: u64) -> records::Epoch {
     records::Epoch { generation: 0, number }
+}
+
+/// An initiator port of this node.
+pub(super) fn iscsi(name: &str) -> TransportId {
+    TransportId::iscsi(name, [1; 6]).unwrap()
 }
 
 /// Initiator `n` through port `port`.

@@ -2,6 +2,7 @@
 
 mod build;
 mod configuration;
+mod hosts;
 mod job;
 mod lu_state;
 mod power_loss;

@@ -9,7 +9,7 @@ use super::build::*;
 use crate::state::{Body, Command, StateMachine, limits};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "not a name"];
-const INITIATORS: [&str; 4] = ["iqn.2026-01.x:host-1", "iqn.2026-01.x:host-2", "IQN.2026-01.x:host-1", "x"];
+const INITIATORS: [&str; 4] = ["iqn.2026-01.x:host-1", "iqn.2026-01.x:host*", "IQN.2026-01.x:host-1", "x"];
 
 fn name() -> impl Strategy<Value = &'static str> {
     prop_oneof![3 => Just("a"), 2 => Just("b"), 2 => Just("c"), 1 => Just(NAMES[3])]
@@ -30,6 +30,19 @@ fn pr_out() -> impl Strategy<Value = PrOut> {
         key,
         action_key,
     })
+}
+
+fn edit() -> impl Strategy<Value = records::MappingEdit> {
+    (name(), name(), any::<bool>(), proptest::option::of(0u32..4), any::<bool>(), 0u8..4).prop_map(
+        |(volume, name, of_group, lun, read_only, remove)| records::MappingEdit {
+            volume: volume.to_owned(),
+            host: if of_group { String::new() } else { name.to_owned() },
+            group: if of_group { name.to_owned() } else { String::new() },
+            lun,
+            read_only,
+            remove: remove == 0,
+        },
+    )
 }
 
 /// Commands that name things that may exist; versions and epochs are put right half of the time by `steer`.
@@ -65,6 +78,37 @@ fn body() -> impl Strategy<Value = Body> {
             node,
             incarnation
         )),
+        (name(), 0usize..4, 0usize..4, any::<bool>()).prop_map(|(name, a, b, clear_chap)| {
+            let pick = |at: usize| vec![INITIATORS[at].to_owned()];
+            Body::UpdateHost(records::UpdateHost {
+                name: name.to_owned(),
+                add_initiators: pick(a),
+                remove_initiators: if b == 0 { Vec::new() } else { pick(b) },
+                clear_chap,
+                ..Default::default()
+            })
+        }),
+        any::<bool>().prop_map(|allowed| Body::SetWildcardInitiators(records::SetWildcardInitiators {
+            request: None,
+            allowed
+        })),
+        (name(), proptest::collection::vec(name(), 0..3)).prop_map(|(name, hosts)| {
+            let hosts = hosts.into_iter().map(str::to_owned).collect();
+            Body::CreateHostGroup(records::CreateHostGroup { request: None, name: name.to_owned(), hosts })
+        }),
+        (name(), name(), any::<bool>()).prop_map(|(name, host, add)| {
+            let hosts = vec![host.to_owned()];
+            let (add_hosts, remove_hosts) = if add { (hosts, Vec::new()) } else { (Vec::new(), hosts) };
+            let name = name.to_owned();
+            Body::UpdateHostGroup(records::UpdateHostGroup { request: None, name, add_hosts, remove_hosts })
+        }),
+        name().prop_map(|name| Body::DeleteHostGroup(records::DeleteHostGroup {
+            request: None,
+            name: name.to_owned()
+        })),
+        (request(), proptest::collection::vec(edit(), 0..5), any::<bool>()).prop_map(
+            |(request, edits, prune)| Body::ApplyMappings(records::ApplyMappings { request, edits, prune })
+        ),
         (0u64..6, 0u64..3, 0i32..5).prop_map(|(id, done, state)| match done {
             0 => Body::EndJob(records::EndJob { id, state, message: String::new() }),
             1 => Body::CancelJob(records::CancelJob { request: None, id }),
@@ -164,6 +208,8 @@ fn key(change: &change::Change) -> (Vec<String>, bool) {
         C::RemovedNode(name) => (vec![format!("node {name}")], true),
         C::RemovedVolume(id) => (vec![volume(id), format!("reservation {id:?}")], true),
         C::RemovedHost(name) => (vec![format!("host {name}")], true),
+        C::HostGroup(group) => (vec![format!("group {}", group.name)], false),
+        C::RemovedHostGroup(name) => (vec![format!("group {name}")], true),
         C::Job(job) => (vec![format!("job {}", job.id)], false),
         C::RemovedJob(id) => (vec![format!("job {id}")], true),
         C::RemovedMapping(k) => (vec![format!("mapping {} {:?}", k.host, k.volume_id)], true),

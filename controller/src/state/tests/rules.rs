@@ -220,7 +220,7 @@ fn deleted_volume_stays_until_its_replica_is_removed() {
 fn initiator_belongs_to_one_host_whatever_its_case() {
     let mut cluster = Cluster::new();
     cluster.done(create_host("win1", &["IQN.2026-01.X:A"]));
-    assert_eq!(cluster.state.host_of_initiator("iqn.2026-01.x:a"), Some("win1"));
+    assert_eq!(cluster.state.host_of_initiator(&iscsi("iqn.2026-01.x:a")), Some("win1"));
     assert_eq!(
         cluster.refused(create_host("win2", &["iqn.2026-01.x:b", "iqn.2026-01.x:A"])).to_string(),
         "initiator iqn.2026-01.x:a belongs to host win1; an initiator belongs to one host only"
