@@ -1,12 +1,14 @@
 //! The grammar of the command line. Doc comments here are the help texts.
 
 mod hosts;
+mod paths;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use hosts::{Host, HostGroup, Map, MapApply};
+pub(crate) use paths::{Reservation, Session, SessionFilter, UnitAttention};
 
 use crate::size::Size;
 
@@ -81,6 +83,17 @@ pub(crate) enum Noun {
     /// Persistent reservations.
     #[command(subcommand)]
     Reservation(Reservation),
+    /// Who is logged in, and how.
+    #[command(subcommand)]
+    Session(Session),
+    /// Unit Attentions that hosts have yet to hear.
+    #[command(subcommand, name = "unit-attention")]
+    UnitAttention(UnitAttention),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Long work and its progress.
     #[command(subcommand)]
     Job(Job),
@@ -382,15 +395,6 @@ pub(crate) enum Switch {
 }
 
 #[derive(Subcommand)]
-pub(crate) enum Reservation {
-    /// Show registrants, holder, type and generation of a volume.
-    Show {
-        /// The volume.
-        volume: String,
-    },
-}
-
-#[derive(Subcommand)]
 pub(crate) enum Job {
     /// List the jobs, newest first.
     List {
@@ -489,6 +493,15 @@ mod tests {
             "holdfast map apply -f maps.yaml --dry-run --prune",
             "holdfast map export",
             "holdfast reservation show db1",
+            "holdfast reservation explain db1 --host h --opcode write",
+            "holdfast reservation explain db1 --host h --opcode 0x5e --service-action 1",
+            "holdfast reservation clear db1 --initiator iqn.a:1,i,0x00023d000001 --rtpi 2",
+            "holdfast reservation clear db1 --all",
+            "holdfast session list --host h",
+            "holdfast session show iqn.a:1",
+            "holdfast session end iqn.a:1,i,0x00023d000001 --rtpi 1",
+            "holdfast unit-attention list --volume db1",
+            "holdfast completions zsh",
             "holdfast event watch",
             "holdfast controller add ctl-4 --id 4 --address 127.0.0.1:7704",
             "holdfast controller transfer ctl-1",
@@ -515,6 +528,9 @@ mod tests {
             "holdfast map create db1",
             "holdfast map create db1 h --group g",
             "holdfast map apply",
+            "holdfast reservation clear db1",
+            "holdfast reservation clear db1 --all --initiator iqn.a:1,i,0x00023d000001 --rtpi 2",
+            "holdfast reservation explain db1 --host h --opcode wrote",
             "holdfast host create h --initiator iqn.a:1 --chap-user u",
             "holdfast dev up --port-base 80",
             "holdfast node list --endpoints a:1",

@@ -49,6 +49,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Noun::HostGroup(verb) => commands::group::run(&client, verb).await,
         Noun::Map(verb) => commands::map::run(&client, verb).await,
         Noun::Reservation(verb) => commands::reservation::run(&client, verb).await,
+        Noun::Session(verb) => commands::session::run(&client, verb).await,
+        Noun::UnitAttention(verb) => commands::session::unit_attentions(&client, verb).await,
+        Noun::Completions { shell } => {
+            let mut grammar = <Arguments as clap::CommandFactory>::command();
+            clap_complete::generate(shell, &mut grammar, "holdfast", &mut std::io::stdout());
+            Ok(())
+        }
         Noun::Audit(verb) => commands::audit::run(&client, verb).await,
         Noun::Job(verb) => commands::job::run(&client, verb).await,
         Noun::Event(verb) => commands::event::run(&client, verb).await,

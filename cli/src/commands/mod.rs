@@ -13,6 +13,7 @@ pub(crate) mod map;
 pub(crate) mod map_file;
 pub(crate) mod node;
 pub(crate) mod reservation;
+pub(crate) mod session;
 pub(crate) mod volume;
 
 /// The messages of a watch, until it is interrupted or `each` gives a result.

@@ -2,11 +2,12 @@
 //!
 //! | Looking for | Module |
 //! |---|---|
-//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `group`, `mapping`, `reservation`, `job`, `event` |
+//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `group`, `mapping`, `reservation`, `session`, `job`, `event` |
 //! | refusals as gRPC statuses | `status` |
 //! | copies made, moved, removed; forced recovery | `replica` |
 //! | request ids | `request` |
 //! | pages of a list | `page` |
+//! | why a command would conflict | `explain` |
 //! | watches of resources | `watch` |
 //!
 //! Invariants: a read shows everything that was acknowledged before it began (ReadIndex); a change is decided by the state
@@ -17,6 +18,7 @@ mod audit;
 mod cluster;
 mod controller;
 mod event;
+mod explain;
 mod group;
 mod handover;
 mod host;
@@ -27,6 +29,7 @@ mod page;
 mod replica;
 mod request;
 mod reservation;
+mod session;
 pub(crate) mod status;
 mod volume;
 mod volume_view;
@@ -41,7 +44,7 @@ use holdfast_proto::v1::{
     host_group_service_server::HostGroupServiceServer, host_service_server::HostServiceServer,
     job_service_server::JobServiceServer, mapping_service_server::MappingServiceServer,
     node_service_server::NodeServiceServer, reservation_service_server::ReservationServiceServer,
-    volume_service_server::VolumeServiceServer,
+    session_service_server::SessionServiceServer, volume_service_server::VolumeServiceServer,
 };
 use tonic::{Status, service::RoutesBuilder};
 
@@ -49,7 +52,7 @@ use crate::{
     lease::{Manager, manager::unix_ms},
     raft::{Handle, ReadError, WriteError},
     server::Call,
-    session::NodeAgentService,
+    session::{NodeAgentService, registry::Registry},
     state::{Body, Command, Outcome, StateMachine},
 };
 
@@ -59,12 +62,15 @@ pub struct Api {
     raft: Handle,
     leases: Manager,
     identity: Arc<Identity>,
+    /// Data nodes that can be asked.
+    nodes: Registry,
 }
 
 /// Adds the services for data nodes and for management to a server. [`Manager::run`] has to run beside them.
 pub fn install(routes: &mut RoutesBuilder, raft: Handle, leases: Manager, identity: Arc<Identity>) {
-    routes.add_service(NodeAgentService::new(raft.clone(), leases.clone()).into_server());
-    let api = Api { raft, leases, identity };
+    let nodes = Registry::default();
+    routes.add_service(NodeAgentService::new(raft.clone(), leases.clone(), nodes.clone()).into_server());
+    let api = Api { raft, leases, identity, nodes };
     routes
         .add_service(AuditServiceServer::new(api.clone()))
         .add_service(ClusterServiceServer::new(api.clone()))
@@ -75,6 +81,7 @@ pub fn install(routes: &mut RoutesBuilder, raft: Handle, leases: Manager, identi
         .add_service(HostGroupServiceServer::new(api.clone()))
         .add_service(MappingServiceServer::new(api.clone()))
         .add_service(ReservationServiceServer::new(api.clone()))
+        .add_service(SessionServiceServer::new(api.clone()))
         .add_service(JobServiceServer::new(api.clone()))
         .add_service(EventServiceServer::new(api));
 }

@@ -7,7 +7,7 @@
 //!   that the outcome is unknown and can be asked for again by the same id.
 
 mod parts;
-mod registry;
+pub(crate) mod registry;
 mod stream;
 
 use std::collections::VecDeque;
@@ -57,8 +57,8 @@ pub struct NodeAgentService {
 
 impl NodeAgentService {
     /// Of this member.
-    pub fn new(raft: Handle, leases: Manager) -> NodeAgentService {
-        NodeAgentService { raft, leases, sessions: Registry::default() }
+    pub(crate) fn new(raft: Handle, leases: Manager, sessions: Registry) -> NodeAgentService {
+        NodeAgentService { raft, leases, sessions }
     }
 
     /// To be added to a server.
@@ -158,7 +158,7 @@ impl NodeAgent for NodeAgentService {
             // So that a barrier after an election need not wait for the first report.
             self.leases.applied(node.number, node.incarnation, hello.applied_index);
         }
-        let superseded = self.sessions.begin(node.number);
+        let (superseded, questions) = self.sessions.begin(node.number);
         self.leases.begin_reports(node.number);
         let (resumes, mut outbox, commits) = self.start(&hello);
         let cluster = self.raft.read(|state| state.cluster().cloned()).unwrap_or_default();
@@ -181,6 +181,8 @@ impl NodeAgent for NodeAgentService {
             inbound,
             outbound,
             superseded,
+            questions,
+            registry: self.sessions.clone(),
             term,
             caller: call.caller.record(),
         };

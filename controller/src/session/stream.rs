@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use futures::future::{BoxFuture, FutureExt as _};
 use holdfast_proto::{
-    node::{FromNode, LeaseGrant, Renew, ToNode, from_node, to_node},
+    node::{FromNode, Inspect, LeaseGrant, Renew, ToNode, from_node, to_node},
     state as records,
 };
 use tokio::{
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::parts;
+use super::{parts, registry::Registry};
 use crate::{
     api::status,
     lease::{
@@ -46,6 +46,9 @@ pub(super) struct Session {
     pub(super) inbound: Streaming<FromNode>,
     pub(super) outbound: mpsc::Sender<Result<ToNode, Status>>,
     pub(super) superseded: oneshot::Receiver<()>,
+    /// What people ask the node.
+    pub(super) questions: mpsc::Receiver<Inspect>,
+    pub(super) registry: Registry,
     /// Term in which the node joined.
     pub(super) term: u64,
     /// The node, for the audit.
@@ -114,6 +117,9 @@ impl Session {
                         reports.push_front(again);
                     }
                 }
+                Some(ask) = self.questions.recv(), if self.outbox.len() < OUTBOX_MAX => {
+                    self.outbox.push_back(ToNode { message: Some(to_node::Message::Inspect(ask)) });
+                }
                 permit = self.outbound.reserve(), if !self.outbox.is_empty() => match permit {
                     Err(_) => return Status::cancelled("the node has ended the session"),
                     Ok(permit) => if let Some(message) = self.outbox.pop_front() {
@@ -161,6 +167,7 @@ impl Session {
                 reports.push_back(Body::RemoveReplica(records::RemoveReplica { volume_id, number }));
             }
             Some(from_node::Message::Replicas(report)) => self.leases.note(number, report),
+            Some(from_node::Message::Inspection(inspection)) => self.registry.answered(number, inspection),
             Some(from_node::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("hello: only the first message of a session is one"));
             }

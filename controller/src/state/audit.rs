@@ -222,6 +222,9 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
             .with("service_action", service_action(&c.cdb))
             .with("nexus", nexus(c.nexus.as_ref()))
             .with("expected_version", c.expected_version),
+        Body::RecordSessionEnd(c) => {
+            Asked::new("session.end", format!("session/{}", nexus(c.nexus.as_ref()))).with("node", &c.node)
+        }
         Body::ClearReservation(c) => {
             let whose = c.nexus.as_ref().map_or_else(|| "all".to_owned(), |name| nexus(Some(name)));
             Asked::new("reservation.clear", format!("volume/{}", c.volume)).with("registrations", whose)
@@ -336,7 +339,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn nexus(name: Option<&records::NexusName>) -> String {
+/// A nexus for people; "?" for what names none.
+pub(super) fn nexus(name: Option<&records::NexusName>) -> String {
     name.and_then(|n| nexus_of(&n.transport_id, n.relative_port))
         .map_or_else(|| "?".to_owned(), |nexus| nexus.to_string())
 }

@@ -44,8 +44,13 @@ pub(super) fn member_record(member: &Member) -> records::ReplicaMember {
 }
 
 /// A nexus by its parts; `None` unless the whole of `transport_id` is one TransportID and the port is 1..65535.
-pub(super) fn nexus_of(transport_id: &[u8], relative_port: u32) -> Option<Nexus> {
+pub fn nexus_of(transport_id: &[u8], relative_port: u32) -> Option<Nexus> {
     let (initiator, taken) = TransportId::parse(transport_id).ok()?;
     let port = u16::try_from(relative_port).ok().filter(|port| *port != 0)?;
     (taken == transport_id.len()).then(|| Nexus::new(initiator, RelativePort(port)))
+}
+
+/// The name of a nexus in records.
+pub fn nexus_record(nexus: &Nexus) -> records::NexusName {
+    super::effects::nexus_name(nexus)
 }

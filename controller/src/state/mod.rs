@@ -213,6 +213,12 @@ impl StateMachine {
             Body::DropReplica(c) => self.once(&c.request, effects, |s, e| s.drop_replica(c, e)),
             Body::ForceRecovery(c) => self.once(&c.request, effects, |s, e| s.force_recovery(c, e)),
             Body::ProposeReservation(command) => self.propose_reservation(command, effects),
+            Body::RecordSessionEnd(command) => {
+                let whose = audit::nexus(command.nexus.as_ref());
+                let message = format!("the session of {whose} at node {} was ended", command.node);
+                effects.event("session.ended", format!("session/{whose}"), message);
+                Ok(Outcome::Done)
+            }
             Body::ClearReservation(c) => self.once(&c.request, effects, |s, e| s.clear_reservation(c, e)),
             Body::EstablishUnitAttention(command) => self.establish_unit_attention(command, effects),
             Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),

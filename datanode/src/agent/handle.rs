@@ -5,7 +5,10 @@
 
 use std::fmt;
 
-use holdfast_proto::{node::ReplicaState, state};
+use holdfast_proto::{
+    node::{Inspection, ReplicaState},
+    state,
+};
 use holdfast_scsi::{
     limits::CDB_LEN_MAX, nexus::Nexus, sense::AdditionalSense, sense::Sense, status::Status,
 };
@@ -163,6 +166,7 @@ pub(crate) enum Request {
     ChangeConfiguration(ChangeConfiguration, Reply<ChangeResult>),
     ReplicaReport(Vec<ReplicaState>),
     Installed(u64),
+    Inspected(Inspection),
     Pools(Vec<state::Pool>),
     ReplicaRemoved(VolumeId),
 }
@@ -239,6 +243,11 @@ impl Handle {
     /// Every worker has applied the view of this log index, and all before it.
     pub fn installed(&self, index: u64) {
         self.report(Request::Installed(index));
+    }
+
+    /// What an inspection has found.
+    pub fn inspected(&self, inspection: Inspection) {
+        self.report(Request::Inspected(inspection));
     }
 
     /// Capacity and free space of the pools, when they have changed.

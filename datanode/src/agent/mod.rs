@@ -56,4 +56,10 @@ pub trait Installer: Send + Sync {
     /// Posts the view to every worker. When the last one has applied it, the data plane calls [`Handle::installed`] with
     /// its index. Calls come in log order.
     fn install(&self, install: Install);
+
+    /// Looks at the sessions, or ends one, and tells by [`Handle::inspected`]. What has no sessions need not answer: the
+    /// controller's patience is bounded.
+    fn inspect(&self, ask: holdfast_proto::node::Inspect) {
+        let _ = ask;
+    }
 }

@@ -303,6 +303,7 @@ impl Run {
                 self.installed.send_replace(index);
                 Some(from(from_node::Message::Applied(Applied { applied_index: index })))
             }
+            Request::Inspected(inspection) => Some(from(from_node::Message::Inspection(inspection))),
             Request::Pools(pools) => {
                 self.pools.clone_from(&pools);
                 Some(from(from_node::Message::Pools(PoolReport { pools })))

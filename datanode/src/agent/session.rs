@@ -154,6 +154,10 @@ impl Core {
             to_node::Message::Welcome(welcome) => self.handle_welcome(welcome).map(|()| false),
             to_node::Message::Snapshot(part) => self.handle_snapshot(part).map(|()| false),
             to_node::Message::Commit(commit) => self.handle_commit(&commit).map(|()| false),
+            to_node::Message::Inspect(ask) => {
+                self.installer.inspect(ask);
+                Ok(false)
+            }
             to_node::Message::Lease(grant) => self.handle_grant(grant).map(|()| true),
         };
         if let Err(SessionError::Record(_) | SessionError::NameTaken(_)) = &result {

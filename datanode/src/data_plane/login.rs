@@ -16,6 +16,7 @@ use holdfast_scsi::transport_id::TransportId;
 
 use std::num::NonZeroU16;
 
+use super::inspection::Facts;
 use super::limits::{LOGIN_HOLD_MS_MAX, REINSTATEMENT_MS_MAX};
 use super::mailbox::{Message, SessionAddress};
 use super::portal::{Session, Stage, Waiting};
@@ -178,6 +179,7 @@ impl Worker {
                             port: NexusPort::new(nexus, lun_map(view, &host.name)),
                             host: host.name.clone(),
                             initiator: name,
+                            facts: Facts::new(&waiting.info, tsih),
                             by_tag: Default::default(),
                             held: Default::default(),
                             target_resets: Default::default(),

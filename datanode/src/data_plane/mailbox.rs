@@ -11,6 +11,7 @@ use std::sync::mpsc;
 
 use holdfast_scsi::nexus::Nexus;
 
+use super::inspection::Inspecting;
 use super::installation::Installation;
 use super::members::Visitor;
 use crate::lu::{Finished, LuAnswer};
@@ -27,6 +28,8 @@ pub(crate) enum Message {
     LuAnswer(LuAnswer),
     /// A new view.
     Install(Arc<Installation>),
+    /// Tell of the sessions here, or end one.
+    Inspect(Arc<Inspecting>),
     /// Some logical unit has begun to serve: try held commands again.
     Retry,
     /// End this connection's session: its nexus logs in anew elsewhere. Tell `waiting` when it has ended.

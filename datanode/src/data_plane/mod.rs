@@ -19,6 +19,7 @@
 mod commands;
 mod drain;
 mod functions;
+mod inspection;
 mod installation;
 pub mod limits;
 mod login;
@@ -52,6 +53,7 @@ use crate::store::pool::Pool;
 use crate::view::Shared;
 
 use self::drain::Drained;
+use self::inspection::Inspecting;
 use self::installation::Installation;
 use self::mailbox::{Mailboxes, Message};
 use self::router::Interconnect;
@@ -266,5 +268,11 @@ impl Installer for DataPlane {
         let workers = self.mailboxes.workers();
         let installation = Arc::new(Installation::new(install, workers, self.agent.clone()));
         self.mailboxes.post_all(|| Message::Install(Arc::clone(&installation)));
+    }
+
+    fn inspect(&self, ask: holdfast_proto::node::Inspect) {
+        let workers = self.mailboxes.workers();
+        let inspecting = Arc::new(Inspecting::new(ask, workers, self.agent.clone()));
+        self.mailboxes.post_all(|| Message::Inspect(Arc::clone(&inspecting)));
     }
 }

@@ -14,6 +14,7 @@ use holdfast_scsi::port::NexusPort;
 use mio::net::TcpStream;
 
 use super::functions::Group;
+use super::inspection::Facts;
 use super::limits::{READS_PER_TURN_MAX, SEGMENTS_PER_WRITE_MAX, WRITES_PER_TURN_MAX};
 use super::router::{Bytes, ForwardToken};
 use crate::view::{NodeNumber, VolumeId};
@@ -90,6 +91,8 @@ pub(super) struct Session {
     pub(super) host: String,
     /// The initiator's name in lower case.
     pub(super) initiator: String,
+    /// What was agreed at its start.
+    pub(super) facts: Facts,
     /// Commands under way, by the engine's names.
     pub(super) by_tag: HashMap<TaskTag, ForwardToken>,
     /// What waits until it can be executed, oldest first.

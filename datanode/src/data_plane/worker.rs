@@ -200,6 +200,7 @@ impl Worker {
                 Message::Finished(finished) => self.finished(now, finished),
                 Message::LuAnswer(answer) => self.lu_answer(answer),
                 Message::Install(installation) => self.install(now, &installation),
+                Message::Inspect(inspecting) => self.inspect(now, &inspecting),
                 Message::Retry => self.retry = true,
                 Message::EndSession { connection, nexus, waiting } => {
                     self.end_for(now, connection, nexus, waiting)

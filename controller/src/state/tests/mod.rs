@@ -1,6 +1,7 @@
 //! Tests of the state machine: rules by name, scenarios as text, and random commands against the invariants.
 
 mod build;
+mod clear;
 mod configuration;
 mod hosts;
 mod job;
