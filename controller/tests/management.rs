@@ -269,10 +269,10 @@ async fn reservation_of_a_new_volume_is_none() {
     let _node = controller.kept_node(1).await;
     Clients::new(&controller).volume("", "db1", mib(1)).await.unwrap();
     let mut client = ReservationServiceClient::new(controller.admin());
-    let request = GetReservationRequest { volume: "db1".to_owned() };
+    let request = GetReservationRequest { volume: "db1".to_owned(), paths: false };
     let shown = client.get_reservation(request).await.unwrap().into_inner();
     assert_eq!((shown.r#type.as_str(), shown.version, shown.registrations.len()), ("none", 0, 0));
-    let missing = GetReservationRequest { volume: "db2".to_owned() };
+    let missing = GetReservationRequest { volume: "db2".to_owned(), paths: false };
     assert_eq!(told(client.get_reservation(missing).await).0, Code::NotFound);
 }
 

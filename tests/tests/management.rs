@@ -244,29 +244,54 @@ fn what_every_path_has_is_asked_and_a_silent_node_is_named() -> anyhow::Result<(
     let listed = cluster.json(&["session", "list", "--volume", "disk"])?;
     let sessions = listed["sessions"].as_array().context("sessions")?;
     ensure!(sessions.len() == 2, "{listed:#}");
-    ensure!(sessions[0]["node"] == "node-1" && sessions[0]["luns"][0]["unit_attentions"] == serde_json::json!([]));
+    ensure!(
+        sessions[0]["node"] == "node-1" && sessions[0]["luns"][0]["unit_attentions"] == serde_json::json!([])
+    );
     ensure!(sessions[1]["luns"][0]["unit_attentions"] == serde_json::json!(["29/00"]), "{listed:#}");
     let pending = cluster.cli(&["unit-attention", "list"])?;
-    ensure!(pending.contains(INITIATOR_B) && pending.contains("29/00") && !pending.contains(INITIATOR_A), "{pending}");
+    ensure!(
+        pending.contains(INITIATOR_B) && pending.contains("29/00") && !pending.contains(INITIATOR_A),
+        "{pending}"
+    );
     b.become_ready(0)?;
     // A reserves for registrants only; B is kept out, and it is told why.
     a.reserve_out(0, cdb::REGISTER, 0, 0, 0xa1)?.good()?;
     a.reserve_out(0, cdb::RESERVE, cdb::WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0xa1, 0)?.good()?;
     let shown = cluster.json(&["reservation", "show", "disk"])?;
-    ensure!(shown["reserved"]["action"] == "RESERVE" && shown["reserved"]["initiator"] == shown["registrations"][0]["initiator"], "{shown:#}");
+    ensure!(
+        shown["reserved"]["action"] == "RESERVE"
+            && shown["reserved"]["initiator"] == shown["registrations"][0]["initiator"],
+        "{shown:#}"
+    );
     ensure!(shown["sessions"].as_array().is_some_and(|all| all.len() == 2), "{shown:#}");
     let host_b = sessions[1]["host"].as_str().context("host")?;
-    let explain = |host: &str, opcode: &str| cluster.json(&["reservation", "explain", "disk", "--host", host, "--opcode", opcode]);
+    let explain = |host: &str, opcode: &str| {
+        cluster.json(&["reservation", "explain", "disk", "--host", host, "--opcode", opcode])
+    };
     let write = explain(host_b, "write")?;
-    ensure!(write["paths"].as_array().is_some_and(|paths| paths.len() == 2 && paths.iter().all(|p| p["conflict"] == true)), "{write:#}");
-    ensure!(write["command"] == "WRITE(16)" && write["holders"][0]["origin"]["action"] == "REGISTER", "{write:#}");
-    ensure!(write["paths"][0]["reason"].as_str().is_some_and(|r| r.contains("not registered") && r.contains("(RESERVE)")), "{write:#}");
+    ensure!(
+        write["paths"]
+            .as_array()
+            .is_some_and(|paths| paths.len() == 2 && paths.iter().all(|p| p["conflict"] == true)),
+        "{write:#}"
+    );
+    ensure!(
+        write["command"] == "WRITE(16)" && write["holders"][0]["origin"]["action"] == "REGISTER",
+        "{write:#}"
+    );
+    ensure!(
+        write["paths"][0]["reason"]
+            .as_str()
+            .is_some_and(|r| r.contains("not registered") && r.contains("(RESERVE)")),
+        "{write:#}"
+    );
     b.write_blocks(0, 0, 1, 7)?.conflict()?;
     ensure!(explain(host_b, "read")?["paths"][0]["conflict"] == false);
     b.read_blocks(0, 0, 1)?.good()?;
     let host_a = sessions[0]["host"].as_str().context("host")?;
     ensure!(explain(host_a, "0x2a")?["paths"][0]["conflict"] == false);
-    let said = cluster.cli_refused(&["reservation", "explain", "disk", "--host", host_a, "--opcode", "0x5f"])?;
+    let said =
+        cluster.cli_refused(&["reservation", "explain", "disk", "--host", host_a, "--opcode", "0x5f"])?;
     ensure!(said.contains("service_action: one of 0x00"), "{said}");
     // An administrator takes the registration away: the reservation goes with it, A is told, B may write.
     let initiator = shown["registrations"][0]["initiator"].as_str().context("initiator")?;
@@ -283,7 +308,13 @@ fn what_every_path_has_is_asked_and_a_silent_node_is_named() -> anyhow::Result<(
     // A session is ended, and that is in the audit.
     let port = sessions[1]["initiator"].as_str().context("initiator")?;
     cluster.cli(&["session", "end", port, "--rtpi", &ports[1]])?;
-    let said = cluster.cli_refused(&["session", "end", "iqn.2026-11.example:nobody,i,0x000000000000", "--rtpi", &ports[1]])?;
+    let said = cluster.cli_refused(&[
+        "session",
+        "end",
+        "iqn.2026-11.example:nobody,i,0x000000000000",
+        "--rtpi",
+        &ports[1],
+    ])?;
     ensure!(said.contains("has no session of"), "{said}");
     ensure!(audit(&cluster, "session/")?.iter().any(|r| r["action"] == "session.end"));
     // What a stopped node has is not known, and said to be so.

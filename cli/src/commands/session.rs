@@ -26,7 +26,9 @@ pub(crate) async fn run(client: &Client, verb: Session) -> anyhow::Result<()> {
     match verb {
         Session::List(filter) => {
             let answer = list(client, filter).await?;
-            print(client.output, "ListSessionsResponse", &answer, || with_silent(rows(&answer.sessions), &answer))
+            print(client.output, "ListSessionsResponse", &answer, || {
+                with_silent(rows(&answer.sessions), &answer)
+            })
         }
         Session::Show { initiator, rtpi } => {
             let answer = list(client, SessionFilter::default()).await?;
@@ -49,8 +51,7 @@ pub(crate) async fn run(client: &Client, verb: Session) -> anyhow::Result<()> {
         }
         Session::End { initiator, rtpi } => {
             let mut service = SessionServiceClient::new(connect(client).await?);
-            let request =
-                EndSessionRequest { initiator: initiator.clone(), relative_port: u32::from(rtpi) };
+            let request = EndSessionRequest { initiator: initiator.clone(), relative_port: u32::from(rtpi) };
             service.end_session(request).await.map_err(refusal)?;
             println!("session of {initiator} through port {rtpi} ended");
             Ok(())
@@ -96,12 +97,14 @@ pub(crate) fn pending(luns: &[SessionLun]) -> String {
 
 /// Which nodes are not shown, and why; empty when all are.
 pub(crate) fn silent(nodes: &[NodeAnswer]) -> String {
-    let unknown = nodes.iter().filter(|node| !node.answered).map(|node| {
-        format!("not known: the sessions of node {}: {}", node.node, node.reason)
-    });
-    let cut = nodes.iter().filter(|node| node.truncated).map(|node| {
-        format!("not all shown: node {} has more sessions than it can tell at once", node.node)
-    });
+    let unknown = nodes
+        .iter()
+        .filter(|node| !node.answered)
+        .map(|node| format!("not known: the sessions of node {}: {}", node.node, node.reason));
+    let cut = nodes
+        .iter()
+        .filter(|node| node.truncated)
+        .map(|node| format!("not all shown: node {} has more sessions than it can tell at once", node.node));
     unknown.chain(cut).collect::<Vec<_>>().join("\n")
 }
 

@@ -12,7 +12,7 @@ use holdfast_scsi::{
     opcode::{self, Row},
     pr::{
         Reservation as Held, View,
-        access::{Access, check_view},
+        access::{Access, check_spc2, check_view},
     },
 };
 use tonic::Status;
@@ -32,9 +32,9 @@ pub(super) fn command(opcode: u32, service_action: Option<u32>) -> Result<(&'sta
     let code = u8::try_from(opcode)
         .map_err(|_| status::invalid("opcode", format!("{opcode} is not between 0 and 255")))?;
     let rows = opcode::rows(code);
-    let first = rows
-        .first()
-        .ok_or_else(|| status::invalid("opcode", format!("{code:#04x} is not supported by any logical unit")))?;
+    let first = rows.first().ok_or_else(|| {
+        status::invalid("opcode", format!("{code:#04x} is not supported by any logical unit"))
+    })?;
     let row = match (first.service_action, service_action) {
         (None, None) => first,
         (None, Some(_)) => {
@@ -53,11 +53,13 @@ pub(super) fn command(opcode: u32, service_action: Option<u32>) -> Result<(&'sta
     let mut bytes = vec![0u8; row.usage.len()];
     set(&mut bytes, 0, code);
     set(&mut bytes, 1, row.service_action.and_then(|action| u8::try_from(action).ok()).unwrap_or(0));
-    // Some commands take no length of 0, and PERSISTENT RESERVE OUT none below 24.
-    for (at, value) in [(1, bytes.get(1).copied().unwrap_or(0)), (8, 1), (13, 1), (8, 24)] {
-        let mut with_length = bytes.clone();
-        set(&mut with_length, at, value);
-        if let Ok(command) = cdb::parse(&with_length, &geometry) {
+    // Some commands take no length of 0, or want one bit set; PERSISTENT RESERVE OUT takes no length below 24.
+    let kept = if row.service_action.is_some() { 2 } else { 1 };
+    let bits = (kept..bytes.len()).flat_map(|at| (0..8).map(move |bit| (at, 1u8 << bit)));
+    for (at, value) in [(0, code), (8, 24)].into_iter().chain(bits) {
+        let mut changed = bytes.clone();
+        set(&mut changed, at, value);
+        if let Ok(command) = cdb::parse(&changed, &geometry) {
             return Ok((row, command));
         }
     }
@@ -79,7 +81,9 @@ fn verdict(state: &StateMachine, volume: &Volume, command: &Command, path: Path)
     let stranger = holdfast_scsi::transport_id::TransportId::fibre_channel([0; 8]);
     let nexus = path.map_or(Nexus::new(stranger, RelativePort(0)), |(nexus, _)| nexus);
     let relation = view.relation_of(&nexus);
-    let conflict = check_view(command, &view, &nexus) == Access::Conflict;
+    let by_spc2 =
+        volume.lu.unit.spc2_holder.filter(|holder| check_spc2(command, *holder == nexus) == Access::Conflict);
+    let conflict = by_spc2.is_some() || check_view(command, &view, &nexus) == Access::Conflict;
     let port = u32::from(nexus.port.0);
     let node = state.nodes().find(|node| node.ports.iter().any(|p| p.relative_port == port));
     PathVerdict {
@@ -90,7 +94,10 @@ fn verdict(state: &StateMachine, volume: &Volume, command: &Command, path: Path)
         registered: relation.registered,
         holder: relation.holder,
         session: path.is_some_and(|(_, session)| session),
-        reason: reason(state, volume, &view, command, &nexus, conflict),
+        reason: match by_spc2 {
+            Some(holder) => format!("the unit is reserved by RESERVE of SPC-2, by {holder}"),
+            None => reason(state, volume, &view, command, &nexus, conflict),
+        },
     }
 }
 
@@ -115,9 +122,11 @@ fn reason(
     };
     let kind = type_name(held.kind());
     let by = describe_holder(state, held);
-    let since = volume.provenance.reservation().filter(|origin| origin.index != 0).map_or_else(String::new, |origin| {
-        format!(", since log index {} ({})", origin.index, origin.action)
-    });
+    let since = volume
+        .provenance
+        .reservation()
+        .filter(|origin| origin.index != 0)
+        .map_or_else(String::new, |origin| format!(", since log index {} ({})", origin.index, origin.action));
     if conflict {
         let own = if relation.registered { "registered, but not the holder" } else { "not registered" };
         return format!("{kind} is held by {by}{since}; this path is {own}");
@@ -183,7 +192,8 @@ mod tests {
         for code in 0..=255u8 {
             for row in opcode::rows(code) {
                 let action = row.service_action.map(u32::from);
-                let (found, _) = command(u32::from(code), action).unwrap_or_else(|e| panic!("{}: {e}", row.name));
+                let (found, _) =
+                    command(u32::from(code), action).unwrap_or_else(|e| panic!("{}: {e}", row.name));
                 assert_eq!(found.name, row.name);
                 judged += 1;
             }
@@ -193,9 +203,12 @@ mod tests {
 
     #[test]
     fn what_is_no_command_is_told() {
-        for (code, action, field) in
-            [(256, None, "opcode"), (0xff, None, "opcode"), (0x2a, Some(1), "service_action"), (0x5f, None, "service_action")]
-        {
+        for (code, action, field) in [
+            (256, None, "opcode"),
+            (0xff, None, "opcode"),
+            (0x2a, Some(1), "service_action"),
+            (0x5f, None, "service_action"),
+        ] {
             assert!(command(code, action).unwrap_err().message().starts_with(field), "{code:#x}");
         }
     }

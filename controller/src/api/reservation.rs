@@ -18,12 +18,8 @@ use super::{
     status, unexpected,
 };
 use crate::state::{
-    Body, Kind, Outcome, Refusal, StateMachine, Volume,
-    audit::timestamp,
-    convert::nexus_record,
-    names::printable,
-    provenance::Origin as StateOrigin,
-    reservation::type_name,
+    Body, Kind, Outcome, Refusal, StateMachine, Volume, audit::timestamp, convert::nexus_record,
+    names::printable, provenance::Origin as StateOrigin, reservation::type_name,
 };
 
 pub(super) fn origin_view(state: &StateMachine, origin: &StateOrigin) -> Origin {
@@ -118,8 +114,9 @@ impl ReservationService for Api {
             if state.host(&request.host).is_none() {
                 return Err(missing(Kind::Host, &request.host));
             }
-            let volume =
-                state.volume_by_name(&request.volume).ok_or_else(|| missing(Kind::Volume, &request.volume))?;
+            let volume = state
+                .volume_by_name(&request.volume)
+                .ok_or_else(|| missing(Kind::Volume, &request.volume))?;
             Ok(Response::new(explain(state, volume, &request, (row, &judged), &told)))
         })
         .await?
@@ -143,7 +140,9 @@ impl ReservationService for Api {
             other => return Err(unexpected(&other)),
         };
         self.leases.pass_barrier(index).await.map_err(|lost| {
-            Status::deadline_exceeded(format!("it is committed, but {lost}; ask again with the same request id"))
+            Status::deadline_exceeded(format!(
+                "it is committed, but {lost}; ask again with the same request id"
+            ))
         })?;
         let found = self.read(|state| state.volume_by_name(&request.volume).map(|v| view(state, v))).await?;
         found.map(Response::new).ok_or_else(|| missing(Kind::Volume, &request.volume))

@@ -134,13 +134,13 @@ pub(super) fn initiator_port(text: &str) -> Option<TransportId> {
 /// The nexus that a request names by initiator port and target port.
 pub(super) fn named_nexus(initiator: &str, relative_port: u32) -> Result<Nexus, Status> {
     let port = initiator_port(initiator).ok_or_else(|| {
-        let reason = format!("'{}' is no initiator port as in iqn.2026-01.x:a,i,0x00023d000001", printable(initiator));
+        let reason =
+            format!("'{}' is no initiator port as in iqn.2026-01.x:a,i,0x00023d000001", printable(initiator));
         status::invalid("initiator", reason)
     })?;
-    let relative_port = u16::try_from(relative_port)
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or_else(|| status::invalid("relative_port", format!("{relative_port} is not between 1 and 65535")))?;
+    let relative_port = u16::try_from(relative_port).ok().filter(|port| *port != 0).ok_or_else(|| {
+        status::invalid("relative_port", format!("{relative_port} is not between 1 and 65535"))
+    })?;
     Ok(Nexus::new(port, RelativePort(relative_port)))
 }
 
@@ -196,7 +196,9 @@ impl SessionService for Api {
         };
         let answer = self.nodes.ask(number, Some(nexus_record(&nexus))).await;
         let answer = answer.map_err(|error| match error {
-            NoAnswer::Silent => Status::deadline_exceeded(format!("node {name}: {error}; it may have ended it")),
+            NoAnswer::Silent => {
+                Status::deadline_exceeded(format!("node {name}: {error}; it may have ended it"))
+            }
             NoAnswer::Busy | NoAnswer::NotConnected => Status::unavailable(format!("node {name}: {error}")),
         })?;
         if !answer.ended {

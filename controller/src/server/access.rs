@@ -90,7 +90,8 @@ impl Rule {
                 Some(Self::Anyone)
             }
             _ if service.starts_with("holdfast.v1.") => {
-                let reads = ["Get", "List", "Watch", "Explain"].iter().any(|prefix| method.starts_with(prefix));
+                let reads =
+                    ["Get", "List", "Watch", "Explain"].iter().any(|prefix| method.starts_with(prefix));
                 Some(if reads { Self::ManagementRead } else { Self::ManagementWrite })
             }
             _ => None,

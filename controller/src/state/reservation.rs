@@ -212,7 +212,8 @@ impl StateMachine {
                 nexus
             }
         };
-        let key = volume.lu.reservations.registrants().iter().find(|r| r.nexus == chosen).map_or(0, |r| r.key);
+        let key =
+            volume.lu.reservations.registrants().iter().find(|r| r.nexus == chosen).map_or(0, |r| r.key);
         let (request, told, what) = match command.nexus {
             None => (PrOut::Clear { key }, asc::RESERVATIONS_PREEMPTED, "all registrations".to_owned()),
             Some(_) => {

@@ -76,7 +76,9 @@ fn clearing_everything_tells_every_registrant() {
     told.sort_by_key(|(name, _)| name.transport_id.clone());
     assert_eq!(told, [(nexus(1, 1), 0x2a03), (nexus(2, 1), 0x2a03)]);
     let volume = cluster.volume("db1");
-    assert!(volume.lu.reservations.registrants().is_empty() && volume.lu.reservations.reservation().is_none());
+    assert!(
+        volume.lu.reservations.registrants().is_empty() && volume.lu.reservations.reservation().is_none()
+    );
     assert!(matches!(cluster.refused(clear(None)), Refusal::Precondition(_)));
     // A proposal that was validated against what was cleared is refused.
     let late = cluster.refused(Body::ProposeReservation(propose(9, 1, 1, &PrOut::reserve(0xa1, 1))));
