@@ -64,6 +64,7 @@ fn registrant(port: u32) -> state::Registrant {
         relative_port: port,
         key: 5,
         all_target_ports: false,
+        origin: None,
     }
 }
 

@@ -148,6 +148,7 @@ impl Standalone {
             volume_id: vec![volume; 16],
             lun,
             read_only: false,
+            group: String::new(),
         })
     }
 }
@@ -238,6 +239,7 @@ impl Authority {
                     else => return,
                 };
                 match request {
+                    Request::Inspected(_) => {}
                     Request::Installed(index) => {
                         *self.installed.lock().unwrap() = index;
                         self.changed.notify_all();
