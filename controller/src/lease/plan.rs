@@ -40,7 +40,7 @@ pub fn proposals(
             return all;
         }
         match view.owner_proposal(volume, &mut load) {
-            Owner::Change(body) => all.push(body),
+            Owner::Change(body) => all.push(*body),
             Owner::Gone => {}
             // Only an owner that serves can bring up others.
             Owner::Serves => all.extend(view.return_proposal(volume, memory)),
@@ -58,7 +58,7 @@ pub(super) type Load = std::collections::BTreeMap<NodeNumber, usize>;
 enum Owner {
     Serves,
     Gone,
-    Change(Body),
+    Change(Box<Body>),
 }
 
 impl View<'_> {
@@ -123,13 +123,13 @@ impl View<'_> {
         });
         let Some((number, new)) = best else { return Owner::Gone };
         *load.entry(number).or_default() += 1;
-        Owner::Change(Body::ChangeOwner(records::ChangeOwner {
+        Owner::Change(Box::new(Body::ChangeOwner(records::ChangeOwner {
             volume_id: volume.id.0.to_vec(),
             expected: Some(epoch_record(volume.config.epoch())),
             owner: new.number,
             owner_incarnation: new.incarnation,
             lease_term: self.lease_term,
-        }))
+        })))
     }
 
     /// One absent replica, or one that catches up under an earlier boot, begins to catch up.
