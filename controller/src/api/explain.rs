@@ -55,8 +55,10 @@ pub(super) fn command(opcode: u32, service_action: Option<u32>) -> Result<(&'sta
     set(&mut bytes, 1, row.service_action.and_then(|action| u8::try_from(action).ok()).unwrap_or(0));
     // Some commands take no length of 0, or want one bit set; PERSISTENT RESERVE OUT takes no length below 24.
     let kept = if row.service_action.is_some() { 2 } else { 1 };
+    // READ BUFFER and WRITE BUFFER want a MODE.
+    let modes = (1..0x20).filter(|_| row.service_action.is_none()).map(|mode| (1, mode));
     let bits = (kept..bytes.len()).flat_map(|at| (0..8).map(move |bit| (at, 1u8 << bit)));
-    for (at, value) in [(0, code), (8, 24)].into_iter().chain(bits) {
+    for (at, value) in [(0, code), (8, 24)].into_iter().chain(bits).chain(modes) {
         let mut changed = bytes.clone();
         set(&mut changed, at, value);
         if let Ok(command) = cdb::parse(&changed, &geometry) {
