@@ -11,7 +11,7 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test bench conformance differential membership chaos kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
+.PHONY: help build demo run test bench conformance differential chaos kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -43,9 +43,6 @@ bench: ready-bench ## Holdfast beside tgt, istgt and the bare network; tables an
 	@$(MAKE) --no-print-directory release
 	cargo build --release -p holdfast-bench $(locked)
 	HOLDFAST_BIN_DIR=$(target_dir)/release $(target_dir)/release/holdfast-bench run --libiscsi --syscalls --out $(target_dir)/bench $(BENCH)
-
-membership: ready-test ## tests of run-time membership changes: a known fault makes them fail now and then
-	cargo nextest run -p holdfast-controller --test membership $(locked)
 
 kmod: ready-kmod ## the kernel module for every kernel whose headers are there
 	@for kernel in $$(ls -d /lib/modules/*/build | cut -d/ -f4); do kmod-frontend/build.sh $$kernel; done

@@ -1,5 +1,7 @@
 //! ControllerService: the members themselves.
 
+use std::time::Duration;
+
 use holdfast_proto::{
     state as records,
     v1::{
@@ -8,7 +10,7 @@ use holdfast_proto::{
         controller_service_client::ControllerServiceClient, controller_service_server::ControllerService,
     },
 };
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{Api, called, leader_changed, status};
 use crate::{
@@ -19,6 +21,11 @@ use crate::{
         names::{check_address, check_name},
     },
 };
+
+/// How long a leader that is to be removed looks for a successor that does it.
+const SUCCESSION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two tries.
+const SUCCESSION_RETRY: Duration = Duration::from_millis(50);
 
 impl Api {
     /// The members as this leader sees them.
@@ -42,17 +49,16 @@ impl Api {
         Response::new(ListControllersResponse { members: self.members() })
     }
 
-    /// Puts a change that was made into the audit and the events. It stays made if that fails.
-    async fn record(&self, call: &Call, change: &str, name: &str, id: u64, address: &str) {
+    /// Puts into the audit that leadership is handed over, before it is: this member cannot write after it. That it failed is
+    /// audited as a call that was refused, so this write does not count as the call's.
+    async fn record_transfer(&self, call: &Call, to: &Member) -> Result<(), Status> {
         let body = Body::RecordMembership(records::RecordMembership {
-            change: change.to_owned(),
-            name: name.to_owned(),
-            id,
-            address: address.to_owned(),
+            change: "leader".to_owned(),
+            name: to.name.clone(),
+            id: to.id,
+            address: to.address.clone(),
         });
-        if let Err(error) = self.write(call, body).await {
-            tracing::error!(%error, change, name, "a change of the controllers is not in the audit");
-        }
+        self.write(&Call { proposed: Default::default(), ..call.clone() }, body).await.map(|_| ())
     }
 }
 
@@ -89,10 +95,9 @@ impl ControllerService for Api {
         }
         self.read(|_| ()).await?;
         self.raft
-            .add_member(&self.identity, request.id, &request.name, &request.address)
+            .add_member(&self.identity, &call.caller.record(), request.id, &request.name, &request.address)
             .await
             .map_err(|error| refused(&error))?;
-        self.record(&call, "added", &request.name, request.id, &request.address).await;
         Ok(self.listed())
     }
 
@@ -106,9 +111,10 @@ impl ControllerService for Api {
         if request.name == own {
             return self.remove_by_successor(&call, &own).await;
         }
-        let (id, gone) =
-            self.raft.remove_member(&self.identity, &request.name).await.map_err(|error| refused(&error))?;
-        self.record(&call, "removed", &gone.name, id, &gone.address).await;
+        self.raft
+            .remove_member(&self.identity, &call.caller.record(), &request.name)
+            .await
+            .map_err(|error| refused(&error))?;
         Ok(self.listed())
     }
 
@@ -120,8 +126,7 @@ impl ControllerService for Api {
         self.read(|_| ()).await?;
         let chosen = self.members().into_iter().find(|known| known.name == request.name);
         if let Some(chosen) = chosen.filter(|chosen| chosen.voter && chosen.live && !chosen.leader) {
-            // Before it, since this member cannot write after it.
-            self.record(&call, "leader", &chosen.name, chosen.id, &chosen.address).await;
+            self.record_transfer(&call, &chosen).await?;
         }
         self.raft.transfer_leadership(&request.name).await.map_err(|error| refused(&error))?;
         Ok(self.listed())
@@ -129,25 +134,47 @@ impl ControllerService for Api {
 }
 
 impl Api {
-    /// The leader cannot remove itself and tell of it: it hands leadership over, and its successor does.
+    /// The leader does not remove itself: it hands leadership over, and its successor does. Leadership may move on meanwhile, or
+    /// come back.
     async fn remove_by_successor(
         &self,
         call: &Call,
         own: &str,
     ) -> Result<Response<ListControllersResponse>, Status> {
-        self.raft.check_removal(own).map_err(|error| refused(&error))?;
-        let others = self.members().into_iter().filter(|known| known.voter && known.live && !known.leader);
-        let Some(successor) = others.max_by_key(|known| known.matched_index) else {
-            return Err(Status::failed_precondition("no other controller answers that could lead"));
-        };
-        self.raft.transfer_leadership(&successor.name).await.map_err(|error| refused(&error))?;
-        let member = RaftMember::new(successor.name, successor.address);
-        let channel =
-            connect(&self.identity, &member).map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut request = Request::new(RemoveControllerRequest { name: own.to_owned() });
-        stamp_metadata(request.metadata_mut(), &call.caller)?;
-        // The successor's audit tells of it.
-        call.proposed.set();
-        ControllerServiceClient::new(channel).remove_controller(request).await
+        let deadline = tokio::time::Instant::now() + SUCCESSION_TIMEOUT;
+        loop {
+            if self.raft.leader().is_some_and(|leader| leader.id == self.raft.id()) {
+                self.raft.check_removal(own).map_err(|error| refused(&error))?;
+                let others =
+                    self.members().into_iter().filter(|known| known.voter && known.live && !known.leader);
+                let Some(successor) = others.max_by_key(|known| known.matched_index) else {
+                    return Err(Status::failed_precondition("no other controller answers that could lead"));
+                };
+                self.raft.transfer_leadership(&successor.name).await.map_err(|error| refused(&error))?;
+            }
+            let Some(leader) = self.raft.wait_leader(SUCCESSION_TIMEOUT).await else {
+                return Err(leader_changed());
+            };
+            let mut answer = Err(leader_changed());
+            if leader.id != self.raft.id() {
+                let member = RaftMember::new(leader.name, leader.address);
+                let channel = connect(&self.identity, &member)
+                    .map_err(|error| Status::unavailable(error.to_string()))?;
+                let mut request = Request::new(RemoveControllerRequest { name: own.to_owned() });
+                stamp_metadata(request.metadata_mut(), &call.caller)?;
+                // The successor's audit tells of it.
+                call.proposed.set();
+                answer = ControllerServiceClient::new(channel).remove_controller(request).await;
+            }
+            match answer {
+                // Nothing was changed.
+                Err(status)
+                    if status.code() == Code::Unavailable && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(SUCCESSION_RETRY).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 }

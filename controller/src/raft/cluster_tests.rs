@@ -540,6 +540,14 @@ fn roles_are_checked_and_management_reaches_the_leader_with_its_caller() {
             let refused = raft.vote(Frame::default()).await.unwrap_err();
             assert_eq!(refused.code(), Code::PermissionDenied);
         }
+        // A controller that is no member (any more) speaks for nobody.
+        let mut removed = ClusterServiceClient::new(cluster.channel(leader, Role::Controller, "ctl-9"));
+        let mut request = Request::new(v1::GetClusterRequest {});
+        request.metadata_mut().insert("holdfast-caller-role", "admin".parse().unwrap());
+        request.metadata_mut().insert("holdfast-caller-name", "root".parse().unwrap());
+        let refused = removed.get_cluster(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().contains("controller ctl-9 is not a member"), "{}", refused.message());
         // A frame of no known format gets an error, also inside a stream.
         let mut raft = RaftClient::new(cluster.channel(leader, Role::Controller, "ctl-9"));
         // Neither does a call that expects another store than the member has.

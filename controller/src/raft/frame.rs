@@ -5,8 +5,8 @@
 use holdfast_proto::raft::Frame;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// postcard of openraft 0.10, members with their stores (1 was without).
-pub(super) const FORMAT: u32 = 2;
+/// postcard of openraft 0.10, entries of a membership and a command (1 was without stores, 2 had either).
+pub(super) const FORMAT: u32 = 3;
 
 /// A frame that is none of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

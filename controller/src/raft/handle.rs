@@ -24,7 +24,7 @@ use super::{
     applied::Shared,
     commits::Commits,
     leadership::Leadership,
-    membership::is_live,
+    membership::{heard, is_live},
     options,
     types::{EncodedCommand, Member, Raft, TypeConfig},
 };
@@ -308,14 +308,7 @@ impl Handle {
                     .as_ref()
                     .and_then(|matched| matched.get(id))
                     .and_then(|matched| matched.as_ref().map(|log_id| log_id.index)),
-                live: metrics.current_leader == Some(*id)
-                    || is_live(
-                        metrics
-                            .heartbeat
-                            .as_ref()
-                            .and_then(|heard| heard.get(id))
-                            .and_then(|heard| heard.as_ref().map(|at| **at)),
-                    ),
+                live: metrics.current_leader == Some(*id) || is_live(heard(&metrics, *id)),
             })
             .collect();
         let leader = metrics.current_leader.and_then(|id| {

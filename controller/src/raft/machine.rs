@@ -7,7 +7,7 @@ use std::{io, path::Path, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
 use openraft::{
-    EntryPayload, OptionalSend,
+    OptionalSend,
     entry::RaftEntry as _,
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
@@ -62,17 +62,12 @@ impl MachineStore {
         let mut membership = None;
         for (entry, _) in &waiting {
             let log_id = entry.log_id();
-            commands.push(match &entry.payload {
-                EntryPayload::Blank => None,
-                EntryPayload::Normal(encoded) => Some(
-                    Command::decode(&encoded.0)
-                        .map_err(|error| corrupt(format!("log entry {}: {error}", log_id.index)))?,
-                ),
-                EntryPayload::Membership(new) => {
-                    membership = Some(StoredMembership::new(Some(log_id), new.clone()));
-                    None
-                }
-            });
+            let command =
+                entry.payload.command.as_ref().map(|encoded| Command::decode(&encoded.0)).transpose();
+            commands.push(command.map_err(|error| corrupt(format!("log entry {}: {error}", log_id.index)))?);
+            if let Some(new) = &entry.payload.membership {
+                membership = Some(StoredMembership::new(Some(log_id), new.clone()));
+            }
         }
         let index = index(applied);
         let (answers, commits, events, audit) = self.shared.update(|machine| {

@@ -99,10 +99,9 @@ impl RunningMember {
         let changing = Arc::default();
         let handle = Handle { raft: raft.clone(), shared, leadership, leader, name, changing };
         let service = RaftService { raft, folder, newcomer: Newcomer::new(has_log), store };
-        let finisher = tokio::spawn(handle.clone().finish_changes());
         let learner = tokio::spawn(handle.clone().learn_of_removal(Arc::clone(&config.identity)));
         let founder = tokio::spawn(found(handle.clone(), config));
-        Ok(Self { handle, service, tasks: vec![follower, finisher, learner, founder] })
+        Ok(Self { handle, service, tasks: vec![follower, learner, founder] })
     }
 
     /// For all other parts of the controller.
@@ -208,7 +207,7 @@ async fn found(handle: Handle, config: MemberConfig) {
 }
 
 /// Milliseconds since 1970; shown to people only.
-fn unix_ms() -> u64 {
+pub(super) fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -5,17 +5,24 @@
 //! * Failures to connect are `Unreachable`, which backs off; a stream connects only once there is something to send, since
 //!   the back-off sleeps inside it. Otherwise a dead member would cost a core.
 //! * A lost answer is an error, never a grant.
+//! * A connection that is coming up outlives the call that began it: those of an election may wait for a tenth of a second only, and
+//!   on a machine under load a handshake takes longer than that. Given up with its call, it would begin anew with each.
 
 use std::{
     future::Future,
     io::{self, Read as _, Seek as _, SeekFrom},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures::{Stream, StreamExt as _, stream};
 use holdfast_pki::{Identity, Role};
-use holdfast_proto::raft::{Frame, SnapshotFrame, raft_client::RaftClient};
+use holdfast_proto::raft::{
+    DescribeRequest, Frame, SnapshotFrame, members_client::MembersClient, raft_client::RaftClient,
+};
 use openraft::{
     OptionalSend, RaftNetworkFactory,
     base::{BoxFuture, BoxStream},
@@ -30,7 +37,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Request,
+    Code, Request,
     metadata::MetadataValue,
     transport::{Channel, Endpoint},
 };
@@ -116,9 +123,47 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 /// Calls one member.
 pub(super) struct Caller {
-    client: Result<RaftClient<Channel>, CallError>,
+    channel: Result<Channel, CallError>,
     /// The store that the membership knows the member by.
     store: StoreId,
+    /// The connection's state.
+    line: Arc<Line>,
+}
+
+/// Whether a connection is up, as far as its calls have shown.
+#[derive(Default)]
+struct Line {
+    is_up: AtomicBool,
+    is_coming_up: AtomicBool,
+}
+
+impl Line {
+    /// Sees to it that the connection comes up whatever becomes of the call that is about to be made.
+    fn bring_up(self: &Arc<Self>, channel: &Channel) {
+        if self.is_up.load(Ordering::Acquire) || self.is_coming_up.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (line, mut client) = (Arc::clone(self), MembersClient::new(channel.clone()));
+        tokio::spawn(async move {
+            let answer = client.describe(DescribeRequest {});
+            if let Ok(answer) = tokio::time::timeout(options::CONNECT_TIMEOUT, answer).await {
+                line.has_answered(answer.as_ref().err());
+            }
+            line.is_coming_up.store(false, Ordering::Release);
+        });
+    }
+
+    /// A call was answered, or failed with this.
+    fn has_answered(&self, failed: Option<&tonic::Status>) {
+        // These are the member's own words; others may be of a connection that is not there.
+        let answered = failed.is_none_or(|status| {
+            matches!(
+                status.code(),
+                Code::FailedPrecondition | Code::InvalidArgument | Code::PermissionDenied | Code::Internal
+            )
+        });
+        self.is_up.store(answered, Ordering::Release);
+    }
 }
 
 /// Metadata key of the store that the called member is expected to have, hex.
@@ -126,19 +171,25 @@ pub(super) const EXPECTED_STORE: &str = "holdfast-store";
 
 impl Caller {
     pub(super) fn new(identity: &Identity, member: &Member) -> Self {
-        let client = channel(identity, member).map(|channel| {
-            RaftClient::new(channel)
-                .max_decoding_message_size(options::FRAME_BYTES_MAX)
-                .max_encoding_message_size(options::FRAME_BYTES_MAX)
-        });
-        if let Err(error) = &client {
+        let channel = channel(identity, member);
+        if let Err(error) = &channel {
             tracing::error!(%error, "a member cannot be called");
         }
-        Self { client, store: member.store }
+        Self { channel, store: member.store, line: Arc::default() }
     }
 
     fn client(&self) -> Result<RaftClient<Channel>, CallError> {
-        self.client.clone()
+        let channel = self.channel.clone()?;
+        self.line.bring_up(&channel);
+        Ok(RaftClient::new(channel)
+            .max_decoding_message_size(options::FRAME_BYTES_MAX)
+            .max_encoding_message_size(options::FRAME_BYTES_MAX))
+    }
+
+    /// What a call was answered, seen to.
+    fn seen<T>(&self, answer: Result<tonic::Response<T>, tonic::Status>) -> Result<T, CallError> {
+        self.line.has_answered(answer.as_ref().err());
+        Ok(answer?.into_inner())
     }
 
     /// A request to the member, by the store that it must have.
@@ -166,9 +217,8 @@ impl Caller {
                 Call::TransferLeader => client.transfer_leader(request).await,
             }
         };
-        let frame =
-            tokio::time::timeout(limit, answer).await.map_err(|_| CallError::Silent(limit))??.into_inner();
-        Ok(unpack(&frame)?)
+        let answer = tokio::time::timeout(limit, answer).await.map_err(|_| CallError::Silent(limit))?;
+        Ok(unpack(&self.seen(answer)?)?)
     }
 }
 
@@ -238,8 +288,7 @@ impl NetStreamAppend<TypeConfig> for Caller {
             let opening = tokio::time::timeout(options::CONNECT_TIMEOUT, client.append(self.request(frames)));
             let answers = match opening.await {
                 Err(_) => return Err(CallError::Silent(options::CONNECT_TIMEOUT).rpc()),
-                Ok(Err(status)) => return Err(CallError::from(status).rpc()),
-                Ok(Ok(answers)) => answers.into_inner(),
+                Ok(answer) => self.seen(answer).map_err(|error| error.rpc())?,
             };
             let results = stream::unfold(Some(answers), |answers| async move {
                 let mut answers = answers?;
@@ -317,4 +366,38 @@ fn chunks(mut snapshot: SnapshotFile) -> mpsc::Receiver<io::Result<Vec<u8>>> {
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_pki::Authority;
+    use openraft::vote::RaftVote as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_handshake_outlives_the_call_that_began_it() {
+        holdfast_pki::install_crypto_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&directory.path().join("ca")).unwrap();
+        let identity = |name: &str| {
+            authority.issue((Role::Controller, name), &directory.path().join(name)).unwrap();
+            Identity::load(&directory.path().join(name)).unwrap()
+        };
+        let (own, slow) = (identity("ctl-1"), identity("ctl-2"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let member = Member::new("ctl-2", listener.local_addr().unwrap().to_string());
+        let mut caller = Caller::new(&own, &member);
+        // Nobody shakes hands before the call was given up, and no call comes after it.
+        let impatient = RPCOption::new(Duration::from_millis(40));
+        let vote = VoteRequest::new(Vote::new(1, 1), None);
+        caller.pre_vote(vote, impatient).await.unwrap_err();
+        let (connection, _) = listener.accept().await.unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(slow.rustls_server().unwrap());
+        let shaken = tokio::time::timeout(LIMIT, acceptor.accept(connection)).await.unwrap();
+        assert!(shaken.is_ok(), "{shaken:?}");
+    }
 }

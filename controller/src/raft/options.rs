@@ -26,8 +26,8 @@ pub const SETTLE_RETRY: Duration = Duration::from_millis(1);
 
 /// Time for a whole snapshot to reach a member and be installed.
 pub const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for a connection to another member to come up.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for a connection to another member to come up, TLS included, on a machine under load too.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 keep-alive between members: a silent peer is noticed after interval + timeout.
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// See [`KEEP_ALIVE_INTERVAL`].
@@ -62,6 +62,8 @@ pub const AUDIT_BYTES_KEPT: [u64; 3] = [16 << 20, 8 << 20, 4 << 20];
 pub const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a new member to catch up, snapshot included.
 pub const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
+/// A new member that the leader has not heard from for this long, before it has caught up, is given up.
+pub const LEARNER_SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How often a member asks the others whether it was removed: while it has no leader, or has not been answered yet.
 pub const REMOVAL_ASKED_OFTEN: Duration = Duration::from_secs(1);
 /// The same while it has one.

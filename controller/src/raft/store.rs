@@ -39,8 +39,9 @@ const STORE_ID: &[u8] = b"store id";
 const RETIRED: &[u8] = b"retired";
 const AUDIT_DROPPED: &[u8] = b"audit dropped";
 
-/// First byte of every value that is openraft's type in postcard. 1 was before members had stores.
-const FORMAT: u8 = 2;
+/// First byte of every value that is openraft's type in postcard. 1 was before members had stores,
+/// 2 before an entry could hold a membership and a command.
+const FORMAT: u8 = 3;
 
 /// Whose store this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

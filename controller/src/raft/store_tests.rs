@@ -11,8 +11,8 @@ use std::{
 
 use holdfast_proto::state as records;
 use openraft::{
-    EntryPayload, Membership, RaftLogReader as _, RaftSnapshotBuilder as _, StorageError,
-    entry::RaftEntry as _,
+    Membership, RaftLogReader as _, RaftSnapshotBuilder as _, StorageError,
+    entry::{RaftEntry as _, RaftPayload as _},
     storage::{IOFlushed, RaftLogStorage as _, RaftStateMachine as _},
     testing::log::{StoreBuilder, Suite},
     type_config::{TypeConfigExt as _, alias::CommittedLeaderIdOf},
@@ -24,7 +24,7 @@ use super::{
     log::{LogReader, LogStore},
     machine::MachineStore,
     store::{Store, StoreError, StoreIdentity},
-    types::{EncodedCommand, Entry, LogId, TypeConfig, Vote},
+    types::{EncodedCommand, Entry, LogId, Payload, TypeConfig, Vote},
 };
 use crate::state::{Body, Command, StateMachine};
 
@@ -89,9 +89,9 @@ fn command(index: u64) -> Command {
 /// Index 0 is the membership, the others are commands.
 fn entry(term: u64, index: u64) -> Entry {
     let payload = if index == 0 {
-        EntryPayload::Membership(Membership::new_with_defaults(vec![[1].into()], []))
+        Payload::membership(Membership::new_with_defaults(vec![[1].into()], []))
     } else {
-        EntryPayload::Normal(EncodedCommand::new(&command(index)))
+        Payload::normal(EncodedCommand::new(&command(index)))
     };
     Entry::new(log_id(term, index), payload)
 }
@@ -335,8 +335,39 @@ async fn an_entry_of_a_later_version_stops_and_is_not_skipped() {
     let directory = tempfile::tempdir().unwrap();
     let (_log, mut machine) = open(directory.path());
     apply(&mut machine, vec![entry(1, 0), entry(1, 1)]).await;
-    let unknown = Entry::new(log_id(1, 2), EntryPayload::Normal(EncodedCommand(bytes::Bytes::new())));
+    let unknown = Entry::new(log_id(1, 2), Payload::normal(EncodedCommand(bytes::Bytes::new())));
     let result = machine.apply(futures::stream::iter([Ok((unknown, None))])).await;
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::InvalidData);
     assert_eq!(machine.applied_state().await.unwrap().0, Some(log_id(1, 1)));
+}
+
+#[tokio::test]
+async fn a_change_of_the_members_and_its_record_are_one_entry() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut log, mut machine) = open(directory.path());
+    // Before the cluster has its record too: the change is made whatever the state says.
+    let body = Body::RecordMembership(records::RecordMembership {
+        change: "added".to_owned(),
+        name: "ctl-2".to_owned(),
+        id: 2,
+        address: "127.0.0.1:2".to_owned(),
+    });
+    let alice = records::Caller { role: "admin".to_owned(), name: "alice".to_owned() };
+    let command = EncodedCommand::new(&Command::new(7, body).by(alice));
+    let membership = Membership::new_with_defaults(vec![[1, 2].into()], []);
+    let both = Entry::new(log_id(1, 1), Payload::normal(command).with_membership(membership.clone()));
+    append(&mut log, vec![entry(1, 0), both.clone()]).await;
+    let mut reader = log.get_log_reader().await;
+    assert_eq!(reader.try_get_log_entries(1..2).await.unwrap(), [both.clone()]);
+    apply(&mut machine, vec![entry(1, 0), both]).await;
+    drop((log, reader, machine));
+    let (_log, mut machine) = open(directory.path());
+    let (applied, stored) = machine.applied_state().await.unwrap();
+    assert_eq!(applied, Some(log_id(1, 1)));
+    assert_eq!((stored.log_id(), stored.membership()), (&applied, &membership));
+    let mut snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let audit = snapshot.snapshot.read().unwrap().audit.records;
+    let told: Vec<_> =
+        audit.iter().map(|r| (r.action.as_str(), r.name.as_str(), r.outcome.as_str())).collect();
+    assert_eq!(told, [("controller.add", "alice", "done")]);
 }

@@ -1,12 +1,15 @@
 //! openraft's types as Holdfast fixes them.
 //!
-//! Invariant: a log entry holds a command as the bytes that it was proposed with, so that every member stores and applies
-//! the same bytes whatever version it runs.
+//! Invariants
+//! * A log entry holds a command as the bytes that it was proposed with, so that every member stores and applies the same bytes
+//!   whatever version it runs.
+//! * A change of the members and the command that records it are one entry: both are committed, or neither.
 
 use std::fmt;
 
 use bytes::Bytes;
 use openraft::{
+    entry::RaftPayload,
     type_config::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf},
     vote::leader_id_std,
 };
@@ -23,10 +26,12 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Member,
         LeaderId = leader_id_std::LeaderId<u64, u64>,
+        Payload = Payload,
 );
 
 pub(super) type Raft = openraft::Raft<TypeConfig, MachineStore>;
 pub(super) type Entry = EntryOf<TypeConfig>;
+pub(super) type Membership = openraft::Membership<u64, Member>;
 pub(super) type LogId = LogIdOf<TypeConfig>;
 pub(super) type Vote = VoteOf<TypeConfig>;
 pub(super) type StoredMembership = StoredMembershipOf<TypeConfig>;
@@ -94,6 +99,48 @@ impl fmt::Debug for EncodedCommand {
 impl fmt::Display for EncodedCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "command of {} bytes", self.0.len())
+    }
+}
+
+/// What an entry holds: a command; a membership, with the command that records its change (without one only the first, which makes
+/// the cluster); or nothing, which is a new leader's first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Payload {
+    pub(super) command: Option<EncodedCommand>,
+    pub(super) membership: Option<Membership>,
+}
+
+impl RaftPayload for Payload {
+    type D = EncodedCommand;
+    type NodeId = u64;
+    type Node = Member;
+
+    fn blank() -> Self {
+        Self::default()
+    }
+
+    fn with_normal(self, command: EncodedCommand) -> Self {
+        Self { command: Some(command), ..self }
+    }
+
+    /// Keeps the command: that is what makes the two one entry.
+    fn with_membership(self, membership: Membership) -> Self {
+        Self { membership: Some(membership), ..self }
+    }
+
+    fn get_membership(&self) -> Option<Membership> {
+        self.membership.clone()
+    }
+}
+
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.command, &self.membership) {
+            (None, None) => f.write_str("blank"),
+            (Some(command), None) => command.fmt(f),
+            (None, Some(membership)) => write!(f, "membership {membership}"),
+            (Some(command), Some(membership)) => write!(f, "membership {membership} and {command}"),
+        }
     }
 }
 

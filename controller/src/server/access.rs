@@ -15,7 +15,7 @@ use holdfast_pki::{ClusterId, PeerIdentity, Role};
 use holdfast_proto::state as records;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     transport::server::{TcpConnectInfo, TlsConnectInfo},
 };
@@ -129,8 +129,8 @@ impl Rule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Admitted {
     pub(super) caller: Caller,
-    /// Another member has passed it on; it is not passed on again.
-    pub(super) forwarded: bool,
+    /// The controller that has passed it on, by the name in its certificate; it is not passed on again.
+    pub(super) forwarded_by: Option<String>,
     pub(super) management: bool,
     pub(super) writes: bool,
     /// Only a member of the cluster answers.
@@ -155,7 +155,7 @@ fn admit(
     let own = || Caller { role: peer.role, name: peer.name.clone() };
     let passed_on =
         if peer.role == Role::Controller && rule.is_management() { passed_on(headers)? } else { None };
-    let forwarded = passed_on.is_some();
+    let forwarded_by = passed_on.is_some().then(|| peer.name.clone());
     let caller = passed_on.unwrap_or_else(own);
     if !rule.admits(caller.role) {
         return Err(Status::permission_denied(format!(
@@ -167,7 +167,7 @@ fn admit(
     }
     Ok(Admitted {
         caller,
-        forwarded,
+        forwarded_by,
         management: rule.is_management(),
         writes: rule == Rule::ManagementWrite,
         member_only: rule.is_management() || rule == Rule::Nodes,
@@ -292,7 +292,12 @@ where
                 match forwarder.destination(&admitted).await {
                     Ok(None) => {}
                     Ok(Some(leader)) => return Ok(forwarder.pass_on(leader, request, admitted.writes).await),
-                    Err(status) => return Ok(status.into_http()),
+                    Err(status) => {
+                        if status.code() == Code::PermissionDenied {
+                            refusals.refused(&admitted.caller, request.uri().path(), status.message());
+                        }
+                        return Ok(status.into_http());
+                    }
                 }
             }
             let (path, proposed) = (request.uri().path().to_owned(), Proposed::default());
@@ -376,11 +381,11 @@ mod tests {
         // A viewer that claims to be an admin stays a viewer.
         assert!(admit(CLUSTER, &peer(Role::Viewer), CREATE, &headers).is_err());
         let seen = admit(CLUSTER, &peer(Role::Viewer), LIST, &headers).unwrap();
-        assert_eq!((seen.caller.role, seen.forwarded), (Role::Viewer, false));
+        assert_eq!((seen.caller.role, seen.forwarded_by), (Role::Viewer, None));
         let seen = admit(CLUSTER, &peer(Role::Controller), CREATE, &headers).unwrap();
         assert_eq!(
-            (seen.caller.role, seen.caller.name.as_str(), seen.forwarded),
-            (Role::Admin, "root", true)
+            (seen.caller.role, seen.caller.name.as_str(), seen.forwarded_by.as_deref()),
+            (Role::Admin, "root", Some("x"))
         );
         // A viewer's call that is passed on is still a viewer's.
         stamp(&mut headers, &Caller { role: Role::Viewer, name: "eve".to_owned() }).unwrap();

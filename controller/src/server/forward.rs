@@ -1,7 +1,8 @@
 //! Passing management calls on to the leader, unread.
 //!
 //! Invariants
-//! * A call is passed on once; a member that gets a passed-on call and does not lead refuses it, with nothing done.
+//! * A call is passed on once; a member that gets a passed-on call and does not lead refuses it, with nothing done. Only members
+//!   pass calls on: one that was removed speaks for nobody any more.
 //! * A writing call whose connection broke is answered DEADLINE_EXCEEDED (outcome not known), never UNAVAILABLE
 //!   (nothing was changed), unless it never left.
 
@@ -18,6 +19,8 @@ use crate::raft::{Handle, LeaderAddress, Member, connect};
 
 /// How long a call waits for a leader to be elected before it is answered UNAVAILABLE.
 const LEADER_WAIT: Duration = Duration::from_secs(3);
+/// How long a call that was passed on here waits for this member to see itself elected.
+const ELECTED_WAIT: Duration = Duration::from_millis(300);
 
 /// Knows the leader and the connections to the members.
 pub(super) struct Forwarder {
@@ -39,13 +42,23 @@ impl Forwarder {
     /// Where a management call goes: `None` = it is carried out here.
     pub(super) async fn destination(&self, call: &Admitted) -> Result<Option<LeaderAddress>, Status> {
         let own = self.handle.id();
-        let leader =
-            if call.forwarded { self.handle.leader() } else { self.handle.wait_leader(LEADER_WAIT).await };
-        match leader {
-            Some(leader) if leader.id == own => Ok(None),
-            Some(_) | None if call.forwarded => {
-                Err(Status::unavailable("leadership is changing; nothing was changed, ask again"))
+        if let Some(speaker) = &call.forwarded_by {
+            // Whoever passed it on heard of the election from this member's first entry, and may be quicker than this member's
+            // own books.
+            let mut leader = self.handle.watch_leader();
+            let elected = leader.wait_for(|leader| leader.as_ref().is_some_and(|leader| leader.id == own));
+            if !matches!(tokio::time::timeout(ELECTED_WAIT, elected).await, Ok(Ok(_))) {
+                return Err(Status::unavailable("leadership is changing; nothing was changed, ask again"));
             }
+            if !self.handle.has_member(speaker) {
+                return Err(Status::permission_denied(format!(
+                    "controller {speaker} is not a member of the cluster: it may not speak for others"
+                )));
+            }
+            return Ok(None);
+        }
+        match self.handle.wait_leader(LEADER_WAIT).await {
+            Some(leader) if leader.id == own => Ok(None),
             Some(leader) => Ok(Some(leader)),
             None => {
                 Err(Status::unavailable("the controllers have no leader (no quorum); nothing was changed"))

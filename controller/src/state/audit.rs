@@ -127,7 +127,9 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
         Body::ClusterInit(c) => Asked::new("cluster.create", "cluster").with("target_iqn", &c.target_iqn),
         Body::RecordMembership(c) => Asked::new(
             match c.change.as_str() {
+                "admitted" => "controller.admit",
                 "added" => "controller.add",
+                "withdrawn" => "controller.withdraw",
                 "removed" => "controller.remove",
                 "alone" => "controller.recover-alone",
                 _ => "controller.transfer",

@@ -177,24 +177,17 @@ impl StateMachine {
         if let Body::ClusterInit(command) = body {
             return self.cluster_init(command, effects);
         }
+        // It is part of a change of the members that is made already: never refused.
+        if let Body::RecordMembership(command) = body {
+            return Ok(record_membership(command, effects));
+        }
         if self.cluster.is_none() {
             return Err(Refusal::NotInitialised);
         }
         match body {
-            Body::ClusterInit(_) => Ok(Outcome::Done),
+            Body::ClusterInit(_) | Body::RecordMembership(_) => Ok(Outcome::Done),
             // Only the audit hears of it.
             Body::RecordRefusals(_) => Ok(Outcome::Done),
-            Body::RecordMembership(command) => {
-                let subject = format!("controller/{}", command.name);
-                let (kind, what) = match command.change.as_str() {
-                    "added" => ("controller.added", "was added"),
-                    "removed" => ("controller.removed", "was removed"),
-                    "alone" => ("controller.alone", "goes on alone; the others were given up"),
-                    _ => ("controller.leads", "was made the leader"),
-                };
-                effects.event(kind, subject, format!("controller {} {what}", command.name));
-                Ok(Outcome::Done)
-            }
             Body::BeginLeaseTerm(command) => self.begin_lease_term(command, effects),
             Body::NodeJoin(command) => self.node_join(command, effects),
             Body::NodeLive(command) => self.node_live(command, effects),
@@ -397,6 +390,23 @@ impl StateMachine {
     pub fn volume_name(&self, id: VolumeId) -> String {
         self.volumes.get(&id).map_or_else(|| id.to_string(), |volume| volume.name.clone())
     }
+}
+
+fn record_membership(command: &records::RecordMembership, effects: &mut Effects) -> Outcome {
+    let (kind, what) = match command.change.as_str() {
+        "admitted" => ("controller.admitted", "was admitted to catch up"),
+        "added" => ("controller.added", "was added"),
+        "removed" => ("controller.removed", "was removed"),
+        "alone" => ("controller.alone", "goes on alone; the others were given up"),
+        "withdrawn" => ("controller.withdrawn", "was not added: it did not catch up"),
+        _ => ("controller.leads", "was chosen to lead"),
+    };
+    effects.event(
+        kind,
+        format!("controller/{}", command.name),
+        format!("controller {} {what}", command.name),
+    );
+    Outcome::Done
 }
 
 /// What hangs on leases is decided by the leader whose leases are in force, and by no other.
