@@ -18,6 +18,8 @@ use crate::size::Size;
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) client: Client,
+    #[command(flatten)]
+    pub(crate) telemetry: holdfast_telemetry::Arguments,
     #[command(subcommand)]
     pub(crate) noun: Noun,
 }

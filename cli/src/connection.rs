@@ -5,8 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, bail};
 use holdfast_pki::{Identity, Role};
 use holdfast_proto::v1::{GetClusterRequest, cluster_service_client::ClusterServiceClient};
+use holdfast_telemetry::propagation::Propagate;
 use tonic::{
     Status,
+    service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
 
@@ -26,6 +28,9 @@ pub(crate) struct Access {
     pub(crate) endpoints: Vec<String>,
     pub(crate) tls: PathBuf,
 }
+
+/// A connection whose calls carry the trace that they belong to.
+pub(crate) type Connection = InterceptedService<Channel, Propagate>;
 
 impl Access {
     /// `--endpoints` and `--tls`, else `--dir`, else the one development cluster that runs.
@@ -54,16 +59,16 @@ impl Access {
     }
 
     /// Connects to the first controller that answers.
-    pub(crate) async fn connect(&self) -> anyhow::Result<Channel> {
+    pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
         self.connect_with(Some(CALL_TIMEOUT)).await
     }
 
     /// The same for a call that lasts as long as the caller wishes.
-    pub(crate) async fn connect_for_stream(&self) -> anyhow::Result<Channel> {
+    pub(crate) async fn connect_for_stream(&self) -> anyhow::Result<Connection> {
         self.connect_with(None).await
     }
 
-    async fn connect_with(&self, call_timeout: Option<Duration>) -> anyhow::Result<Channel> {
+    async fn connect_with(&self, call_timeout: Option<Duration>) -> anyhow::Result<Connection> {
         let identity = Identity::load(&self.tls)?;
         let tls = identity.tonic_client(Role::Controller, None)?;
         let mut failures = Vec::new();
@@ -79,7 +84,7 @@ impl Access {
                 Ok(channel) if self.endpoints.len() > 1 && is_outside(&channel).await => {
                     failures.push(format!("{address}: it is not a member of the cluster"));
                 }
-                Ok(channel) => return Ok(channel),
+                Ok(channel) => return Ok(InterceptedService::new(channel, Propagate)),
                 Err(error) => failures.push(format!("{address}: {}", root_cause(&error))),
             }
         }
@@ -96,7 +101,7 @@ async fn is_outside(channel: &Channel) -> bool {
 }
 
 /// A channel to the cluster that the command line names.
-pub(crate) async fn connect(client: &Client) -> anyhow::Result<Channel> {
+pub(crate) async fn connect(client: &Client) -> anyhow::Result<Connection> {
     Access::find(client)?.connect().await
 }
 

@@ -15,20 +15,38 @@ mod size;
 use std::process::ExitCode;
 
 use arguments::{Arguments, Noun};
-use clap::Parser;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
+use holdfast_telemetry::{Logs, tracing::Instrument as _};
 
 fn main() -> ExitCode {
     holdfast_pki::install_crypto_provider();
-    let arguments = Arguments::parse();
+    let matches = Arguments::command().get_matches();
+    let arguments = match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
     // One thread: the parent-death signal of child processes is tied to the thread that made them.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::anyhow!("no event loop from the system: {error}")),
     };
-    match runtime.block_on(run(arguments)) {
+    let telemetry = match holdfast_telemetry::start("holdfast", "cli", Logs::None, &arguments.telemetry) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return fail(&error.into()),
+    };
+    let span = holdfast_telemetry::span!("holdfast", command = command_of(&matches));
+    let outcome = runtime.block_on(run(arguments).instrument(span));
+    drop(telemetry);
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+/// Noun and verb.
+fn command_of(matches: &ArgMatches) -> String {
+    let Some((noun, below)) = matches.subcommand() else { return String::new() };
+    format!("{noun} {}", below.subcommand_name().unwrap_or_default())
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
@@ -37,7 +55,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { client, noun } = arguments;
+    let Arguments { client, noun, .. } = arguments;
     match noun {
         Noun::Dev(verb) => dev::run(client.dir, verb).await,
         Noun::Pki(verb) => pki::run(verb),

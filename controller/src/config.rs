@@ -49,6 +49,8 @@ pub struct Arguments {
     /// With --recover-alone: agree to the loss of what only the others had, by naming the last entry that was shown
     #[arg(long, value_name = "TERM.INDEX", requires = "recover_alone", value_parser = parse_entry)]
     accept_data_loss: Option<(u64, u64)>,
+    #[command(flatten)]
+    telemetry: holdfast_telemetry::Arguments,
     /// Stop when the process that started this one ends, however it ends (for supervisors such as `holdfast dev up`)
     #[arg(long)]
     die_with_parent: bool,
@@ -107,6 +109,16 @@ pub struct Config {
 }
 
 impl Arguments {
+    /// This member's name, as given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What was said of traces.
+    pub fn telemetry(&self) -> &holdfast_telemetry::Arguments {
+        &self.telemetry
+    }
+
     /// Ties the life of this process to its parent's, when that was asked for.
     ///
     /// # Errors

@@ -13,9 +13,9 @@ use holdfast_controller::{
     raft::{RunningMember, alone, member::MemberConfig},
     server,
 };
+use holdfast_telemetry::Logs;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::service::RoutesBuilder;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -23,8 +23,16 @@ fn main() -> ExitCode {
         eprintln!("holdfast-controller: --die-with-parent: {error}");
         return ExitCode::FAILURE;
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let logs = Logs::Stderr("info,openraft=warn");
+    let telemetry =
+        match holdfast_telemetry::start("holdfast-controller", arguments.name(), logs, arguments.telemetry())
+        {
+            Ok(telemetry) => telemetry,
+            Err(error) => {
+                eprintln!("holdfast-controller: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
     holdfast_pki::install_crypto_provider();
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -36,6 +44,7 @@ fn main() -> ExitCode {
             runtime.shutdown_background();
             outcome
         });
+    drop(telemetry);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

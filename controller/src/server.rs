@@ -18,6 +18,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use holdfast_pki::Identity;
 use holdfast_proto::raft::members_server::MembersServer;
+use holdfast_telemetry::server::TraceLayer;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{
     service::{Routes, RoutesBuilder},
@@ -149,6 +150,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(Some(STREAMS_PER_CONNECTION_MAX))
+        .layer(TraceLayer)
         .layer(layer)
         .add_routes(routes.routes())
         .serve_with_incoming_shutdown(incoming, async {

@@ -54,6 +54,8 @@ pub struct Arguments {
     /// Threads of the data plane [default: one for each core]
     #[arg(long, value_parser = parse_threads)]
     threads: Option<usize>,
+    #[command(flatten)]
+    telemetry: holdfast_telemetry::Arguments,
     /// Stop when the process that started this one ends, however it ends (for supervisors such as `holdfast dev up`)
     #[arg(long)]
     die_with_parent: bool,
@@ -160,6 +162,16 @@ pub struct StateDirectory {
 }
 
 impl Arguments {
+    /// This node's name, as given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What was said of traces.
+    pub fn telemetry(&self) -> &holdfast_telemetry::Arguments {
+        &self.telemetry
+    }
+
     /// Ties the life of this process to its parent's, when that was asked for.
     ///
     /// # Errors

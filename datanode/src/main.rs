@@ -10,8 +10,8 @@ use holdfast_datanode::{
     config::Arguments,
     process::{self, Stop},
 };
+use holdfast_telemetry::Logs;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -19,8 +19,19 @@ fn main() -> ExitCode {
         eprintln!("holdfast-datanode: --die-with-parent: {error}");
         return ExitCode::FAILURE;
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let telemetry = holdfast_telemetry::start(
+        "holdfast-datanode",
+        arguments.name(),
+        Logs::Stderr("info"),
+        arguments.telemetry(),
+    );
+    let _telemetry = match telemetry {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            eprintln!("holdfast-datanode: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     holdfast_pki::install_crypto_provider();
     match run(arguments) {
         Ok(()) => {

@@ -104,6 +104,18 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The same with variables in the environment of all its processes.
+    ///
+    /// # Errors
+    /// What `holdfast dev up` said.
+    pub fn start_in(environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut cluster = Self::new()?;
+        let mut command = holdfast(&["dev", "up", "--dir"]);
+        command.arg(&cluster.folder).envs(environment.iter().copied());
+        cluster.launch(command)?;
+        Ok(cluster)
+    }
+
     /// Starts the processes again after [`Self::stop`].
     ///
     /// # Errors

@@ -6,12 +6,12 @@ use holdfast_proto::v1::{
 };
 use std::time::Duration;
 
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Response, Status};
 
 use super::PAGE_SIZE;
 use crate::{
     arguments::{Client, Node},
-    connection::{connect, refusal},
+    connection::{Connection, connect, refusal},
     output::{or_dash, print, table},
     size::Size,
 };
@@ -51,7 +51,7 @@ pub(crate) async fn run(client: &Client, verb: Node) -> anyhow::Result<()> {
 
 /// Follows a drain to its end, and says on standard error what is left whenever that changes.
 async fn drained(
-    service: &mut NodeServiceClient<Channel>,
+    service: &mut NodeServiceClient<Connection>,
     name: String,
     mut node: NodeRecord,
 ) -> Result<Response<NodeRecord>, Status> {
@@ -77,7 +77,7 @@ async fn drained(
 }
 
 /// Every node, page by page.
-pub(crate) async fn list(service: &mut NodeServiceClient<Channel>) -> anyhow::Result<Vec<NodeRecord>> {
+pub(crate) async fn list(service: &mut NodeServiceClient<Connection>) -> anyhow::Result<Vec<NodeRecord>> {
     let mut nodes = Vec::new();
     let mut page_token = String::new();
     loop {

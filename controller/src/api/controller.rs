@@ -10,6 +10,7 @@ use holdfast_proto::{
         controller_service_client::ControllerServiceClient, controller_service_server::ControllerService,
     },
 };
+use holdfast_telemetry::propagation::Propagate;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Api, called, leader_changed, status};
@@ -69,6 +70,7 @@ fn refused(error: &MembershipError) -> Status {
         MembershipError::Exists(_) => Status::already_exists(text),
         MembershipError::Refused(_) => Status::failed_precondition(text),
         MembershipError::NotLeader => leader_changed(),
+        MembershipError::NoQuorum => Status::unavailable(text),
         MembershipError::Unclear(_) => Status::deadline_exceeded(text),
     }
 }
@@ -144,13 +146,17 @@ impl Api {
         let deadline = tokio::time::Instant::now() + SUCCESSION_TIMEOUT;
         loop {
             if self.raft.leader().is_some_and(|leader| leader.id == self.raft.id()) {
-                self.raft.check_removal(own).map_err(|error| refused(&error))?;
+                self.raft.check_removal(own).await.map_err(|error| refused(&error))?;
                 let others =
                     self.members().into_iter().filter(|known| known.voter && known.live && !known.leader);
                 let Some(successor) = others.max_by_key(|known| known.matched_index) else {
                     return Err(Status::failed_precondition("no other controller answers that could lead"));
                 };
-                self.raft.transfer_leadership(&successor.name).await.map_err(|error| refused(&error))?;
+                match self.raft.transfer_leadership(&successor.name).await {
+                    // It may still come.
+                    Ok(()) | Err(MembershipError::Unclear(_)) => {}
+                    Err(error) => return Err(refused(&error)),
+                }
             }
             let Some(leader) = self.raft.wait_leader(SUCCESSION_TIMEOUT).await else {
                 return Err(leader_changed());
@@ -164,7 +170,9 @@ impl Api {
                 stamp_metadata(request.metadata_mut(), &call.caller)?;
                 // The successor's audit tells of it.
                 call.proposed.set();
-                answer = ControllerServiceClient::new(channel).remove_controller(request).await;
+                answer = ControllerServiceClient::with_interceptor(channel, Propagate)
+                    .remove_controller(request)
+                    .await;
             }
             match answer {
                 // Nothing was changed.

@@ -19,6 +19,7 @@ use openraft::{
     type_config::alias::InstantOf,
 };
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use super::{
     applied::Shared,
@@ -137,6 +138,15 @@ impl Handle {
     /// # Errors
     /// See [`WriteError`]: only `Unknown` may have had an effect.
     pub async fn write(&self, command: &Command) -> Result<Written, WriteError> {
+        let span = holdfast_telemetry::span!("commit", index = tracing::field::Empty);
+        let written = self.propose(command).instrument(span.clone()).await;
+        if let Ok(written) = &written {
+            span.record("index", written.index);
+        }
+        written
+    }
+
+    async fn propose(&self, command: &Command) -> Result<Written, WriteError> {
         let deadline = tokio::time::Instant::now() + options::WRITE_TIMEOUT;
         let encoded = EncodedCommand::new(command);
         let mut settling_until = None;

@@ -36,6 +36,7 @@ use self::{
 };
 use super::{
     Handle, ReadError,
+    handle::MemberMetrics,
     member::unix_ms,
     network::CallError,
     network::channel,
@@ -62,6 +63,9 @@ pub enum MembershipError {
     /// This member does not lead (any more). Nothing was changed.
     #[error("this controller does not lead any more; nothing was changed, ask again")]
     NotLeader,
+    /// No quorum answers this member. Nothing was changed.
+    #[error("no quorum of controllers answers; nothing was changed, ask again")]
+    NoQuorum,
     /// The change may or may not have been made.
     #[error("{0}; see 'holdfast controller list'")]
     Unclear(String),
@@ -135,7 +139,7 @@ impl Handle {
         let _one_at_a_time = self.changing.lock().await;
         self.settled().await?;
         let mut new = Member::new(name, address);
-        let addition = check_addition(&self.metrics().members, id, &new)?;
+        let addition = self.heard_out(|members| check_addition(members, id, &new)).await?;
         let said = describe(identity, &new).await.map_err(|error| {
             Refused(format!(
                 "controller {name} does not answer at {address}: {error}; start it with --join and a certificate of \
@@ -162,7 +166,7 @@ impl Handle {
             Err(unclear @ Unclear(_)) => return Err(unclear),
             Err(refused) => Err(refused),
             // It may have died meanwhile, or another one may have.
-            Ok(()) => check_addition(&self.metrics().members, id, &new).map(|_| ()),
+            Ok(()) => self.heard_out(|members| check_addition(members, id, &new)).await.map(|_| ()),
         };
         if let Err(refused) = ready {
             // Nobody counts on it yet: the cluster is as it was.
@@ -170,6 +174,22 @@ impl Handle {
             return Err(refused);
         }
         self.change(Change::Added, caller, id, &new).await.map(|_| ())
+    }
+
+    /// Judges the members, and does not call one silent at once that may only be slow.
+    async fn heard_out<T>(
+        &self,
+        check: impl Fn(&[MemberMetrics]) -> Result<T, MembershipError>,
+    ) -> Result<T, MembershipError> {
+        let deadline = tokio::time::Instant::now() + options::HEARD_OUT;
+        loop {
+            match check(&self.metrics().members) {
+                Err(Refused(_)) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(options::HEARTBEAT).await;
+                }
+                judged => return judged,
+            }
+        }
     }
 
     fn member(&self, id: u64) -> Option<Member> {
@@ -181,8 +201,8 @@ impl Handle {
     ///
     /// # Errors
     /// [`MembershipError`], as from [`Handle::remove_member`].
-    pub fn check_removal(&self, name: &str) -> Result<(), MembershipError> {
-        check_removal(&self.metrics().members, name).map(|_| ())
+    pub async fn check_removal(&self, name: &str) -> Result<(), MembershipError> {
+        self.heard_out(|members| check_removal(members, name)).await.map(|_| ())
     }
 
     /// Removes a controller, which must not be the leader, for `caller`.
@@ -197,15 +217,11 @@ impl Handle {
     ) -> Result<(), MembershipError> {
         let _one_at_a_time = self.changing.lock().await;
         self.settled().await?;
-        let members = self.metrics().members;
-        let id = check_removal(&members, name)?;
-        let gone = members
-            .into_iter()
-            .find(|known| known.id == id)
-            .ok_or_else(|| MembershipError::Unknown(name.to_owned()))?;
+        let id = self.heard_out(|members| check_removal(members, name)).await?;
+        let gone = self.member(id).ok_or_else(|| MembershipError::Unknown(name.to_owned()))?;
         tracing::info!(id, name, "removing a controller");
-        let version = self.change(Change::Removed, caller, id, &gone.member).await?;
-        if let Err(error) = retire(identity, &gone.member, version).await {
+        let version = self.change(Change::Removed, caller, id, &gone).await?;
+        if let Err(error) = retire(identity, &gone, version).await {
             tracing::info!(name, %error, "the removed controller was not reached; it learns of it when it is back");
         }
         Ok(())
@@ -247,7 +263,8 @@ impl Handle {
     async fn settled(&self) -> Result<(), MembershipError> {
         self.ensure_linearizable().await.map(|_| ()).map_err(|error| match error {
             ReadError::NotLeader { .. } => MembershipError::NotLeader,
-            other => Refused(format!("{other}; nothing was changed")),
+            ReadError::NoQuorum => MembershipError::NoQuorum,
+            stopped @ ReadError::Stopped(_) => Refused(format!("{stopped}; nothing was changed")),
         })
     }
 

@@ -243,7 +243,7 @@ impl NetVote<TypeConfig> for Caller {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, Rpc> {
-        self.call(Call::Vote, &rpc, option.soft_ttl()).await.map_err(|error| error.rpc())
+        self.call(Call::Vote, &rpc, option.hard_ttl()).await.map_err(|error| error.rpc())
     }
 
     async fn pre_vote(
@@ -251,7 +251,7 @@ impl NetVote<TypeConfig> for Caller {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, Rpc> {
-        self.call(Call::PreVote, &rpc, option.soft_ttl()).await.map_err(|error| error.rpc())
+        self.call(Call::PreVote, &rpc, option.hard_ttl()).await.map_err(|error| error.rpc())
     }
 }
 
@@ -371,7 +371,6 @@ fn chunks(mut snapshot: SnapshotFile) -> mpsc::Receiver<io::Result<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use holdfast_pki::Authority;
-    use openraft::vote::RaftVote as _;
     use tokio::net::TcpListener;
 
     use super::*;

@@ -1,18 +1,20 @@
 //! Every time and bound of Raft in one place.
 //!
-//! The relation that matters: heartbeat << election time-out << lease of a data node. A new leader's first commit comes
-//! about half a second after the old one died; leases outlast that.
+//! The relation that matters: heartbeat << election time-out << lease of a data node. A follower stands for election a leader's
+//! lease ([`ELECTION_MAX`]) and its own time-out after it last heard of the leader, so a new leader's first commit comes 0.75 to 1 s
+//! after the old one died; leases of data nodes outlast that. A heartbeat must be answered before the next one is due, and a vote
+//! within [`ELECTION_MIN`]: times much shorter than these elect nobody on a machine whose processes wait for their turn.
 
 use std::{sync::Arc, time::Duration};
 
 use openraft::{Config, SnapshotPolicy};
 
 /// How often a leader shows that it is there.
-pub const HEARTBEAT: Duration = Duration::from_millis(50);
+pub const HEARTBEAT: Duration = Duration::from_millis(100);
 /// A follower that heard nothing for a random time in this range asks for an election.
-pub const ELECTION_MIN: Duration = Duration::from_millis(150);
+pub const ELECTION_MIN: Duration = Duration::from_millis(250);
 /// See [`ELECTION_MIN`].
-pub const ELECTION_MAX: Duration = Duration::from_millis(300);
+pub const ELECTION_MAX: Duration = Duration::from_millis(500);
 /// A leader that no quorum has acknowledged for this long refuses proposals instead of making them.
 pub const QUORUM_SILENCE_MAX: Duration = Duration::from_millis(1000);
 /// After this a proposal's outcome is called unknown.
@@ -62,6 +64,8 @@ pub const AUDIT_BYTES_KEPT: [u64; 3] = [16 << 20, 8 << 20, 4 << 20];
 pub const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a new member to catch up, snapshot included.
 pub const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long members that count as silent are waited for before a change is refused for their sake.
+pub const HEARD_OUT: Duration = Duration::from_secs(2);
 /// A new member that the leader has not heard from for this long, before it has caught up, is given up.
 pub const LEARNER_SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How often a member asks the others whether it was removed: while it has no leader, or has not been answered yet.

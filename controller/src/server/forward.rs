@@ -95,6 +95,7 @@ impl Forwarder {
         let mut parts = http::uri::Parts::default();
         parts.path_and_query = path;
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        holdfast_telemetry::propagation::inject(request.headers_mut());
         let answered = match channel.ready().await {
             Ok(ready) => ready.call(request).await,
             Err(error) => Err(error),

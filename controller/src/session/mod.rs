@@ -32,6 +32,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use self::{registry::Registry, stream::Session};
 use crate::{
@@ -87,6 +88,7 @@ impl NodeAgentService {
     async fn pass_barrier(&self, index: u64) -> Result<(), Status> {
         self.leases
             .pass_barrier(index)
+            .instrument(holdfast_telemetry::span!("barrier", index))
             .await
             .map_err(|lost| Status::deadline_exceeded(format!("{lost}; ask again with the same id")))
     }

@@ -13,8 +13,10 @@ use holdfast_proto::{
     state,
 };
 use holdfast_scsi::{sense::Sense, status::Status as ScsiStatus};
+use holdfast_telemetry::propagation::Propagate;
 use tokio::{sync::watch, time};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+use tracing::Instrument as _;
 
 use super::handle::{
     EstablishUnitAttention, Established, ProposalResult, ProposeReservation, ProposedChange, Reply,
@@ -31,10 +33,15 @@ pub(super) const LEADER: &str = "holdfast-leader";
 const ATTEMPT_MAX: Duration = Duration::from_secs(15);
 /// How often the lease is looked at while waiting.
 const LOOK: Duration = Duration::from_millis(100);
+/// Operation code of PERSISTENT RESERVE OUT (SPC-5 6.16).
+const RESERVE_OUT: u8 = 0x5f;
 /// Pause before the next attempt.
 const PAUSE: Duration = Duration::from_millis(20);
 /// A request that never reached a leader is given up after this time: the initiator may be told BUSY.
 const UNSENT_MAX: Duration = Duration::from_secs(5);
+
+/// A client whose calls carry the trace that they belong to.
+type Client = NodeAgentClient<InterceptedService<Channel, Propagate>>;
 
 /// What a request needs of the agent.
 #[derive(Clone)]
@@ -76,7 +83,7 @@ impl Road {
     }
 
     /// Asks until the outcome is known, or cannot be any more.
-    async fn ask<T, F>(&mut self, mut call: impl FnMut(NodeAgentClient<Channel>) -> F) -> End<T>
+    async fn ask<T, F>(&mut self, mut call: impl FnMut(Client) -> F) -> End<T>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -88,7 +95,7 @@ impl Road {
                 None => Attempt::Unsent,
                 Some(channel) => {
                     let looker = self.clone();
-                    let call = call(NodeAgentClient::new(channel));
+                    let call = call(NodeAgentClient::with_interceptor(channel, Propagate));
                     tokio::select! {
                         result = time::timeout(ATTEMPT_MAX, call) => match result {
                             Ok(Ok(response)) => Attempt::Known(response),
@@ -155,10 +162,31 @@ pub(super) fn judge<T>(status: &Status) -> Attempt<T> {
 
 /// Carries a proposal to its end.
 pub(super) async fn propose_reservation(
-    mut road: Road,
+    road: Road,
     proposal: ProposeReservation,
     reply: Reply<ProposalResult>,
 ) {
+    let what = match &proposal.change {
+        ProposedChange::Command { cdb, .. } if cdb.first() == Some(&RESERVE_OUT) => "PERSISTENT RESERVE OUT",
+        ProposedChange::Command { .. } => "command that changes the unit",
+        ProposedChange::NexusLost => "nexus lost",
+        ProposedChange::Reset => "reset",
+    };
+    let span = holdfast_telemetry::span!(
+        "proposal",
+        otel.name = what,
+        volume = %proposal.volume,
+        nexus = %proposal.nexus,
+        outcome = tracing::field::Empty,
+    );
+    let result = proposed(road, proposal).instrument(span.clone()).await;
+    if !span.is_disabled() {
+        span.record("outcome", tracing::field::debug(&result));
+    }
+    reply(result);
+}
+
+async fn proposed(mut road: Road, proposal: ProposeReservation) -> ProposalResult {
     let (event, cdb, parameter_list) = match proposal.change {
         ProposedChange::Command { cdb, parameter_list } => {
             (state::UnitEvent::Unspecified, cdb.to_vec(), parameter_list)
@@ -189,10 +217,13 @@ pub(super) async fn propose_reservation(
             async move { client.propose_reservation(request).await.map(tonic::Response::into_inner) }
         })
         .await;
-    let result = match end {
+    match end {
         End::Known(response) => match response.outcome.as_ref().and_then(outcome) {
             Some(ProposalResult::Outcome { status: ScsiStatus::Good, version, .. })
-                if !road.until_installed(version).await =>
+                if !road
+                    .until_installed(version)
+                    .instrument(holdfast_telemetry::span!("install", version))
+                    .await =>
             {
                 ProposalResult::Unknown
             }
@@ -203,8 +234,7 @@ pub(super) async fn propose_reservation(
         End::NotExecuted(Code::Aborted, _) => ProposalResult::StaleVersion,
         End::NotExecuted(_, reason) => ProposalResult::NotExecuted(reason),
         End::Unknown => ProposalResult::Unknown,
-    };
-    reply(result);
+    }
 }
 
 fn outcome(record: &state::ProposalOutcome) -> Option<ProposalResult> {
