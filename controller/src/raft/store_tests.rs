@@ -358,7 +358,7 @@ async fn a_change_of_the_members_and_its_record_are_one_entry() {
     let both = Entry::new(log_id(1, 1), Payload::normal(command).with_membership(membership.clone()));
     append(&mut log, vec![entry(1, 0), both.clone()]).await;
     let mut reader = log.get_log_reader().await;
-    assert_eq!(reader.try_get_log_entries(1..2).await.unwrap(), [both.clone()]);
+    assert_eq!(reader.try_get_log_entries(1..2).await.unwrap(), std::slice::from_ref(&both));
     apply(&mut machine, vec![entry(1, 0), both]).await;
     drop((log, reader, machine));
     let (_log, mut machine) = open(directory.path());
