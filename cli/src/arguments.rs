@@ -156,6 +156,37 @@ pub(crate) enum Pki {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Renew certificate and key of an identity: the same role and name, in the same folder. A running process takes them within
+    /// seconds, or at SIGHUP; connections that are up stay.
+    Renew {
+        /// Folder of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// Folder of the identity.
+        #[arg(long, value_name = "DIR")]
+        tls: PathBuf,
+    },
+    /// Hand an identity the present ca.pem, without a new certificate: the first and the last step of a roll-over.
+    Trust {
+        /// Folder of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// Folder of the identity.
+        #[arg(long, value_name = "DIR")]
+        tls: PathBuf,
+    },
+    /// Begin to replace the authority: new certificates are of a new one, and ca.pem trusts both. See docs/certificates.md.
+    RollOver {
+        /// Folder of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+    },
+    /// End it, when every identity was renewed: ca.pem trusts the new authority alone.
+    EndRollOver {
+        /// Folder of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+    },
     /// Show whose certificate a folder holds.
     Show {
         /// The folder.

@@ -22,7 +22,7 @@ use holdfast_telemetry::server::TraceLayer;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{
     service::{Routes, RoutesBuilder},
-    transport::{Server, server::TcpIncoming},
+    transport::Server,
 };
 
 use access::AccessLayer;
@@ -58,9 +58,6 @@ pub enum ListenError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Certificate or key do not work.
-    #[error("TLS: {0}")]
-    Tls(String),
     /// The descriptors for reflection are broken.
     #[error("reflection: {0}")]
     Reflection(String),
@@ -142,11 +139,9 @@ pub async fn serve(
         refusals: refusals.clone(),
         forwarder: Arc::new(Forwarder::new(handle.clone(), Arc::clone(&identity))),
     };
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = identity.incoming(listener);
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
     let server = Server::builder()
-        .tls_config(identity.tonic_server())
-        .map_err(|error| ListenError::Tls(error.to_string()))?
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(Some(STREAMS_PER_CONNECTION_MAX))
@@ -158,6 +153,8 @@ pub async fn serve(
             let _ = closed.await;
         });
     let mut server: JoinHandle<Result<(), tonic::transport::Error>> = tokio::spawn(server);
+    let renewed = Arc::clone(&identity);
+    let renewer = tokio::spawn(async move { holdfast_pki::keep_current(&renewed).await });
     let recorder = tokio::spawn(refusals.run(handle.clone(), identity));
     let health = tokio::spawn(report_health(handle, reporter));
     let outcome = tokio::select! {
@@ -175,6 +172,7 @@ pub async fn serve(
     }
     health.abort();
     recorder.abort();
+    renewer.abort();
     member.stop().await;
     outcome
 }

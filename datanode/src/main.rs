@@ -10,6 +10,7 @@ use holdfast_datanode::{
     config::Arguments,
     process::{self, Stop},
 };
+use holdfast_pki::Identity;
 use holdfast_telemetry::Logs;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -48,13 +49,13 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = arguments.check()?;
     let (stop, stopped) = mpsc::channel();
-    watch_signals(stop.clone())?;
+    watch_signals(stop.clone(), config.identity.clone())?;
     process::run(config, stop, &stopped)?;
     Ok(())
 }
 
-/// Turns SIGTERM and SIGINT into a clean stop, from a thread of its own.
-fn watch_signals(stop: mpsc::Sender<Stop>) -> anyhow::Result<()> {
+/// Turns SIGTERM and SIGINT into a clean stop, and keeps the certificate current (SIGHUP), from a thread of its own.
+fn watch_signals(stop: mpsc::Sender<Stop>, identity: Identity) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut terminate, mut interrupt) = {
         let _inside = runtime.enter();
@@ -65,6 +66,7 @@ fn watch_signals(stop: mpsc::Sender<Stop>) -> anyhow::Result<()> {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                () = holdfast_pki::keep_current(&identity) => {}
             }
         });
         // An error means that the process is ending already.

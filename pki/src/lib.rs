@@ -7,15 +7,19 @@
 //! * Private keys and the cluster key are files of mode 0600; a secret is never printed (no `Debug` shows one).
 
 mod authority;
+mod connections;
 mod files;
 mod identity;
 mod peer;
+mod renewal;
 mod seal;
 mod tls;
 
 pub use authority::Authority;
+pub use connections::Connector;
 pub use identity::Identity;
 pub use peer::{ClusterId, PeerIdentity, Role, server_name};
+pub use renewal::{LOOK_EVERY, keep_current};
 pub use seal::SealingKey;
 pub use tls::install_crypto_provider;
 
@@ -35,6 +39,22 @@ pub enum PkiError {
     Malformed {
         /// The file.
         path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A renewed certificate is of somebody else.
+    #[error("the certificate is of {is}; this process is {was}")]
+    OtherIdentity {
+        /// What the new one says.
+        is: String,
+        /// What it has to say.
+        was: String,
+    },
+    /// An address that cannot be connected to.
+    #[error("address '{address}': {reason}")]
+    BadAddress {
+        /// As given.
+        address: String,
         /// What is wrong with it.
         reason: String,
     },

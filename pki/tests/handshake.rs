@@ -1,6 +1,6 @@
 //! Real TLS handshakes between identities: who gets in, who does not.
 
-use std::{io, sync::Arc};
+use std::io;
 
 use holdfast_pki::{Authority, Identity, PeerIdentity, PkiError, Role, server_name};
 use rustls::{ClientConnection, ServerConnection};
@@ -28,10 +28,8 @@ impl Cluster {
 fn handshake(client: &Identity, server: &Identity, expect: (Role, Option<&str>)) -> io::Result<PeerIdentity> {
     let other = |error: PkiError| io::Error::other(error.to_string());
     let name = server_name(expect.0, expect.1).map_err(other)?;
-    let mut client =
-        ClientConnection::new(client.rustls_client().map_err(other)?, name).map_err(io::Error::other)?;
-    let mut server = ServerConnection::new(Arc::clone(&server.rustls_server().map_err(other)?))
-        .map_err(io::Error::other)?;
+    let mut client = ClientConnection::new(client.rustls_client(), name).map_err(io::Error::other)?;
+    let mut server = ServerConnection::new(server.rustls_server()).map_err(io::Error::other)?;
     while client.is_handshaking() || server.is_handshaking() {
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes)?;
@@ -87,6 +85,90 @@ fn another_cluster_is_refused_by_both_sides() -> Result<(), PkiError> {
     let stranger = theirs.identity(Role::Controller, "ctl-1")?;
     assert!(handshake(&node, &stranger, (Role::Controller, None)).is_err());
     assert!(handshake(&stranger, &node, (Role::Node, None)).is_err());
+    Ok(())
+}
+
+/// The folder of an identity is renewed as `change` says, and taken.
+fn reloaded(identity: &Identity, change: impl FnOnce() -> Result<(), PkiError>) -> Result<bool, PkiError> {
+    change()?;
+    identity.reload()
+}
+
+#[test]
+fn a_renewed_certificate_is_taken_and_a_bad_one_is_not() -> Result<(), PkiError> {
+    let cluster = Cluster::new()?;
+    let node = cluster.identity(Role::Node, "node-1")?;
+    let controller = cluster.identity(Role::Controller, "ctl-1")?;
+    let meets = || handshake(&node, &controller, (Role::Controller, Some("ctl-1"))).is_ok();
+    assert!(!node.reload()?, "nothing was renewed");
+    let before = node.rustls_client();
+    assert!(reloaded(&node, || cluster.authority.renew(node.directory()).map(drop))?);
+    assert!(!std::sync::Arc::ptr_eq(&before, &node.rustls_client()) && meets());
+
+    let file = |name: &str| node.directory().join(name);
+    let write = |name: &str, content: &str| {
+        std::fs::write(file(name), content).expect(name);
+        Ok(())
+    };
+    let used = node.rustls_client();
+    let whole = std::fs::read_to_string(file("cert.pem")).expect("cert.pem");
+    // Cut off, a key that is another's, somebody else's certificate, another cluster's.
+    assert!(reloaded(&node, || write("cert.pem", &whole[..whole.len() / 2])).is_err());
+    let other = cluster.identity(Role::Node, "node-2")?;
+    assert!(reloaded(&node, || cluster.authority.renew(other.directory()).map(drop)).is_err());
+    let theirs = std::fs::read_to_string(other.directory().join("cert.pem")).expect("cert.pem");
+    assert!(matches!(reloaded(&node, || write("cert.pem", &theirs)), Err(PkiError::Tls(_))));
+    let key = std::fs::read_to_string(other.directory().join("key.pem")).expect("key.pem");
+    assert!(matches!(reloaded(&node, || write("key.pem", &key)), Err(PkiError::OtherIdentity { .. })));
+    let stranger = Cluster::new()?;
+    assert!(matches!(stranger.authority.renew(node.directory()), Err(PkiError::OtherIdentity { .. })));
+    assert!(reloaded(&node, || stranger.authority.issue((Role::Node, "node-1"), node.directory())).is_err());
+    // Trust that does not cover its own certificate.
+    cluster.authority.issue((Role::Node, "node-1"), node.directory())?;
+    let trust = std::fs::read_to_string(stranger.authority.directory().join("ca.pem")).expect("ca.pem");
+    assert!(matches!(reloaded(&node, || write("ca.pem", &trust)), Err(PkiError::Tls(_))));
+    // All the while it served with what it had.
+    assert!(std::sync::Arc::ptr_eq(&used, &node.rustls_client()) && meets());
+    assert!(reloaded(&node, || cluster.authority.hand_trust(node.directory()).map(drop))? && meets());
+    Ok(())
+}
+
+#[test]
+fn an_authority_is_rolled_over_with_no_moment_at_which_two_do_not_meet() -> Result<(), PkiError> {
+    let cluster = Cluster::new()?;
+    let identities =
+        [cluster.identity(Role::Controller, "ctl-1")?, cluster.identity(Role::Controller, "ctl-2")?];
+    let meet = || {
+        for (client, server) in [(0, 1), (1, 0)] {
+            let expected = (Role::Controller, None);
+            handshake(&identities[client], &identities[server], expected).expect("they meet");
+        }
+    };
+    let directory = cluster.authority.directory().to_owned();
+    let old = std::fs::read(directory.join("ca.pem")).expect("ca.pem");
+    let authority = Authority::open(&directory)?.roll_over()?;
+    assert!(Authority::open(&directory)?.roll_over().is_err(), "one at a time");
+    for step in [Authority::hand_trust, Authority::renew] {
+        for identity in &identities {
+            step(&authority, identity.directory())?;
+            assert!(identity.reload()?);
+            meet();
+        }
+    }
+    let authority = authority.end_roll_over()?;
+    assert!(Authority::open(&directory)?.end_roll_over().is_err(), "once");
+    for identity in &identities {
+        authority.hand_trust(identity.directory())?;
+        assert!(identity.reload()?);
+        meet();
+    }
+    // The old authority is nobody any more.
+    let stranger = cluster.directory.path().join("stranger");
+    cluster.authority.issue((Role::Controller, "ctl-3"), &stranger)?;
+    std::fs::write(stranger.join("ca.pem"), old).expect("ca.pem");
+    let stranger = Identity::load(&stranger)?;
+    assert!(handshake(&stranger, &identities[0], (Role::Controller, None)).is_err());
+    assert!(handshake(&identities[0], &stranger, (Role::Controller, None)).is_err());
     Ok(())
 }
 

@@ -88,18 +88,16 @@ pub(crate) fn channel(identity: &Identity, member: &Member) -> Result<Channel, C
     let unusable = |error: &dyn std::fmt::Display| {
         CallError::Address(format!("member {} at {}: {error}", member.name, member.address))
     };
-    let tls =
-        identity.tonic_client(Role::Controller, Some(&member.name)).map_err(|error| unusable(&error))?;
-    let endpoint = Endpoint::from_shared(format!("https://{}", member.address))
-        .map_err(|error| unusable(&error))?
-        .tls_config(tls)
-        .map_err(|error| unusable(&error))?
-        .connect_timeout(options::CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(options::KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(options::KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
-    Ok(endpoint.connect_lazy())
+    let shaped = |endpoint: Endpoint| {
+        endpoint
+            .connect_timeout(options::CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(options::KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(options::KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+    };
+    identity
+        .channel(&member.address, Role::Controller, Some(&member.name), shaped)
+        .map_err(|error| unusable(&error))
 }
 
 /// Makes the callers.
@@ -395,7 +393,7 @@ mod tests {
         let vote = VoteRequest::new(Vote::new(1, 1), None);
         caller.pre_vote(vote, impatient).await.unwrap_err();
         let (connection, _) = listener.accept().await.unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(slow.rustls_server().unwrap());
+        let acceptor = tokio_rustls::TlsAcceptor::from(slow.rustls_server());
         let shaken = tokio::time::timeout(LIMIT, acceptor.accept(connection)).await.unwrap();
         assert!(shaken.is_ok(), "{shaken:?}");
     }

@@ -25,10 +25,7 @@ use tokio::{
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 
 use super::{
     Installer, changes,
@@ -123,7 +120,7 @@ impl Agent {
         let key = identity.sealing_key().cloned().ok_or_else(|| {
             PkiError::NotAnIdentity("a data node needs the cluster key (secret.key)".to_owned())
         })?;
-        let tls = identity.tonic_client(Role::Controller, None)?;
+        let identity = identity.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let facts = Facts {
             cluster: ClusterId(identity.own().cluster.0),
@@ -161,7 +158,7 @@ impl Agent {
         let thread = std::thread::Builder::new().name("agent".into()).spawn(move || {
             let end = runtime.block_on(async {
                 tokio::select! {
-                    end = run.forever(&mut endpoints, &tls) => end,
+                    end = run.forever(&mut endpoints, &identity) => end,
                     _ = stopped => AgentEnd::Stopped,
                 }
             });
@@ -212,15 +209,11 @@ enum SessionEnd {
 }
 
 impl Run {
-    async fn forever(
-        &mut self,
-        endpoints: &mut Endpoints,
-        tls: &tonic::transport::ClientTlsConfig,
-    ) -> AgentEnd {
+    async fn forever(&mut self, endpoints: &mut Endpoints, identity: &Identity) -> AgentEnd {
         loop {
             let (address, pause) = endpoints.next();
             self.serve_handles_for(pause).await;
-            let end = match connect(&address, tls).await {
+            let end = match connect(&address, identity).await {
                 Ok(channel) => self.session(&address, channel, endpoints).await,
                 Err(reason) => {
                     tracing::debug!(%address, %reason, "controller not reached");
@@ -422,16 +415,15 @@ async fn next_request(requests: &mut Requests) -> Option<Request> {
     }
 }
 
-async fn connect(address: &str, tls: &tonic::transport::ClientTlsConfig) -> Result<Channel, String> {
-    let endpoint = Endpoint::from_shared(format!("https://{address}"))
-        .and_then(|endpoint| endpoint.tls_config(tls.clone()))
-        .map_err(|error| error.to_string())?
-        .tcp_nodelay(true)
+async fn connect(address: &str, identity: &Identity) -> Result<Channel, String> {
+    let (endpoint, connector) =
+        identity.endpoint(address, Role::Controller, None).map_err(|error| error.to_string())?;
+    let endpoint = endpoint
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_MAX)
         .keep_alive_while_idle(true);
     // The endpoint's own time-out is for TCP alone.
-    match time::timeout(CONNECT_MAX, endpoint.connect()).await {
+    match time::timeout(CONNECT_MAX, endpoint.connect_with_connector(connector)).await {
         Ok(connected) => connected.map_err(|error| error.to_string()),
         Err(_) => Err("no answer to the greeting of TLS".to_owned()),
     }

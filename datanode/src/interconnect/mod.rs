@@ -64,10 +64,27 @@ pub struct Interconnects {
 #[derive(Clone)]
 struct Tls {
     cluster: ClusterId,
-    client: Arc<rustls::ClientConfig>,
+    /// Asked anew for each connection: it may have been renewed.
+    identity: Identity,
+}
+
+impl Tls {
+    fn client(&self) -> Arc<rustls::ClientConfig> {
+        self.identity.rustls_client()
+    }
+
     /// For connections to replicas.
-    replica_client: Arc<rustls::ClientConfig>,
-    server: Arc<rustls::ServerConfig>,
+    fn replica_client(&self) -> Arc<rustls::ClientConfig> {
+        let mut config = rustls::ClientConfig::clone(&self.identity.rustls_client());
+        config.alpn_protocols = vec![replication::PROTOCOL.to_vec()];
+        Arc::new(config)
+    }
+
+    fn server(&self) -> Arc<rustls::ServerConfig> {
+        let mut config = rustls::ServerConfig::clone(&self.identity.rustls_server());
+        config.alpn_protocols = vec![replication::PROTOCOL.to_vec()];
+        Arc::new(config)
+    }
 }
 
 impl std::fmt::Debug for Interconnects {
@@ -92,17 +109,7 @@ impl Interconnects {
             io::ErrorKind::AddrInUse => StartError::InUse(address),
             _ => StartError::Listen { address, error },
         })?;
-        let client = identity.rustls_client()?;
-        let mut replica_client = rustls::ClientConfig::clone(&client);
-        replica_client.alpn_protocols = vec![replication::PROTOCOL.to_vec()];
-        let mut server = rustls::ServerConfig::clone(&*identity.rustls_server()?);
-        server.alpn_protocols = vec![replication::PROTOCOL.to_vec()];
-        let tls = Tls {
-            cluster: ClusterId(identity.own().cluster.0),
-            client,
-            replica_client: Arc::new(replica_client),
-            server: Arc::new(server),
-        };
+        let tls = Tls { cluster: ClusterId(identity.own().cluster.0), identity: identity.clone() };
         Ok(Interconnects { address: bound, listener, tls })
     }
 

@@ -173,7 +173,7 @@ impl Node {
             return;
         }
         let token = self.token();
-        match Link::accept(stream, Arc::clone(&self.tls.server), &self.registry, Token(token)) {
+        match Link::accept(stream, self.tls.server(), &self.registry, Token(token)) {
             Ok(link) => {
                 self.guests.insert(token, Guest { link, since: now, machine: None });
             }
@@ -219,7 +219,13 @@ impl Node {
         let known = view.as_ref().and_then(|view| view.nodes.get(&node));
         let known = known.ok_or_else(|| LinkError::Stranger(format!("{node:?}")))?;
         let name = server_name(Role::Node, Some(&known.name))?;
-        Link::connect(known.interconnect, name, Arc::clone(&self.tls.client), &self.registry, Token(token))
+        Link::connect(
+            known.interconnect,
+            name,
+            self.tls.client(),
+            &self.registry,
+            Token(token),
+        )
     }
 
     fn peer_lost(&mut self, now: Instant, node: NodeNumber, error: &LinkError) {

@@ -310,5 +310,5 @@ fn connect(
     let known = view.as_ref().and_then(|view| view.nodes.get(&node));
     let known = known.ok_or_else(|| LinkError::Stranger(format!("{node:?}")))?;
     let name = server_name(Role::Node, Some(&known.name))?;
-    Link::connect(known.interconnect, name, Arc::clone(&tls.replica_client), registry, Token(token))
+    Link::connect(known.interconnect, name, tls.replica_client(), registry, Token(token))
 }
