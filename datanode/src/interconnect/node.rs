@@ -219,13 +219,7 @@ impl Node {
         let known = view.as_ref().and_then(|view| view.nodes.get(&node));
         let known = known.ok_or_else(|| LinkError::Stranger(format!("{node:?}")))?;
         let name = server_name(Role::Node, Some(&known.name))?;
-        Link::connect(
-            known.interconnect,
-            name,
-            self.tls.client(),
-            &self.registry,
-            Token(token),
-        )
+        Link::connect(known.interconnect, name, self.tls.client(), &self.registry, Token(token))
     }
 
     fn peer_lost(&mut self, now: Instant, node: NodeNumber, error: &LinkError) {
