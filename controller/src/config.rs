@@ -230,6 +230,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_command_line_is_consistent() {
+        <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
     fn bootstrap_is_read() {
         let read = parse_bootstrap("2=b=h:2,1=a=127.0.0.1:1").unwrap();
         let member = |name: &str, address: &str| Member::new(name, address);

@@ -46,6 +46,7 @@ pub(crate) static EXPORTING: AtomicBool = AtomicBool::new(false);
 
 /// What a command line says of traces.
 #[derive(Debug, Clone, Default, clap::Args)]
+#[group(id = "telemetry")]
 pub struct Arguments {
     /// Send traces by OTLP/gRPC to the collector at this URL, such as http://127.0.0.1:4317 [default: no traces]
     #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
