@@ -13,8 +13,8 @@ use std::{
 
 use holdfast_proto::state as records;
 use openraft::{
-    EntryPayload, Membership,
-    entry::RaftEntry as _,
+    Membership,
+    entry::{RaftEntry as _, RaftPayload as _},
     storage::RaftLogStorage as _,
     type_config::alias::{CommittedLeaderIdOf, LeaderIdOf},
     vote::{RaftLeaderId as _, RaftVote as _},
@@ -23,7 +23,7 @@ use openraft::{
 use super::{
     log::LogStore,
     store::{Store, StoreError, StoreIdentity, encode},
-    types::{EncodedCommand, Entry, LogId, Member, TypeConfig, Vote},
+    types::{EncodedCommand, Entry, LogId, Member, Payload, TypeConfig, Vote},
 };
 use crate::state::{Body, Command};
 
@@ -75,8 +75,8 @@ async fn look(directory: &Path, cluster: [u8; 16], id: u64) -> Result<Found, Alo
     let mut membership = stored.membership().clone();
     let mut reader = log.get_log_reader().await;
     for entry in openraft::RaftLogReader::<TypeConfig>::try_get_log_entries(&mut reader, ..).await? {
-        if let EntryPayload::Membership(newer) = &entry.payload {
-            membership = newer.clone();
+        if let Some(newer) = entry.get_membership() {
+            membership = newer;
         }
     }
     if membership.get_node(&id).is_none() {
@@ -139,18 +139,15 @@ pub async fn go_on(
     let caller = records::Caller { role: "admin".to_owned(), name: format!("at {}", own.name) };
     let membership = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, own)]))
         .map_err(|error| io::Error::other(error.to_string()))?;
-    let payloads = [
-        EntryPayload::Membership(membership),
-        // For the audit.
-        EntryPayload::Normal(EncodedCommand::new(&Command::new(time_unix_ms, record).by(caller))),
-    ];
+    let command = EncodedCommand::new(&Command::new(time_unix_ms, record).by(caller));
+    // With its record for the audit in the same entry, as every change of the members.
+    let payload = Payload { command: Some(command), membership: Some(membership) };
     // The vote first: alone it does no more than any election that nobody won.
     found.store.save_vote(&Vote::from_leader_id(<LeaderIdOf<TypeConfig>>::new(term, id), false))?;
     let mut batch = found.store.batch();
-    for (payload, at) in payloads.into_iter().zip(found.last.index + 1..) {
-        let log_id = LogId::new(<CommittedLeaderIdOf<TypeConfig>>::new(term), at);
-        batch.put_cf(found.store.log_cf(), at.to_be_bytes(), encode(&Entry::new(log_id, payload))?);
-    }
+    let at = found.last.index + 1;
+    let log_id = LogId::new(<CommittedLeaderIdOf<TypeConfig>>::new(term), at);
+    batch.put_cf(found.store.log_cf(), at.to_be_bytes(), encode(&Entry::new(log_id, payload))?);
     found.store.commit_synced(batch)?;
     Ok(shown)
 }
