@@ -14,7 +14,7 @@ use std::{
 use holdfast_proto::state as records;
 use openraft::{
     Membership,
-    entry::{RaftEntry as _, RaftPayload as _},
+    entry::RaftEntry as _,
     storage::RaftLogStorage as _,
     type_config::alias::{CommittedLeaderIdOf, LeaderIdOf},
     vote::{RaftLeaderId as _, RaftVote as _},

@@ -171,6 +171,7 @@ pub(super) async fn propose_reservation(
         ProposedChange::Command { .. } => "command that changes the unit",
         ProposedChange::NexusLost => "nexus lost",
         ProposedChange::Reset => "reset",
+        ProposedChange::OperationEnded { .. } => "operation ended",
     };
     let span = holdfast_telemetry::span!(
         "proposal",
