@@ -7,7 +7,6 @@ use holdfast_proto::v1::{
     ApplyMappingsRequest, ApplyMappingsResponse, CreateMappingRequest, DeleteMappingRequest,
     ListMappingsRequest, ListMappingsResponse, Mapping, mapping_service_client::MappingServiceClient,
 };
-use tonic::transport::Channel;
 
 use super::{
     PAGE_SIZE,
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::{
     arguments::{Client, Map, MapApply},
-    connection::{connect, refusal, request_id},
+    connection::{Connection, connect, refusal, request_id},
     output::{or_dash, print, table},
 };
 
@@ -66,7 +65,7 @@ pub(crate) async fn run(client: &Client, verb: Map) -> anyhow::Result<()> {
 }
 
 async fn list(
-    service: &mut MappingServiceClient<Channel>,
+    service: &mut MappingServiceClient<Connection>,
     mut request: ListMappingsRequest,
 ) -> anyhow::Result<ListMappingsResponse> {
     request.page_size = PAGE_SIZE;
