@@ -267,11 +267,19 @@ impl Cluster {
     /// # Errors
     /// When it succeeds, or says more or less than one line.
     pub fn cli_refused(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = self.try_cli(arguments)?;
-        let text = String::from_utf8(output.stderr)?;
-        ensure!(!output.status.success(), "holdfast {} succeeded", arguments.join(" "));
+        let text = self.cli_refused_with_lines(arguments)?;
         ensure!(text.lines().count() == 1, "one line expected, got:\n{text}");
-        Ok(text.trim_end().to_owned())
+        Ok(text)
+    }
+
+    /// The same for a command that names many faults, each in its line.
+    ///
+    /// # Errors
+    /// When it succeeds.
+    pub fn cli_refused_with_lines(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.try_cli(arguments)?;
+        ensure!(!output.status.success(), "holdfast {} succeeded", arguments.join(" "));
+        Ok(String::from_utf8(output.stderr)?.trim_end().to_owned())
     }
 
     /// A volume on a certain node, mapped as LUN `lun` to hosts A and B (made when they are not there).
