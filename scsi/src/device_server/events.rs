@@ -4,8 +4,10 @@
 //! like a command, against the version that it was judged by, until the state shows nothing more of it. Invariants: the loss
 //! of a nexus is never given up; a nexus that comes back changes nothing of the state before its loss is settled.
 
-use super::{Action, DeviceServer, ProposalOutcome, UnitEvent, Work, task::Stage};
-use crate::{nexus::Nexus, time::Instant};
+use alloc::vec::Vec;
+
+use super::{Action, Completion, DeviceServer, ProposalOutcome, UnitEvent, Work, task::Stage};
+use crate::{nexus::Nexus, pr::access::Access, status::Status, task_set::TaskId, time::Instant};
 
 /// An event that is not settled.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +44,20 @@ impl DeviceServer {
         self.events.iter().any(|pending| pending.event == UnitEvent::NexusLost(*nexus))
     }
 
+    /// True while the loss of the nexus whose SPC-2 reservation stops this task is being agreed on: its host has been told that the
+    /// session has ended, so nobody may be told of a conflict with it any more.
+    pub(super) fn awaits_loss_of_holder(&self, id: TaskId) -> bool {
+        let Some(holder) = self.reservations.installed().unit.spc2_holder else { return false };
+        let Some(task) = self.tasks.get(&id) else { return false };
+        let stopped = task.command.as_ref().is_ok_and(|command| {
+            self.reservations.spc2_access(command, &task.nexus) == Access::Conflict
+        });
+        let lost = |pending: &PendingEvent| {
+            pending.event == UnitEvent::NexusLost(holder) && pending.stage != EventStage::Retry
+        };
+        stopped && task.nexus != holder && self.events.iter().any(lost)
+    }
+
     /// Time has passed: what could not be proposed is tried again. To be called about once a second.
     pub fn handle_tick(&mut self, now: Instant) {
         self.now = now;
@@ -70,7 +86,14 @@ impl DeviceServer {
                 self.events.retain(|pending| pending.id != id);
                 self.event_ended(function, false);
             }
-            (_, None) => pending.stage = EventStage::Retry,
+            (_, None) => {
+                pending.stage = EventStage::Retry;
+                // The cluster cannot agree now. Nothing has happened to those who wait.
+                let waiting = self.tasks.iter().filter(|(_, task)| task.stage == Stage::AwaitingLoss);
+                for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.complete(id, Completion::status(Status::Busy));
+                }
+            }
         }
         self.run();
     }
@@ -113,6 +136,8 @@ impl DeviceServer {
         if settled {
             let waiting = self.tasks.iter().filter(|(_, task)| task.stage == Stage::AwaitingEvent);
             self.work.extend(waiting.map(|(id, _)| Work::Execute(*id)));
+            let waiting = self.tasks.iter().filter(|(_, task)| task.stage == Stage::AwaitingLoss);
+            self.work.extend(waiting.map(|(id, _)| Work::Start(*id)));
         }
         settled
     }

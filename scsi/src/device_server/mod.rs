@@ -295,6 +295,9 @@ impl DeviceServer {
 
     /// The task's turn: the order of checks, then on to its data or its execution.
     fn start(&mut self, id: TaskId) {
+        if self.awaits_loss_of_holder(id) {
+            return self.set_stage(id, Stage::AwaitingLoss);
+        }
         if let Some(refused) = self.admission(id) {
             return self.complete(id, refused);
         }

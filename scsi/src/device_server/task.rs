@@ -86,6 +86,8 @@ pub(super) enum Stage {
     },
     /// Something that the nexus did before it was lost has to end first.
     AwaitingEvent,
+    /// The SPC-2 reservation that is in its way ends with a nexus that was lost: judged again once that is settled.
+    AwaitingLoss,
     /// Waits for the end of the FORMAT UNIT or SANITIZE that it began.
     AwaitingOperation,
     /// Waits until a Unit Attention is established.
