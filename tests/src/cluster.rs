@@ -7,7 +7,6 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -15,8 +14,10 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Longest wait for any condition of a test. A machine under load is slow; a hang is not a pass.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{
+    initiator::Initiator,
+    patience::{self, PATIENCE},
+};
 
 /// Name of the first host of tests.
 pub const INITIATOR_A: &str = "iqn.2026-11.example:host-a";
@@ -339,26 +340,25 @@ impl Cluster {
         Ok(member["name"].as_str().context("name")?.to_owned())
     }
 
+    /// Host A through the first node and host B through the second, both ready on LUN 0.
+    ///
+    /// # Errors
+    /// A failed login or command.
+    pub fn log_in_both(&self) -> anyhow::Result<(Initiator, Initiator)> {
+        let [first, second, ..] = self.portals.as_slice() else { bail!("two portals wanted") };
+        let mut a = Initiator::login(first, &self.target, INITIATOR_A, 1, None)?;
+        let mut b = Initiator::login(second, &self.target, INITIATOR_B, 2, None)?;
+        a.become_ready(0)?;
+        b.become_ready(0)?;
+        Ok((a, b))
+    }
+
     /// Waits until `condition` gives a value.
     ///
     /// # Errors
     /// The condition's last word, when patience ends.
-    pub fn wait_for<T>(
-        &self,
-        what: &str,
-        mut condition: impl FnMut() -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
-        let started = Instant::now();
-        loop {
-            match condition() {
-                Ok(value) => return Ok(value),
-                Err(error) if started.elapsed() > PATIENCE => {
-                    return Err(error).with_context(|| format!("waited for {what}; logs: {}", self.logs()));
-                }
-                // The condition starts processes and asks over the network: it paces itself.
-                Err(_) => thread::yield_now(),
-            }
-        }
+    pub fn wait_for<T>(&self, what: &str, condition: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        patience::wait_for(what, PATIENCE, condition, || format!("logs: {}", self.logs()))
     }
 }
 

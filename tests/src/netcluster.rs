@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -22,9 +22,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    cluster::{INITIATOR_A, INITIATOR_B, PATIENCE, binaries},
+    cluster::{INITIATOR_A, INITIATOR_B, binaries},
     initiator::Initiator,
     netns::Network,
+    patience::{self, PATIENCE},
 };
 
 const CONTROLLER_PORT: u16 = 7700;
@@ -32,8 +33,6 @@ const PORTAL_PORT: u16 = 3260;
 const INTERCONNECT_PORT: u16 = 7800;
 /// File that takes a pool's room.
 const FILLER: &str = ".filler";
-/// A condition that is asked for over and over costs the machine something: this often is enough.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What a cluster is made of.
 #[derive(Debug, Clone)]
@@ -414,17 +413,25 @@ impl NetCluster {
     /// # Errors
     /// The last reason why not.
     pub fn wait_until_serving(&mut self) -> anyhow::Result<()> {
-        let started = Instant::now();
-        loop {
-            let fallen = self.fallen();
-            ensure!(fallen.is_empty(), "ended by themselves: {fallen:?}; logs: {}", self.tails());
-            match self.serves() {
-                Ok(()) => return Ok(()),
-                Err(error) if started.elapsed() > PATIENCE => {
-                    return Err(error).with_context(|| format!("not up; logs: {}", self.tails()));
-                }
-                Err(_) => thread::sleep(POLL_INTERVAL),
-            }
+        // A process that has ended never serves: no reason to wait.
+        let ended = |cluster: &mut Self| {
+            let fallen = cluster.fallen();
+            ensure!(fallen.is_empty(), "ended by themselves: {fallen:?}; logs: {}", cluster.tails());
+            Ok(())
+        };
+        let mut failed = None;
+        let served = patience::wait_for(
+            "all to serve",
+            PATIENCE,
+            || {
+                failed = ended(self).err();
+                if failed.is_some() { Ok(()) } else { self.serves() }
+            },
+            String::new,
+        );
+        match failed {
+            Some(error) => Err(error),
+            None => served.with_context(|| format!("not up; logs: {}", self.tails())),
         }
     }
 
@@ -452,21 +459,8 @@ impl NetCluster {
     ///
     /// # Errors
     /// The condition's last word, when patience ends.
-    pub fn wait_for<T>(
-        &self,
-        what: &str,
-        mut condition: impl FnMut() -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
-        let started = Instant::now();
-        loop {
-            match condition() {
-                Ok(value) => return Ok(value),
-                Err(error) if started.elapsed() > PATIENCE => {
-                    return Err(error).with_context(|| format!("waited for {what}; logs: {}", self.tails()));
-                }
-                Err(_) => thread::sleep(POLL_INTERVAL),
-            }
-        }
+    pub fn wait_for<T>(&self, what: &str, condition: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        patience::wait_for(what, PATIENCE, condition, || format!("logs: {}", self.tails()))
     }
 
     /// A volume mapped as LUN `lun` to the hosts A and B, which are made when they are not there; `more` goes to `volume create`.

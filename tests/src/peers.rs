@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use tempfile::TempDir;
 
-use crate::cluster::PATIENCE;
+use crate::patience::PATIENCE;
 
 /// Size of a peer's logical unit, in bytes.
 const SIZE: u64 = 100 << 20;

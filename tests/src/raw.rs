@@ -16,7 +16,7 @@ use holdfast_iscsi::{
     pdu::{ReadyToTransfer, Stage},
 };
 
-use crate::cluster::PATIENCE;
+use crate::patience::PATIENCE;
 
 /// What is negotiated: all data is asked for. Lengths are RFC 7143's defaults.
 const PARAMETERS: SessionParameters = SessionParameters {

@@ -12,22 +12,13 @@ use rustix::process::Signal;
 const KEY_A: u64 = 0xa;
 const KEY_B: u64 = 0xb;
 
-/// Host A through the first node, host B through the second.
-fn log_in_both(cluster: &Cluster) -> anyhow::Result<(Initiator, Initiator)> {
-    let mut a = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None)?;
-    let mut b = Initiator::login(&cluster.portals[1], &cluster.target, INITIATOR_B, 2, None)?;
-    a.become_ready(0)?;
-    b.become_ready(0)?;
-    Ok((a, b))
-}
-
 #[test]
 fn a_reservation_through_one_node_refuses_a_write_through_the_other() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     for (owner, lun) in [("node-1", 0), ("node-2", 1)] {
         cluster.volume_for_both(&format!("on-{owner}"), "16MiB", owner, lun)?;
     }
-    let (mut a, mut b) = log_in_both(&cluster)?;
+    let (mut a, mut b) = cluster.log_in_both()?;
     for lun in [0, 1] {
         a.become_ready(lun)?;
         b.become_ready(lun)?;
@@ -54,7 +45,7 @@ fn a_reservation_through_one_node_refuses_a_write_through_the_other() -> anyhow:
 fn a_preempted_host_on_another_node_is_told_and_fenced() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
-    let (mut a, mut b) = log_in_both(&cluster)?;
+    let (mut a, mut b) = cluster.log_in_both()?;
     let kind = cdb::WRITE_EXCLUSIVE_REGISTRANTS_ONLY;
     a.reserve_out(0, cdb::REGISTER, 0, 0, KEY_A)?.good()?;
     b.reserve_out(0, cdb::REGISTER, 0, 0, KEY_B)?.good()?;
@@ -75,7 +66,7 @@ fn a_preempted_host_on_another_node_is_told_and_fenced() -> anyhow::Result<()> {
 fn reservations_and_io_outlive_the_leader_and_the_cluster() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
-    let (mut a, mut b) = log_in_both(&cluster)?;
+    let (mut a, mut b) = cluster.log_in_both()?;
     a.reserve_out(0, cdb::REGISTER, 0, 0, KEY_A)?.good()?;
     a.reserve_out(0, cdb::RESERVE, cdb::WRITE_EXCLUSIVE, KEY_A, 0)?.good()?;
 
@@ -129,7 +120,7 @@ fn reservations_and_io_outlive_the_leader_and_the_cluster() -> anyhow::Result<()
 fn a_lun_reset_through_one_node_is_told_on_the_other() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
-    let (mut a, mut b) = log_in_both(&cluster)?;
+    let (mut a, mut b) = cluster.log_in_both()?;
     ensure!(b.lun_reset(0)? == 0, "LUN RESET was not complete");
     let answer = a.command(0, cdb::TEST_UNIT_READY)?;
     ensure!(answer.sense.starts_with("6/29/"), "{answer:?}");

@@ -1,11 +1,7 @@
 //! What commands change of a logical unit, as hosts on different nodes see it, through the loss of a host and a restart of the cluster.
 
 use anyhow::ensure;
-use holdfast_tests::{
-    cdb,
-    cluster::{Cluster, INITIATOR_A, INITIATOR_B},
-    initiator::Initiator,
-};
+use holdfast_tests::{cdb, cluster::Cluster, initiator::Initiator};
 
 const RESERVE: &str = "160000000000";
 const RELEASE: &str = "170000000000";
@@ -18,14 +14,6 @@ const CONTROL_PAGE: &str = "000000000a0a061000400000ffff0000";
 /// SANITIZE, BLOCK ERASE.
 const BLOCK_ERASE: &str = "48020000000000000000";
 
-fn log_in_both(cluster: &Cluster) -> anyhow::Result<(Initiator, Initiator)> {
-    let mut a = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None)?;
-    let mut b = Initiator::login(&cluster.portals[1], &cluster.target, INITIATOR_B, 2, None)?;
-    a.become_ready(0)?;
-    b.become_ready(0)?;
-    Ok((a, b))
-}
-
 /// Bytes 2 to 5 of the Control page.
 fn control(host: &mut Initiator, sense: &str) -> anyhow::Result<Vec<u8>> {
     let data = host.read(0, sense, 255)?.good()?;
@@ -36,7 +24,7 @@ fn control(host: &mut Initiator, sense: &str) -> anyhow::Result<Vec<u8>> {
 fn mode_parameters_are_one_truth_for_all_nodes_and_outlive_the_owner() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
-    let (mut a, mut b) = log_in_both(&cluster)?;
+    let (mut a, mut b) = cluster.log_in_both()?;
     b.write(0, SELECT, CONTROL_PAGE)?.good()?;
     a.command(0, cdb::TEST_UNIT_READY)?.check("6/2a/01")?;
     for host in [&mut a, &mut b] {
@@ -46,7 +34,7 @@ fn mode_parameters_are_one_truth_for_all_nodes_and_outlive_the_owner() -> anyhow
     drop((a, b));
     cluster.stop()?;
     cluster.up(&[])?;
-    let (mut a, b) = log_in_both(&cluster)?;
+    let (mut a, b) = cluster.log_in_both()?;
     ensure!(control(&mut a, CONTROL)? == [0x06, 0x10, 0x00, 0x40], "lost with the processes");
     drop((a, b));
     cluster.stop()
@@ -56,7 +44,7 @@ fn mode_parameters_are_one_truth_for_all_nodes_and_outlive_the_owner() -> anyhow
 fn an_spc2_reservation_holds_on_every_node_and_ends_with_its_host() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
-    let (mut a, mut b) = log_in_both(&cluster)?;
+    let (mut a, mut b) = cluster.log_in_both()?;
     b.command(0, RESERVE)?.good()?;
     a.read_blocks(0, 0, 1)?.conflict()?;
     a.command(0, RESERVE)?.conflict()?;
@@ -78,7 +66,7 @@ fn an_spc2_reservation_holds_on_every_node_and_ends_with_its_host() -> anyhow::R
 fn sanitize_leaves_zeroes_through_every_path() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     cluster.volume_for_both("disk", "64MiB", "node-1", 0)?;
-    let (mut a, mut b) = log_in_both(&cluster)?;
+    let (mut a, mut b) = cluster.log_in_both()?;
     a.write_blocks(0, 1000, 8, 0x5a)?.good()?;
     b.command(0, BLOCK_ERASE)?.good()?;
     for host in [&mut a, &mut b] {
