@@ -75,6 +75,17 @@ pub fn pin(pid: u32, processors: &[usize]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How often perf is looked at until it counts.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(5);
+
+/// Whether a process has a counter of the kernel's open.
+fn counts(pid: u32) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    open.flatten()
+        .filter_map(|file| fs::read_link(file.path()).ok())
+        .any(|target| target.to_string_lossy().contains("perf_event"))
+}
+
 /// Counts the system calls of a process by `perf stat`.
 pub struct SyscallCounter(Child);
 
@@ -88,12 +99,14 @@ impl SyscallCounter {
             .stderr(Stdio::piped())
             .spawn()
             .ok()?;
-        // perf says nothing when it has begun; a short pause stands for it, and only this count depends on it.
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        match child.try_wait() {
-            Ok(None) => Some(SyscallCounter(child)),
-            _ => None,
+        // perf does not say that it has begun; its open counter does.
+        while let Ok(None) = child.try_wait() {
+            if counts(child.id()) {
+                return Some(SyscallCounter(child));
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
+        None
     }
 
     /// Ends, and tells how many there were.

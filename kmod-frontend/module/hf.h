@@ -112,7 +112,7 @@ extern const struct target_backend_ops hf_ops;
 struct hf_lu *hf_lu_find(const uuid_t *volume);
 void hf_lu_get(struct hf_lu *lu);
 void hf_lu_put(struct hf_lu *lu);
-int hf_lu_install(struct hf_lu *lu, const u8 *message, size_t len, u64 *serial);
+int hf_lu_install(struct hf_lu *lu, const u8 *message, size_t len);
 int hf_lu_set_open(struct hf_lu *lu, bool open);
 void hf_lu_close_all(void);
 struct hf_image *hf_image_get(struct hf_lu *lu);

@@ -236,6 +236,7 @@ ssize_t hf_ask_read(char __user *to, size_t room, bool nonblock)
 {
 	struct hf_asked *asked, *event = NULL;
 	void *copy = NULL;
+	u32 copy_len = 0;
 	ssize_t len;
 
 	for (;;) {
@@ -243,7 +244,7 @@ ssize_t hf_ask_read(char __user *to, size_t room, bool nonblock)
 
 		spin_lock_irq(&hf_asked_lock);
 		asked = hf_asked_unread();
-		if (asked && asked->message->len <= room && copy) {
+		if (asked && asked->message->len <= min_t(size_t, room, copy_len)) {
 			len = asked->message->len;
 			memcpy(copy, asked->message, len);
 			asked->read = true;
@@ -257,12 +258,17 @@ ssize_t hf_ask_read(char __user *to, size_t room, bool nonblock)
 		if (asked)
 			needed = asked->message->len;
 		spin_unlock_irq(&hf_asked_lock);
-		if (needed > room)
+		if (needed > room) {
+			kvfree(copy);
 			return -EMSGSIZE;
+		}
 		if (needed) {
-			copy = kvmalloc(room = min_t(size_t, room, HFK_MESSAGE_LEN_MAX), GFP_KERNEL);
+			/* The message that it was for may have ended meanwhile, and the next one be longer. */
+			kvfree(copy);
+			copy = kvmalloc(needed, GFP_KERNEL);
 			if (!copy)
 				return -ENOMEM;
+			copy_len = needed;
 			continue;
 		}
 		if (nonblock) {

@@ -72,7 +72,7 @@ static const void *hf_take(const u8 **body, size_t *len, size_t size)
 	return part;
 }
 
-static int hf_about_volume(const struct hfk_header *header, const u8 *body, size_t len, u64 *result)
+static int hf_about_volume(const struct hfk_header *header, const u8 *body, size_t len)
 {
 	const struct hfk_attention *attention;
 	struct hf_lu *lu = hf_lu_find((const uuid_t *)header->volume);
@@ -82,7 +82,7 @@ static int hf_about_volume(const struct hfk_header *header, const u8 *body, size
 		return -ENODEV;
 	switch (header->kind) {
 	case HFK_INSTALL:
-		rc = hf_lu_install(lu, body, len, result);
+		rc = hf_lu_install(lu, body, len);
 		break;
 	case HFK_SERVE:
 		if (!len && header->id <= 1)
@@ -98,7 +98,7 @@ static int hf_about_volume(const struct hfk_header *header, const u8 *body, size
 	return rc;
 }
 
-static int hf_message(struct hf_channel *channel, const struct hfk_header *header, const u8 *body, size_t len, u64 *result)
+static int hf_message(struct hf_channel *channel, const struct hfk_header *header, const u8 *body, size_t len)
 {
 	const struct hfk_verdict *verdict;
 	const struct hfk_lease *lease;
@@ -126,7 +126,7 @@ static int hf_message(struct hf_channel *channel, const struct hfk_header *heade
 	case HFK_INSTALL:
 	case HFK_SERVE:
 	case HFK_ATTENTION:
-		return hf_about_volume(header, body, len, result);
+		return hf_about_volume(header, body, len);
 	}
 	return -EOPNOTSUPP;
 }
@@ -135,7 +135,6 @@ static ssize_t hf_write(struct file *file, const char __user *from, size_t len, 
 {
 	struct hf_channel *channel = file->private_data;
 	struct hfk_header *header;
-	u64 result = 0;
 	int rc;
 
 	if (len < sizeof(*header) || len > HFK_MESSAGE_LEN_MAX)
@@ -149,7 +148,7 @@ static ssize_t hf_write(struct file *file, const char __user *from, size_t len, 
 		rc = -EPROTONOSUPPORT;
 	} else {
 		mutex_lock(&channel->lock);
-		rc = hf_message(channel, header, (const u8 *)(header + 1), len - sizeof(*header), &result);
+		rc = hf_message(channel, header, (const u8 *)(header + 1), len - sizeof(*header));
 		mutex_unlock(&channel->lock);
 	}
 	kvfree(header);

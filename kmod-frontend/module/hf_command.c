@@ -122,7 +122,7 @@ static u32 hf_judge(struct hf_nexus *nexus, struct hf_image *image, struct hf_co
 	told->relation = hf_nexus_relation(nexus, image);
 	told->nexus = nexus->core;
 	told->attentions = nexus->attentions;
-	hf_core_execute(image->memory, image->facts.registrants, told, 0);
+	hf_core_execute(image->memory, image->facts.registrants, told);
 	spin_unlock_irqrestore(&nexus->lock, flags);
 	return told->answer;
 }

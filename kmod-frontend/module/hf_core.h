@@ -73,7 +73,7 @@ void hf_core_ua_raise(struct hf_core_ua *queue, u64 id, u16 additional);
 size_t hf_core_ua_len(const struct hf_core_ua *queue);
 void hf_core_ua_luns_reported(struct hf_core_ua *queue);
 
-void hf_core_execute(const u8 *memory, u32 registrants, struct hf_command *command, u32 again);
+void hf_core_execute(const u8 *memory, u32 registrants, struct hf_command *command);
 u8 hf_core_io_error(u32 write, u8 *out);
 
 #endif

@@ -124,7 +124,7 @@ void hf_image_put(struct hf_image *image)
 	kref_put(&image->ref, hf_image_release);
 }
 
-int hf_lu_install(struct hf_lu *lu, const u8 *message, size_t len, u64 *serial)
+int hf_lu_install(struct hf_lu *lu, const u8 *message, size_t len)
 {
 	size_t size = hf_core_image_size(message, len);
 	struct hf_image *image, *old;
@@ -164,7 +164,6 @@ int hf_lu_install(struct hf_lu *lu, const u8 *message, size_t len, u64 *serial)
 	}
 	hf_lu_get(lu);
 	image->serial = ++lu->serial;
-	*serial = image->serial;
 	rcu_assign_pointer(lu->image, image);
 	mutex_unlock(&lu->install_lock);
 	if (old)

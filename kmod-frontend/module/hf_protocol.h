@@ -100,7 +100,7 @@ struct hfk_command {
 };
 
 struct hfk_drained {
-	/* As HFK_INSTALL returned it. */
+	/* Counts the images of the unit in the order of HFK_INSTALL, from 1; begins anew with the unit. */
 	__u64 serial;
 	/* Version of the reservation in that image. */
 	__u64 version;

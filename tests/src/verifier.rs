@@ -6,8 +6,8 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -26,6 +26,9 @@ const BLOCKS: u16 = 8;
 const BUSY: u8 = 0x08;
 /// A host gives its disk up after this time.
 const GIVE_UP: Duration = Duration::from_secs(90);
+
+/// How often a run that is waited for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Size of the volume that the slots need.
 pub const VOLUME_SIZE: &str = "64MiB";
@@ -52,10 +55,24 @@ pub struct Report {
     pub values: Vec<u8>,
 }
 
+/// Commands answered so far, and who waits for more of them.
+#[derive(Debug, Default)]
+struct Progress {
+    answered: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Progress {
+    fn one_more(&self) {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
+    }
+}
+
 /// The running verifier.
 pub struct Verifier {
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    progress: Arc<Progress>,
     thread: Option<JoinHandle<anyhow::Result<Report>>>,
 }
 
@@ -73,34 +90,44 @@ impl Verifier {
     /// Begins, on path 0 of so many.
     pub fn start(login: Login, paths: usize, lun: u16, seed: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(AtomicU64::new(0));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&answered));
+        let progress = Arc::new(Progress::default());
+        let (stopped, told) = (Arc::clone(&stop), Arc::clone(&progress));
         let thread = thread::spawn(move || {
             let report = Report { values: vec![0; SLOTS as usize], ..Report::default() };
             let random = seed.wrapping_mul(2).wrapping_add(1);
             let mut run = Run { login, paths, lun, path: 0, session: None, report, random };
             while !stopped.load(Ordering::Relaxed) {
                 run.one()?;
-                count.fetch_add(1, Ordering::Relaxed);
+                told.one_more();
             }
             for path in 0..run.paths {
                 run.check_all(path)?;
             }
             Ok(run.report)
         });
-        Self { stop, answered, thread: Some(thread) }
+        Self { stop, progress, thread: Some(thread) }
     }
 
-    /// Commands answered so far.
+    /// Waits until so many more commands are answered.
     ///
     /// # Errors
-    /// Why the run has ended by itself.
-    pub fn answered(&mut self) -> anyhow::Result<u64> {
-        if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
-            self.join()?;
-            bail!("the verifier has ended");
+    /// Why the run has ended by itself, or that it does not get on.
+    pub fn until_answered(&mut self, more: u64) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let progress = Arc::clone(&self.progress);
+        let mut answered = progress.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = *answered + more;
+        while *answered < wanted {
+            ensure!(begun.elapsed() < GIVE_UP, "the verifier does not get on");
+            // A run that has ended tells nobody: it is looked at once in a while.
+            if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+                self.join()?;
+                bail!("the verifier has ended");
+            }
+            let waited = progress.changed.wait_timeout(answered, LOOK_EVERY);
+            answered = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(self.answered.load(Ordering::Relaxed))
+        Ok(())
     }
 
     /// Ends the run, and reads everything once more on every path.

@@ -4,7 +4,7 @@
 use std::{
     process::Command,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -12,7 +12,8 @@ use holdfast_tests::{
     cluster::INITIATOR_A,
     initiator::Initiator,
     netcluster::{NetCluster, Shape},
-    verifier::{Report, VOLUME_SIZE, Verifier},
+    patience,
+    verifier::{Login, Report, VOLUME_SIZE, Verifier},
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -23,41 +24,29 @@ type Shared = Arc<RwLock<NetCluster>>;
 const PATH_PATIENCE_S: &str = "12";
 /// Commands that a verifier gets through before the next blow.
 const SOME: u64 = 150;
+/// A lease, a recovery and a re-synchronisation take their time on a machine under load.
+const STEP_PATIENCE: Duration = Duration::from_secs(90);
 
 struct Bench {
     cluster: Shared,
-    verifier: Option<Verifier>,
+    verifier: Verifier,
+    copies: usize,
 }
 
 impl Bench {
-    /// A cluster with one volume of `copies` copies, owned by node 1, and a verifier on each node's portal.
-    fn new(datanodes: u8, copies: u8, more: &[&str]) -> anyhow::Result<Self> {
+    /// A cluster with one volume of `copies` copies, owned by node 1, and a verifier, which is at work, on each node's portal.
+    fn new(datanodes: u8, copies: usize, more: &[&str]) -> anyhow::Result<Self> {
         let cluster = NetCluster::start(Shape { datanodes, ..Shape::default() })?;
-        let copies = copies.to_string();
-        let nodes = "node-1,node-2,node-3";
-        let wished = nodes.get(..(7 * copies.parse::<usize>()? - 1)).context("nodes")?;
-        let arguments = ["--size", VOLUME_SIZE, "--replicas", &copies, "--node", wished];
+        let nodes: Vec<_> = (1..=copies).map(|number| format!("node-{number}")).collect();
+        let (number, wished) = (copies.to_string(), nodes.join(","));
+        let arguments = ["--size", VOLUME_SIZE, "--replicas", &number, "--node", &wished];
         cluster.volume_for_both("disk", 0, &[&arguments, more].concat())?;
-        let bench = Self { cluster: Arc::new(RwLock::new(cluster)), verifier: None };
-        bench.until_in_sync(copies.parse()?)?;
+        let cluster = Arc::new(RwLock::new(cluster));
+        until_in_sync(&cluster, copies)?;
+        let verifier = Verifier::start(login(Arc::clone(&cluster)), datanodes.into(), 0, 7);
+        let mut bench = Self { cluster, verifier, copies };
+        bench.go_on()?;
         Ok(bench)
-    }
-
-    fn verify(&mut self, datanodes: usize) {
-        let cluster = Arc::clone(&self.cluster);
-        let login = Box::new(move |path: usize| {
-            let node = format!("node-{}", path + 1);
-            let cluster = cluster.read().unwrap_or_else(PoisonError::into_inner);
-            let spawn = |mut command: Command| {
-                command.env("HOLDFAST_INITIATOR_PATIENCE_S", PATH_PATIENCE_S);
-                cluster.network.spawn("host-1", command)
-            };
-            let portal = cluster.portal(&node)?.to_string();
-            let mut session = Initiator::login_with(spawn, &portal, &cluster.target, INITIATOR_A, 10, None)?;
-            session.become_ready(0)?;
-            Ok(session)
-        });
-        self.verifier = Some(Verifier::start(login, datanodes, 0, 7));
     }
 
     fn cluster<T>(&self, with: impl FnOnce(&NetCluster) -> anyhow::Result<T>) -> anyhow::Result<T> {
@@ -71,68 +60,96 @@ impl Bench {
     fn until<T>(
         &self,
         what: &str,
-        mut condition: impl FnMut(&NetCluster) -> anyhow::Result<T>,
+        condition: impl FnMut(&NetCluster) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        // The lock is let go of between two looks, so that a verifier can log in.
-        let begun = Instant::now();
-        loop {
-            match self.cluster(&mut condition) {
-                Ok(value) => return Ok(value),
-                Err(error) if begun.elapsed() > Duration::from_secs(90) => {
-                    return Err(error).with_context(|| format!("waited for {what}"));
-                }
-                Err(_) => std::thread::yield_now(),
-            }
-        }
+        until(&self.cluster, what, condition)
     }
 
     fn until_in_sync(&self, copies: usize) -> anyhow::Result<()> {
-        self.until(&format!("{copies} copies in sync"), |cluster| {
-            let shown = cluster.json(&["volume", "show", "disk"])?;
-            let in_sync = in_sync(&shown);
-            ensure!(in_sync == copies, "{in_sync} of {copies} copies are in sync: {shown}");
-            Ok(())
-        })
+        until_in_sync(&self.cluster, copies)
     }
 
     /// The verifier has got through some commands since.
     fn go_on(&mut self) -> anyhow::Result<()> {
-        let before = self.verifier()?.answered()?;
-        let begun = Instant::now();
-        while self.verifier()?.answered()? < before + SOME {
-            ensure!(begun.elapsed() < Duration::from_secs(90), "the verifier does not get on");
-            std::thread::yield_now();
-        }
-        Ok(())
-    }
-
-    fn verifier(&mut self) -> anyhow::Result<&mut Verifier> {
-        self.verifier.as_mut().context("no verifier")
+        self.verifier.until_answered(SOME)
     }
 
     fn owner(&self) -> anyhow::Result<String> {
         self.until("an owner", |cluster| cluster.owner("disk"))
     }
 
+    fn until_not_owner(&self, node: &str) -> anyhow::Result<()> {
+        self.until("another owner", |cluster| {
+            ensure!(cluster.owner("disk")? != node, "{node} still");
+            Ok(())
+        })
+    }
+
+    /// The node is killed, hosts go on without it, and it comes back and gets what it missed.
+    fn do_without(&mut self, node: &str) -> anyhow::Result<()> {
+        self.change(|cluster| cluster.kill(node))?;
+        self.go_on()?;
+        self.change(|cluster| cluster.launch(node))?;
+        self.until_in_sync(self.copies)
+    }
+
     fn finish(mut self, copies: usize) -> anyhow::Result<Report> {
         self.go_on()?;
         self.until_in_sync(copies)?;
-        let report = self.verifier.take().context("no verifier")?.finish()?;
+        let report = self.verifier.finish()?;
         println!("{report:?}");
         ensure!(report.writes > SOME && report.reads > 0, "too little was tried: {report:?}");
-        self.cluster(|cluster| {
-            let id =
-                cluster.json(&["volume", "show", "disk"])?["status"]["id"].as_str().context("id")?.to_owned();
-            let found = cluster.same_in_every_pool(&format!("{id}/data"))?;
-            ensure!(found >= copies, "only {found} copies were found");
-            Ok(())
-        })?;
+        let cluster = self.cluster.read().unwrap_or_else(PoisonError::into_inner);
+        let shown = cluster.json(&["volume", "show", "disk"])?;
+        let id = shown["status"]["id"].as_str().context("id")?;
+        let found = cluster.same_in_every_pool(&format!("{id}/data"))?;
+        ensure!(found >= copies, "only {found} copies were found");
         Ok(report)
     }
 }
 
+/// Logs in through a node's portal, from the hosts' network.
+fn login(cluster: Shared) -> Login {
+    Box::new(move |path: usize| {
+        let node = format!("node-{}", path + 1);
+        let cluster = cluster.read().unwrap_or_else(PoisonError::into_inner);
+        let spawn = |mut command: Command| {
+            command.env("HOLDFAST_INITIATOR_PATIENCE_S", PATH_PATIENCE_S);
+            cluster.network.spawn("host-1", command)
+        };
+        let portal = cluster.portal(&node)?.to_string();
+        let mut session = Initiator::login_with(spawn, &portal, &cluster.target, INITIATOR_A, 10, None)?;
+        session.become_ready(0)?;
+        Ok(session)
+    })
+}
+
+/// Waits for a condition. The lock is let go of between two looks, so that a verifier can log in.
+fn until<T>(
+    cluster: &Shared,
+    what: &str,
+    mut condition: impl FnMut(&NetCluster) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let look = || condition(&cluster.read().unwrap_or_else(PoisonError::into_inner));
+    patience::wait_for(what, STEP_PATIENCE, look, String::new)
+}
+
+fn until_in_sync(cluster: &Shared, copies: usize) -> anyhow::Result<()> {
+    until(cluster, &format!("{copies} copies in sync"), |cluster| {
+        let shown = cluster.json(&["volume", "show", "disk"])?;
+        let in_sync = in_sync(&shown);
+        ensure!(in_sync == copies, "{in_sync} of {copies} copies are in sync: {shown}");
+        Ok(())
+    })
+}
+
 fn in_sync(shown: &Value) -> usize {
     shown["status"]["in_sync"].as_array().map_or(0, Vec::len)
+}
+
+fn epoch(bench: &Bench) -> anyhow::Result<u64> {
+    let shown = bench.cluster(|cluster| cluster.json(&["volume", "show", "disk"]))?;
+    Ok(shown["status"]["epoch_number"].as_str().context("epoch_number")?.parse()?)
 }
 
 fn other(node: &str) -> &'static str {
@@ -142,14 +159,9 @@ fn other(node: &str) -> &'static str {
 #[test]
 fn killed_owner_costs_a_stall_and_nothing_else() -> anyhow::Result<()> {
     let mut bench = Bench::new(2, 2, &[])?;
-    bench.verify(2);
-    bench.go_on()?;
     for _ in 0..2 {
         let owner = bench.owner()?;
-        bench.change(|cluster| cluster.kill(&owner))?;
-        bench.go_on()?;
-        bench.change(|cluster| cluster.launch(&owner))?;
-        bench.until_in_sync(2)?;
+        bench.do_without(&owner)?;
         bench.go_on()?;
     }
     bench.finish(2)?;
@@ -159,14 +171,9 @@ fn killed_owner_costs_a_stall_and_nothing_else() -> anyhow::Result<()> {
 #[test]
 fn killed_replica_costs_hosts_a_moment_and_gets_what_it_missed() -> anyhow::Result<()> {
     let mut bench = Bench::new(2, 2, &["--write-cache", "off"])?;
-    bench.verify(2);
-    bench.go_on()?;
     let replica = other(&bench.owner()?);
     for _ in 0..2 {
-        bench.change(|cluster| cluster.kill(replica))?;
-        bench.go_on()?;
-        bench.change(|cluster| cluster.launch(replica))?;
-        bench.until_in_sync(2)?;
+        bench.do_without(replica)?;
     }
     bench.finish(2)?;
     Ok(())
@@ -175,14 +182,9 @@ fn killed_replica_costs_hosts_a_moment_and_gets_what_it_missed() -> anyhow::Resu
 #[test]
 fn owner_stopped_past_its_lease_serves_nothing_stale_afterwards() -> anyhow::Result<()> {
     let mut bench = Bench::new(2, 2, &[])?;
-    bench.verify(2);
-    bench.go_on()?;
     let owner = bench.owner()?;
     bench.cluster(|cluster| cluster.signal(&owner, Signal::STOP))?;
-    bench.until("another owner", |cluster| {
-        ensure!(cluster.owner("disk")? != owner, "{owner} still");
-        Ok(())
-    })?;
+    bench.until_not_owner(&owner)?;
     bench.go_on()?;
     bench.cluster(|cluster| cluster.signal(&owner, Signal::CONT))?;
     bench.until_in_sync(2)?;
@@ -193,13 +195,8 @@ fn owner_stopped_past_its_lease_serves_nothing_stale_afterwards() -> anyhow::Res
 #[test]
 fn three_copies_survive_one_after_the_other() -> anyhow::Result<()> {
     let mut bench = Bench::new(3, 3, &[])?;
-    bench.verify(3);
-    bench.go_on()?;
     for node in ["node-1", "node-2", "node-3"] {
-        bench.change(|cluster| cluster.kill(node))?;
-        bench.go_on()?;
-        bench.change(|cluster| cluster.launch(node))?;
-        bench.until_in_sync(3)?;
+        bench.do_without(node)?;
     }
     bench.finish(3)?;
     Ok(())
@@ -208,8 +205,7 @@ fn three_copies_survive_one_after_the_other() -> anyhow::Result<()> {
 #[test]
 fn planned_moves_show_hosts_no_error() -> anyhow::Result<()> {
     let mut bench = Bench::new(2, 2, &[])?;
-    bench.verify(2);
-    bench.go_on()?;
+    let before = epoch(&bench)?;
     for _ in 0..4 {
         let to = other(&bench.owner()?);
         bench.cluster(|cluster| cluster.cli(&["volume", "move", "disk", "--node", to]))?;
@@ -220,8 +216,7 @@ fn planned_moves_show_hosts_no_error() -> anyhow::Result<()> {
         bench.go_on()?;
     }
     // Each move is one epoch. More would mean that leases have lapsed on this machine, which hosts may see.
-    let shown = bench.cluster(|cluster| cluster.json(&["volume", "show", "disk"]))?;
-    let undisturbed = shown["status"]["epoch_number"].as_str() == Some("6");
+    let undisturbed = epoch(&bench)? == before + 4;
     let report = bench.finish(2)?;
     let seen = (report.path_errors, report.busy, report.aborted);
     ensure!(!undisturbed || seen == (0, 0, 0), "hosts saw it: {report:?}");
@@ -231,15 +226,11 @@ fn planned_moves_show_hosts_no_error() -> anyhow::Result<()> {
 #[test]
 fn owner_cut_off_from_the_controllers_serves_nothing_stale() -> anyhow::Result<()> {
     let mut bench = Bench::new(2, 2, &[])?;
-    bench.verify(2);
     for _ in 0..2 {
         bench.go_on()?;
         let owner = bench.owner()?;
         bench.cluster(|cluster| cluster.network.isolate(&owner, ["ctl-1", "ctl-2", "ctl-3"]))?;
-        bench.until("another owner", |cluster| {
-            ensure!(cluster.owner("disk")? != owner, "{owner} still");
-            Ok(())
-        })?;
+        bench.until_not_owner(&owner)?;
         bench.go_on()?;
         bench.cluster(|cluster| cluster.network.heal())?;
         bench.until_in_sync(2)?;
@@ -251,7 +242,6 @@ fn owner_cut_off_from_the_controllers_serves_nothing_stale() -> anyhow::Result<(
 #[test]
 fn owner_cut_off_from_its_replica_goes_on_without_it() -> anyhow::Result<()> {
     let mut bench = Bench::new(2, 2, &[])?;
-    bench.verify(2);
     for _ in 0..2 {
         bench.go_on()?;
         bench.cluster(|cluster| cluster.network.cut("node-1", "node-2"))?;
@@ -267,8 +257,6 @@ fn owner_cut_off_from_its_replica_goes_on_without_it() -> anyhow::Result<()> {
 #[test]
 fn copies_are_added_moved_and_grown_under_a_host() -> anyhow::Result<()> {
     let mut bench = Bench::new(3, 1, &[])?;
-    bench.verify(3);
-    bench.go_on()?;
     bench.cluster(|cluster| cluster.cli(&["volume", "replica", "add", "disk", "--node", "node-2"]))?;
     bench.until_in_sync(2)?;
     bench.go_on()?;
@@ -295,8 +283,6 @@ fn copies_are_added_moved_and_grown_under_a_host() -> anyhow::Result<()> {
 #[test]
 fn unrest_of_controllers_and_nodes_at_once_loses_nothing() -> anyhow::Result<()> {
     let mut bench = Bench::new(3, 3, &[])?;
-    bench.verify(3);
-    bench.go_on()?;
     for round in 0..4 {
         let leader = bench.until("a leader", NetCluster::leader)?;
         let owner = bench.owner()?;
@@ -307,10 +293,7 @@ fn unrest_of_controllers_and_nodes_at_once_loses_nothing() -> anyhow::Result<()>
         } else {
             bench.change(|cluster| cluster.kill(&owner))?;
         }
-        bench.until("another owner", |cluster| {
-            ensure!(cluster.owner("disk")? != owner, "{owner} still");
-            Ok(())
-        })?;
+        bench.until_not_owner(&owner)?;
         if stopped {
             bench.cluster(|cluster| cluster.signal(&owner, Signal::CONT))?;
         } else {

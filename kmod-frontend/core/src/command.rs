@@ -132,17 +132,6 @@ pub fn execute(image: &Image<'_>, asker: &Asker<'_>, cdb: &[u8], out: &mut [u8])
     }
 }
 
-/// The checks again for a command that waited for its data: `None` if it may go on.
-pub fn check_again(image: &Image<'_>, asker: &Asker<'_>, cdb: &[u8]) -> Option<Answer> {
-    match cdb::parse(cdb, &image.geometry()) {
-        Err(sense) => Some(Answer::check(sense)),
-        Ok(command) => match checks::check_again(&command, &conditions(image, asker, Some(&command))) {
-            Verdict::Proceed => None,
-            Verdict::Reply { status, sense, .. } => Some(Answer::Status { status, sense, reported: None }),
-        },
-    }
-}
-
 fn run(image: &Image<'_>, asker: &Asker<'_>, command: &Command, out: &mut [u8]) -> Answer {
     let head = image.head;
     let unit = &head.unit;

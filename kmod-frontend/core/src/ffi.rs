@@ -345,18 +345,12 @@ pub unsafe extern "C" fn hf_core_ua_luns_reported(queue: *mut UaQueue) {
     unsafe { (*queue).clear_reported_luns_changed() };
 }
 
-/// Judges a command. `again` = 1: only the checks that hold when its data has come; the answer is then `ANSWER_ASK`
-/// for "go on".
+/// Judges a command.
 ///
 /// # Safety
 /// As the module says; the queue's lock is held where `attentions` is not null.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hf_core_execute(
-    memory: *const u8,
-    registrants: u32,
-    command: *mut HfCommand,
-    again: u32,
-) {
+pub unsafe extern "C" fn hf_core_execute(memory: *const u8, registrants: u32, command: *mut HfCommand) {
     // SAFETY: the caller's promise.
     let told = unsafe { &mut *command };
     // SAFETY: the caller's promise.
@@ -371,18 +365,14 @@ pub unsafe extern "C" fn hf_core_execute(
     let head: Option<UnitAttention> = queue.as_ref().and_then(|queue| queue.head());
     let relation = Relation { registered: told.relation & 1 != 0, holder: told.relation & 2 != 0 };
     let asker = Asker { nexus, relation, unit_attention: head };
-    let answer = if again != 0 {
-        command::check_again(&image, &asker, cdb).unwrap_or(Answer::Ask)
+    let room = if told.out.is_null() { 0 } else { told.out_len as usize };
+    let out: &mut [u8] = if room == 0 {
+        &mut []
     } else {
-        let room = if told.out.is_null() { 0 } else { told.out_len as usize };
-        let out: &mut [u8] = if room == 0 {
-            &mut []
-        } else {
-            // SAFETY: the caller's promise: C's buffer, of this length, initialised.
-            unsafe { slice::from_raw_parts_mut(told.out, room) }
-        };
-        command::execute(&image, &asker, cdb, out)
+        // SAFETY: the caller's promise: C's buffer, of this length, initialised.
+        unsafe { slice::from_raw_parts_mut(told.out, room) }
     };
+    let answer = command::execute(&image, &asker, cdb, out);
     let reported = tell(told, &answer, image.head.mode.descriptor_sense);
     if let (Some(queue), Some(id)) = (queue, reported) {
         queue.dequeue(id);

@@ -49,10 +49,10 @@ fn a_command_goes_through_the_c_side() {
             lba: 0,
             sense: [0; SENSE_LEN_MAX],
         };
-        hf_core_execute(at, 1, &mut command, 0);
+        hf_core_execute(at, 1, &mut command);
         assert_eq!((command.answer, command.status, command.sense[12]), (ANSWER_STATUS, 2, 0x29));
         assert_eq!(hf_core_ua_len(&queue), 0);
-        hf_core_execute(at, 1, &mut command, 0);
+        hf_core_execute(at, 1, &mut command);
         assert_eq!((command.answer, command.lba, command.len), (ANSWER_READ, 5, 2));
     }
 }
