@@ -24,6 +24,8 @@ use rustix::process::Signal;
 const KEY_A: u64 = 0xa;
 const KEY_B: u64 = 0xb;
 const BUSY: u8 = 0x08;
+/// NOT READY, LOGICAL UNIT NOT ACCESSIBLE, TARGET PORT IN UNAVAILABLE STATE.
+const NOT_SERVED: &str = "2/04/0c";
 const REGISTRANTS: u8 = cdb::WRITE_EXCLUSIVE_REGISTRANTS_ONLY;
 
 /// One command of a hammering initiator, by the machine's boot-time clock.
@@ -131,14 +133,22 @@ fn a_preempt_waits_for_a_paused_node_and_its_host_is_told_and_fenced() -> anyhow
     })?;
     cluster.signal("node-2", Signal::CONT)?;
     a.answer()?.good()?;
-    // Its session may have ended with the node's lease, when this machine was slow: then the new one is told what new ones are told.
-    let fenced = match b.write_blocks(0, 0, 1, 2) {
+    // The node's lease may have ended, when this machine was slow: then it serves nothing for a while, and the new session that
+    // follows is told what new ones are told.
+    let judged = cluster.wait_for("a lease", || match b.write_blocks(0, 0, 1, 2) {
         Ok(answer) => {
+            ensure!(!answer.sense.starts_with(NOT_SERVED), "no lease: {answer:?}");
+            Ok(Some(answer))
+        }
+        Err(_) => Ok(None),
+    })?;
+    let fenced = match judged {
+        Some(answer) => {
             answer.conflict()?;
             b.command(0, cdb::TEST_UNIT_READY)?.check("6/2a/05")?;
             b.write_blocks(0, 0, 1, 2)?
         }
-        Err(_) => {
+        None => {
             b = cluster.wait_for("another session", || cluster.login("host-2", "node-2", INITIATOR_B, 2))?;
             b.become_ready(0)?;
             b.write_blocks(0, 0, 1, 2)?
