@@ -241,6 +241,9 @@ pub struct Command {
     pub cdb: Cdb,
     /// How it is to be ordered.
     pub attribute: TaskAttribute,
+    /// Command priority (SAM-5 8.7), 1 the most urgent to 15; 0 if none was given, or the session did not agree to
+    /// [`limits::PROTOCOL_LEVEL_SAM_5`]. Whether it makes a difference is the device server's choice.
+    pub priority: u8,
     /// The R bit: data to the initiator is expected.
     pub read: bool,
     /// The W bit: data from the initiator is expected.
@@ -309,13 +312,14 @@ pub struct ScsiOutcome<B> {
     pub(crate) sense: Vec<u8>,
     pub(crate) data_in: Option<Payload<B>>,
     pub(crate) transfer_len: Option<u64>,
+    pub(crate) status_qualifier: u16,
 }
 
 impl<B: AsRef<[u8]>> ScsiOutcome<B> {
     /// A SAM-5 status code without data.
     #[must_use]
     pub fn status(status: u8) -> Self {
-        Self { status, sense: Vec::new(), data_in: None, transfer_len: None }
+        Self { status, sense: Vec::new(), data_in: None, transfer_len: None, status_qualifier: 0 }
     }
 
     /// With sense data (fixed or descriptor format); cut at [`limits::SENSE_LEN_MAX`].
@@ -331,6 +335,13 @@ impl<B: AsRef<[u8]>> ScsiOutcome<B> {
     #[must_use]
     pub fn with_data_in(mut self, data: Payload<B>) -> Self {
         self.data_in = Some(data);
+        self
+    }
+
+    /// With a status qualifier (SAM-5 5.3.2), which only initiators that agreed to [`limits::PROTOCOL_LEVEL_SAM_5`] are told.
+    #[must_use]
+    pub fn with_status_qualifier(mut self, qualifier: u16) -> Self {
+        self.status_qualifier = qualifier;
         self
     }
 
@@ -380,7 +391,8 @@ impl Condition {
     }
 }
 
-/// A task management function (RFC 7143 11.5.1). TASK REASSIGN is answered by the engine.
+/// A task management function (RFC 7143 11.5.1; the queries and I_T NEXUS RESET: RFC 7144, only in sessions that agreed to
+/// [`limits::PROTOCOL_LEVEL_SAM_5`]). TASK REASSIGN is answered by the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskManagementFunction {
     /// ABORT TASK, of this task. The engine answers for a task that it does not know.
@@ -397,6 +409,14 @@ pub enum TaskManagementFunction {
     TargetWarmReset,
     /// TARGET COLD RESET; the shell closes the sessions after the answer.
     TargetColdReset,
+    /// QUERY TASK, about this task. The engine answers for a task that it does not know.
+    QueryTask(TaskTag),
+    /// QUERY TASK SET
+    QueryTaskSet,
+    /// I_T NEXUS RESET
+    ItNexusReset,
+    /// QUERY ASYNCHRONOUS EVENT
+    QueryAsynchronousEvent,
 }
 
 /// A task management request.
@@ -406,7 +426,7 @@ pub struct TaskManagement {
     pub id: TaskManagementId,
     /// What to do.
     pub function: TaskManagementFunction,
-    /// The logical unit number; means nothing for the target resets.
+    /// The logical unit number; means nothing for the target resets and I_T NEXUS RESET.
     pub lun: [u8; 8],
 }
 
@@ -423,6 +443,9 @@ pub enum TaskManagementResponse {
     NotSupported,
     /// Function authorization failed.
     AuthorizationFailed,
+    /// Function succeeded: a query found something (RFC 7144). With the additional response information, which is zero but for
+    /// QUERY ASYNCHRONOUS EVENT.
+    Succeeded([u8; 3]),
     /// Function rejected.
     Rejected,
 }

@@ -1,6 +1,10 @@
 //! Every bound of the engine, in one place. What a peer can make us hold is the product of numbers in this
 //! file and in [`crate::PortalOptions`], which is itself checked against this file.
 
+/// The iSCSIProtocolLevel that we offer: RFC 7144, "SCSI features update", with SAM-5's queries, I_T NEXUS RESET, command priority and
+/// status qualifier.
+pub const PROTOCOL_LEVEL_SAM_5: u8 = 2;
+
 /// Bytes of the basic header segment (RFC 7143 11.2.1).
 pub const BHS_LEN: usize = 48;
 

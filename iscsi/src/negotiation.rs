@@ -5,6 +5,7 @@
 //! not offered has its default.
 
 use crate::config::{DigestPolicy, PortalOptions};
+use crate::limits;
 use alloc::string::{String, ToString};
 
 /// What a session was agreed to work with. Lengths in bytes, times in seconds (RFC 7143 section 13).
@@ -34,6 +35,8 @@ pub struct SessionParameters {
     pub default_time_2_retain: u16,
     /// MaxConnections
     pub max_connections: u32,
+    /// iSCSIProtocolLevel
+    pub protocol_level: u8,
 }
 
 /// An operational key that has a result.
@@ -219,7 +222,8 @@ impl Negotiation {
             Key::MaxOutstandingR2T => options.max_outstanding_r2t,
             Key::DefaultTime2Wait => 2,
             Key::MaxConnections => options.max_connections,
-            Key::DataPduInOrder | Key::DataSequenceInOrder | Key::ProtocolLevel => 1,
+            Key::DataPduInOrder | Key::DataSequenceInOrder => 1,
+            Key::ProtocolLevel => limits::PROTOCOL_LEVEL_SAM_5.into(),
             // Level 0 keeps no tasks after a connection is gone, so there is nothing to retain.
             Key::DefaultTime2Retain | Key::ErrorRecoveryLevel | Key::TaskReporting | Key::RdmaExtensions => 0,
             Key::HeaderDigest | Key::DataDigest => 0,
@@ -292,6 +296,7 @@ impl Negotiation {
             default_time_2_wait: self.value(Key::DefaultTime2Wait) as u16,
             default_time_2_retain: self.value(Key::DefaultTime2Retain) as u16,
             max_connections: self.value(Key::MaxConnections),
+            protocol_level: self.value(Key::ProtocolLevel) as u8,
         })
     }
 }

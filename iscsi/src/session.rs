@@ -52,18 +52,20 @@ pub(crate) enum Memory {
 pub(crate) struct PendingCommand {
     pub(crate) cdb: Cdb,
     pub(crate) attribute: crate::event::TaskAttribute,
+    pub(crate) priority: u8,
 }
 
 impl Task {
     /// The command as the shell sees it, once.
     pub(crate) fn hand_on(&mut self, data: crate::event::DataState) -> Option<Command> {
-        let PendingCommand { cdb, attribute } = self.pending.take()?;
+        let PendingCommand { cdb, attribute, priority } = self.pending.take()?;
         Some(Command {
             tag: self.tag,
             initiator_task_tag: self.initiator_task_tag,
             lun: self.lun,
             cdb,
             attribute,
+            priority,
             read: self.read,
             write: self.write,
             expected_data_len: self.expected_data_len,

@@ -167,6 +167,7 @@ impl Play {
                     read: !write,
                     write,
                     attribute: TaskAttribute::Simple,
+                    priority: option(words, "priority").map_or(0, |priority| priority.parse().unwrap()),
                     lun,
                     initiator_task_tag: tag.into(),
                     expected_data_len: expected,
@@ -312,14 +313,23 @@ impl Play {
         };
         let found = match received.pdu {
             TargetPdu::ScsiResponse(pdu) => {
-                format!("response {}", char::from_u32(pdu.initiator_task_tag).unwrap())
+                let letter = char::from_u32(pdu.initiator_task_tag).unwrap();
+                match (pdu.status, pdu.status_qualifier) {
+                    (0, 0) => format!("response {letter}"),
+                    (status, qualifier) => {
+                        format!("response {letter} status={status:02x} qualifier={qualifier:04x}")
+                    }
+                }
             }
             TargetPdu::ReadyToTransfer(pdu) => {
                 let letter = char::from_u32(pdu.initiator_task_tag).unwrap();
                 self.r2ts.insert(letter, pdu);
                 format!("r2t {letter}")
             }
-            TargetPdu::TaskManagement(pdu) => format!("function {}", pdu.response),
+            TargetPdu::TaskManagement(pdu) => match pdu.additional {
+                [0, 0, 0] => format!("function {}", pdu.response),
+                [a, b, c] => format!("function {} {a:02x} {b:02x} {c:02x}", pdu.response),
+            },
             TargetPdu::NopIn(_) => "nop".to_owned(),
             TargetPdu::Logout(_) => format!("logout {}", received.bhs.0[2]),
             TargetPdu::Reject(_) => format!("reject {}", received.bhs.0[2]),
@@ -334,7 +344,10 @@ impl Play {
         match words[0] {
             "completes" => {
                 let tag = tag(self);
-                self.engine().complete(tag, ScsiOutcome::status(0));
+                let hex = |name| option(words, name).map_or(0, |text| u16::from_str_radix(text, 16).unwrap());
+                let outcome =
+                    ScsiOutcome::status(hex("status") as u8).with_status_qualifier(hex("qualifier"));
+                self.engine().complete(tag, outcome);
                 return self.collect();
             }
             "discards" => {
@@ -347,6 +360,11 @@ impl Play {
                 let response = match words[1] {
                     "0" => TaskManagementResponse::Complete,
                     "1" => TaskManagementResponse::TaskDoesNotExist,
+                    "7" => {
+                        let byte =
+                            |at: usize| words.get(at).map_or(0, |text| u8::from_str_radix(text, 16).unwrap());
+                        TaskManagementResponse::Succeeded([byte(2), byte(3), byte(4)])
+                    }
                     _ => TaskManagementResponse::Rejected,
                 };
                 self.engine().task_management_answer(id, response);
@@ -375,7 +393,11 @@ impl Play {
         match event {
             Event::Command(command) => {
                 let letter = char::from_u32(command.initiator_task_tag).unwrap();
-                assert_eq!(words, ["command", &letter.to_string()], "{place}");
+                let found = match command.priority {
+                    0 => format!("command {letter}"),
+                    priority => format!("command {letter} priority={priority}"),
+                };
+                assert_eq!(found, words.join(" "), "{place}");
             }
             Event::DataOut { tag: found, .. } => {
                 assert_eq!((words[0], tag(self)), ("data", found), "{place}");
@@ -383,6 +405,10 @@ impl Play {
             Event::TaskManagement(request) => match request.function {
                 TaskManagementFunction::AbortTask(found) => {
                     assert_eq!((words[0], tag(self)), ("aborts", found), "{place}");
+                    self.function = Some(request);
+                }
+                TaskManagementFunction::QueryTask(found) => {
+                    assert_eq!((words[0], tag(self)), ("queries", found), "{place}");
                     self.function = Some(request);
                 }
                 other => {

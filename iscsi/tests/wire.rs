@@ -41,6 +41,7 @@ fn headers_of_the_target() {
 
     let response = ScsiResponse {
         status: 2,
+        status_qualifier: 0,
         initiator_task_tag: 0x11,
         numbers: NUMBERS,
         exp_data_sn: 5,
@@ -50,7 +51,12 @@ fn headers_of_the_target() {
     let expected = "218c0002 00000000 00000000 00000000 00000011 00000000 01010101 02020202 03030303 00000005 00000007 00000006";
     assert_eq!(response.encode(), bhs(expected));
 
-    let function = TaskManagementResponsePdu { response: 5, initiator_task_tag: 0x11, numbers: NUMBERS };
+    let function = TaskManagementResponsePdu {
+        response: 5,
+        additional: [0; 3],
+        initiator_task_tag: 0x11,
+        numbers: NUMBERS,
+    };
     let expected = "22800500 00000000 00000000 00000000 00000011 00000000 01010101 02020202 03030303 00000000 00000000 00000000";
     assert_eq!(function.encode(), bhs(expected));
 
@@ -112,6 +118,7 @@ fn headers_of_the_initiator() {
         read: false,
         write: true,
         attribute: TaskAttribute::Ordered,
+        priority: 0xb,
         lun: [0, 5, 0, 0, 0, 0, 0, 0],
         initiator_task_tag: 0x11,
         expected_data_len: 0x2000,
@@ -119,7 +126,7 @@ fn headers_of_the_initiator() {
         cdb: [0x2a, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0],
     };
     let wire = bhs(
-        "01a20000 00000000 00050000 00000000 00000011 00002000 04040404 05050505 2a010203 04050607 08090000 00000000",
+        "01a2b000 00000000 00050000 00000000 00000011 00002000 04040404 05050505 2a010203 04050607 08090000 00000000",
     );
     assert_eq!(ScsiCommand::decode(&wire), Ok(command));
 

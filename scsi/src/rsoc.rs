@@ -15,8 +15,23 @@ const CTDP_ONE: u8 = 0x80;
 const CTDP_ALL: u8 = 0x02;
 const SERVACTV: u8 = 0x01;
 
-/// ATS, ATSS, CACAS, CTSS, LURS: ABORT TASK, ABORT TASK SET, CLEAR ACA, CLEAR TASK SET, LOGICAL UNIT RESET.
-const TASK_MANAGEMENT_FUNCTIONS: u8 = 0xf8;
+/// Which task management functions a transport brings, as the first two bytes of the parameter data say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskManagementFunctions {
+    /// ATS, ATSS, CACAS, CTSS, LURS: ABORT TASK, ABORT TASK SET, CLEAR ACA, CLEAR TASK SET, LOGICAL UNIT RESET.
+    Basic,
+    /// Those, and QTS, QAES, QTSS, ITNRS: QUERY TASK, QUERY ASYNCHRONOUS EVENT, QUERY TASK SET, I_T NEXUS RESET.
+    All,
+}
+
+impl TaskManagementFunctions {
+    const fn bits(self) -> [u8; 2] {
+        match self {
+            TaskManagementFunctions::Basic => [0xf8, 0],
+            TaskManagementFunctions::All => [0xfc, 0x07],
+        }
+    }
+}
 
 /// REPORT SUPPORTED OPERATION CODES.
 ///
@@ -100,9 +115,15 @@ fn timeouts_descriptor(w: &mut ReplyWriter<'_>, row: &Row) {
 }
 
 /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS: 4 bytes, or 16 in the extended form (without timeouts).
-pub fn supported_task_management_functions(extended: bool, allocation_length: u32, out: &mut [u8]) -> Reply {
+pub fn supported_task_management_functions(
+    functions: TaskManagementFunctions,
+    extended: bool,
+    allocation_length: u32,
+    out: &mut [u8],
+) -> Reply {
     let mut w = ReplyWriter::new(out, allocation_length);
-    w.put(&[TASK_MANAGEMENT_FUNCTIONS, 0, 0, if extended { 0x0c } else { 0 }]);
+    let [first, second] = functions.bits();
+    w.put(&[first, second, 0, if extended { 0x0c } else { 0 }]);
     if extended {
         w.put_zeroes(12);
     }
@@ -210,9 +231,13 @@ mod tests {
 
     #[test]
     fn task_management_functions_come_in_both_forms() {
-        let short = full_reply(|len, out| supported_task_management_functions(false, len, out));
-        assert_eq!(short, [0xf8, 0, 0, 0]);
-        let long = full_reply(|len, out| supported_task_management_functions(true, len, out));
-        assert_eq!((&long[..4], long.len()), (&[0xf8, 0, 0, 0x0c][..], 16));
+        use TaskManagementFunctions::{All, Basic};
+        let reply = |functions, extended| {
+            full_reply(|len, out| supported_task_management_functions(functions, extended, len, out))
+        };
+        assert_eq!(reply(All, false), [0xfc, 0x07, 0, 0]);
+        assert_eq!(reply(Basic, false), [0xf8, 0, 0, 0]);
+        let long = reply(All, true);
+        assert_eq!((&long[..4], long.len()), (&[0xfc, 0x07, 0, 0x0c][..], 16));
     }
 }

@@ -32,6 +32,7 @@ const PARAMETERS: SessionParameters = SessionParameters {
     default_time_2_wait: 2,
     default_time_2_retain: 0,
     max_connections: 1,
+    protocol_level: 1,
 };
 
 /// An initiator with one connection.
@@ -63,6 +64,7 @@ impl RawInitiator {
             ("SessionType", "Normal"),
             ("InitialR2T", "Yes"),
             ("ImmediateData", "No"),
+            ("iSCSIProtocolLevel", "2"),
         ];
         let request = host.initiator.login(Stage::Operational, Some(Stage::FullFeature), &keys);
         host.socket.write_all(&request)?;
@@ -140,6 +142,25 @@ impl RawInitiator {
                 }
                 other => bail!("an answer to this command alone was expected: {other:?}"),
             }
+        }
+    }
+
+    /// A task management function, on whatever task; its response code.
+    ///
+    /// # Errors
+    /// When the session is gone, or something else is answered before.
+    pub fn task_management(
+        &mut self,
+        function: u8,
+        lun: u8,
+        write: Option<&HeldWrite>,
+    ) -> anyhow::Result<u8> {
+        let referenced = write.map_or(u32::MAX, |write| write.r2t.initiator_task_tag);
+        let (_, bytes) = self.initiator.task_management(function, [0, lun, 0, 0, 0, 0, 0, 0], referenced);
+        self.socket.write_all(&bytes)?;
+        match self.next()? {
+            TargetPdu::TaskManagement(response) => Ok(response.response),
+            other => bail!("an answer to a function expected: {other:?}"),
         }
     }
 

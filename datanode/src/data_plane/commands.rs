@@ -27,6 +27,12 @@ use crate::view::{Epoch, NodeNumber, VolumeId};
 /// ABORTED COMMAND with this: the owner could not be heard to the end.
 const OUTCOME_UNKNOWN: AdditionalSense = asc::COMMUNICATION_FAILURE;
 
+/// Status qualifiers (SAM-5 5.3.2): units of 100 ms after which a command is worth sending again to this logical unit. BUSY comes while
+/// its owner changes, TASK SET FULL while commands end all the time.
+const BUSY_RETRY_DELAY: u16 = 5;
+/// See [`BUSY_RETRY_DELAY`].
+const TASK_SET_FULL_RETRY_DELAY: u16 = 1;
+
 /// A command or function of a session, until it is answered.
 pub(super) struct Request {
     pub(super) connection: u64,
@@ -431,6 +437,11 @@ fn local_outcome(completion: Completion) -> Outcome {
 
 fn scsi_outcome(reply: Reply) -> ScsiOutcome<Bytes> {
     let mut outcome = ScsiOutcome::status(reply.status.code());
+    match reply.status {
+        Status::Busy => outcome = outcome.with_status_qualifier(BUSY_RETRY_DELAY),
+        Status::TaskSetFull => outcome = outcome.with_status_qualifier(TASK_SET_FULL_RETRY_DELAY),
+        _ => {}
+    }
     if let Some(sense) = reply.sense {
         let mut bytes = vec![0; holdfast_scsi::limits::SENSE_LEN_MAX];
         let len = sense.write(reply.descriptor_sense, &mut bytes);

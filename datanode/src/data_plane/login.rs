@@ -182,7 +182,7 @@ impl Worker {
                             facts: Facts::new(&waiting.info, tsih),
                             by_tag: Default::default(),
                             held: Default::default(),
-                            target_resets: Default::default(),
+                            resets: Default::default(),
                             local: Default::default(),
                             remote: Default::default(),
                         };

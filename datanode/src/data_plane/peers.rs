@@ -7,7 +7,8 @@ use holdfast_scsi::device_server::{TaskId, TaskManagementFunction};
 use holdfast_scsi::time::Instant;
 
 use super::router::{
-    Bytes, CommandFor, InterconnectEvent, LuFunction, LuFunctionOutcome, Origin, Outcome, TaskManagementFor,
+    Bytes, CommandFor, ForwardToken, InterconnectEvent, LuFunction, LuFunctionOutcome, Origin, Outcome,
+    TaskManagementFor,
 };
 use super::worker::Worker;
 use crate::lu::{Driver, LuAnswer, RequestName, Requester};
@@ -61,18 +62,23 @@ impl Worker {
             return self.interconnect.answer_task_management(now, origin, LuFunctionOutcome::NotExecuted);
         };
         let function = match request.function {
-            LuFunction::AbortTask(token) => {
-                let aborted = Origin { connection: origin.connection, token };
-                let task = self.peer_tasks.get(&aborted).map_or(TaskId(0), |(_, task, _)| *task);
-                TaskManagementFunction::AbortTask(task)
-            }
+            LuFunction::AbortTask(token) => TaskManagementFunction::AbortTask(self.peer_task(origin, token)),
+            LuFunction::QueryTask(token) => TaskManagementFunction::QueryTask(self.peer_task(origin, token)),
             LuFunction::AbortTaskSet => TaskManagementFunction::AbortTaskSet,
             LuFunction::ClearTaskSet => TaskManagementFunction::ClearTaskSet,
             LuFunction::LogicalUnitReset => TaskManagementFunction::LogicalUnitReset,
             LuFunction::ClearAca => TaskManagementFunction::ClearAca,
+            LuFunction::ItNexusReset => TaskManagementFunction::ItNexusReset,
+            LuFunction::QueryTaskSet => TaskManagementFunction::QueryTaskSet,
         };
         let requester = Requester { worker: self.index, request: RequestName::Peer(origin) };
         unit.task_management(&mut self.driver(), requester, request.epoch, &request.nexus, function);
+    }
+
+    /// The task of a peer's command; a number that no task has, if there is none.
+    fn peer_task(&self, origin: Origin, token: ForwardToken) -> TaskId {
+        let named = Origin { connection: origin.connection, token };
+        self.peer_tasks.get(&named).map_or(TaskId(0), |(_, task, _)| *task)
     }
 
     fn peer_gone(&mut self, connection: u64) {

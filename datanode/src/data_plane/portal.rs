@@ -97,8 +97,8 @@ pub(super) struct Session {
     pub(super) by_tag: HashMap<TaskTag, ForwardToken>,
     /// What waits until it can be executed, oldest first.
     pub(super) held: VecDeque<ForwardToken>,
-    /// Target resets under way.
-    pub(super) target_resets: HashMap<TaskManagementId, Group>,
+    /// Resets of several units under way.
+    pub(super) resets: HashMap<TaskManagementId, Group>,
     /// Volumes that were given commands here.
     pub(super) local: HashSet<VolumeId>,
     /// Nodes that were given commands.

@@ -164,6 +164,12 @@ pub enum LuFunction {
     LogicalUnitReset,
     /// CLEAR ACA
     ClearAca,
+    /// I_T NEXUS RESET, as far as the unit goes
+    ItNexusReset,
+    /// QUERY TASK, about the command with this token (of the same connection between worker and owner).
+    QueryTask(ForwardToken),
+    /// QUERY TASK SET
+    QueryTaskSet,
 }
 
 /// A task management function for the owner of a volume.
@@ -182,8 +188,10 @@ pub struct TaskManagementFor {
 /// How a task management function ended (SAM-5 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LuFunctionOutcome {
-    /// FUNCTION COMPLETE
+    /// FUNCTION COMPLETE; of a query: nothing there
     Complete,
+    /// FUNCTION SUCCEEDED: a query found something
+    Succeeded,
     /// There is no such task.
     TaskDoesNotExist,
     /// Not supported.

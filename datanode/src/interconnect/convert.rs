@@ -123,6 +123,9 @@ pub(super) fn function_out(request: TaskManagementFor) -> forward::TaskManagemen
             LuFunction::ClearTaskSet => Function::ClearTaskSet,
             LuFunction::LogicalUnitReset => Function::LogicalUnitReset,
             LuFunction::ClearAca => Function::ClearAca,
+            LuFunction::ItNexusReset => Function::ItNexusReset,
+            LuFunction::QueryTask(token) => Function::QueryTask(token),
+            LuFunction::QueryTaskSet => Function::QueryTaskSet,
         },
     }
 }
@@ -138,6 +141,9 @@ pub(super) fn function_in(request: forward::TaskManagement) -> TaskManagementFor
             Function::ClearTaskSet => LuFunction::ClearTaskSet,
             Function::LogicalUnitReset => LuFunction::LogicalUnitReset,
             Function::ClearAca => LuFunction::ClearAca,
+            Function::ItNexusReset => LuFunction::ItNexusReset,
+            Function::QueryTask(token) => LuFunction::QueryTask(token),
+            Function::QueryTaskSet => LuFunction::QueryTaskSet,
         },
     }
 }
@@ -145,6 +151,7 @@ pub(super) fn function_in(request: forward::TaskManagement) -> TaskManagementFor
 pub(super) fn function_outcome_out(outcome: LuFunctionOutcome) -> FunctionOutcome {
     match outcome {
         LuFunctionOutcome::Complete => FunctionOutcome::Complete,
+        LuFunctionOutcome::Succeeded => FunctionOutcome::Succeeded,
         LuFunctionOutcome::TaskDoesNotExist => FunctionOutcome::TaskDoesNotExist,
         LuFunctionOutcome::NotSupported => FunctionOutcome::NotSupported,
         LuFunctionOutcome::Rejected => FunctionOutcome::Rejected,
@@ -156,6 +163,7 @@ pub(super) fn function_outcome_out(outcome: LuFunctionOutcome) -> FunctionOutcom
 fn function_outcome_in(outcome: FunctionOutcome) -> LuFunctionOutcome {
     match outcome {
         FunctionOutcome::Complete => LuFunctionOutcome::Complete,
+        FunctionOutcome::Succeeded => LuFunctionOutcome::Succeeded,
         FunctionOutcome::TaskDoesNotExist => LuFunctionOutcome::TaskDoesNotExist,
         FunctionOutcome::NotSupported => LuFunctionOutcome::NotSupported,
         FunctionOutcome::Rejected => LuFunctionOutcome::Rejected,

@@ -259,7 +259,8 @@ impl Inner {
             Action::TaskManagementDone { id, response } => {
                 let requester = self.functions.remove(&id)?;
                 let outcome = match response {
-                    TmfResponse::Complete | TmfResponse::Succeeded => LuFunctionOutcome::Complete,
+                    TmfResponse::Complete => LuFunctionOutcome::Complete,
+                    TmfResponse::Succeeded => LuFunctionOutcome::Succeeded,
                     TmfResponse::TaskDoesNotExist => LuFunctionOutcome::TaskDoesNotExist,
                     TmfResponse::NotSupported => LuFunctionOutcome::NotSupported,
                     TmfResponse::Rejected => LuFunctionOutcome::Rejected,

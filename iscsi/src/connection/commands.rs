@@ -8,6 +8,7 @@ use super::link::Links;
 use crate::data_in;
 use crate::data_out::{Progress, Transfer, Verdict};
 use crate::event::{Cdb, CloseReason, Condition, DataState, Event, ScsiOutcome, TaskTag, Violation};
+use crate::limits;
 use crate::pdu::{
     AdditionalHeaders, Bhs, DataIn, DataInStatus, DataOut, ReadyToTransfer, RejectReason, Residual,
     ScsiCommand, ScsiResponse, TAG_NONE,
@@ -62,6 +63,9 @@ impl FullFeature {
         let tag = self.session.next_tag();
         let whole = (!additional.extended_cdb.is_empty())
             .then(|| Box::from([&pdu.cdb[..], &additional.extended_cdb].concat()));
+        let sam_5 = self.parameters.protocol_level >= limits::PROTOCOL_LEVEL_SAM_5;
+        let cdb = Cdb { first: pdu.cdb, whole };
+        let priority = if sam_5 { pdu.priority } else { 0 };
         self.session.insert(Task {
             tag,
             link: link.id,
@@ -75,7 +79,7 @@ impl FullFeature {
                 .bidirectional_read_len
                 .filter(|_| pdu.read && pdu.write)
                 .unwrap_or_default(),
-            pending: Some(PendingCommand { cdb: Cdb { first: pdu.cdb, whole }, attribute: pdu.attribute }),
+            pending: Some(PendingCommand { cdb, attribute: pdu.attribute, priority }),
             transfer,
             memory: Memory::Unasked,
             counted: false,
@@ -274,8 +278,10 @@ impl FullFeature {
                 return;
             }
         }
+        let sam_5 = self.parameters.protocol_level >= limits::PROTOCOL_LEVEL_SAM_5;
         let pdu = ScsiResponse {
             status: outcome.status,
+            status_qualifier: if sam_5 { outcome.status_qualifier } else { 0 },
             initiator_task_tag: task.initiator_task_tag,
             numbers: link.take_stat_sn(window),
             exp_data_sn: data_sn,

@@ -15,8 +15,9 @@ use crate::pdu::{
 use crate::session::{Held, Order};
 use crate::time::Instant;
 
-/// Code of ABORT TASK (RFC 7143 11.5.1).
+/// Codes of functions (RFC 7143 11.5.1, RFC 7144) that name a task.
 const ABORT_TASK: u8 = 1;
+const QUERY_TASK: u8 = 9;
 
 impl FullFeature {
     pub(super) fn nop_out<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, pdu: &NopOut, data: &[u8]) {
@@ -44,16 +45,17 @@ impl FullFeature {
     }
 
     /// An immediate function also covers commands with lesser numbers that are still under way on other connections, so it
-    /// waits for them (RFC 7143 11.5); ABORT TASK may be about just the one that is missing.
+    /// waits for them (RFC 7143 11.5); ABORT TASK and QUERY TASK may be about just the one that is missing.
     pub(super) fn task_management<B: AsRef<[u8]>>(
         &mut self,
         link: &mut Links<B>,
         pdu: &TaskManagementRequest,
     ) -> Outcome {
         let several = link.open().count() > 1;
-        if several && pdu.numbers.immediate && pdu.function != ABORT_TASK && self.is_early(pdu) {
+        let of_one_task = matches!(pdu.function, ABORT_TASK | QUERY_TASK);
+        if several && pdu.numbers.immediate && !of_one_task && self.is_early(pdu) {
             if self.early_functions.len() >= limits::TASK_MANAGEMENT_MAX {
-                self.function_answer(link, pdu, TaskManagementResponse::Rejected.code());
+                self.function_answer(link, pdu, TaskManagementResponse::Rejected);
             } else {
                 self.early_functions.push((link.id, *pdu));
             }
@@ -84,6 +86,7 @@ impl FullFeature {
         link: &mut Links<B>,
         pdu: &TaskManagementRequest,
     ) -> Outcome {
+        let sam_5 = self.parameters.protocol_level >= limits::PROTOCOL_LEVEL_SAM_5;
         let function = match pdu.function {
             ABORT_TASK => match self.abort_task(link, pdu)? {
                 Some(function) => function,
@@ -96,16 +99,24 @@ impl FullFeature {
             6 => TaskManagementFunction::TargetWarmReset,
             7 => TaskManagementFunction::TargetColdReset,
             8 => {
-                self.function_answer(link, pdu, TaskManagementResponsePdu::REASSIGN_NOT_SUPPORTED);
+                let refused = TaskManagementResponsePdu::REASSIGN_NOT_SUPPORTED;
+                self.function_response(link, pdu.initiator_task_tag, refused, [0; 3]);
                 return Ok(());
             }
+            QUERY_TASK if sam_5 => match self.query_task(link, pdu) {
+                Some(function) => function,
+                None => return Ok(()),
+            },
+            10 if sam_5 => TaskManagementFunction::QueryTaskSet,
+            11 if sam_5 => TaskManagementFunction::ItNexusReset,
+            12 if sam_5 => TaskManagementFunction::QueryAsynchronousEvent,
             _ => {
-                self.function_answer(link, pdu, TaskManagementResponse::NotSupported.code());
+                self.function_answer(link, pdu, TaskManagementResponse::NotSupported);
                 return Ok(());
             }
         };
         if self.functions.len() >= limits::TASK_MANAGEMENT_MAX {
-            self.function_answer(link, pdu, TaskManagementResponse::Rejected.code());
+            self.function_answer(link, pdu, TaskManagementResponse::Rejected);
             return Ok(());
         }
         let id = self.next_function_id();
@@ -135,8 +146,25 @@ impl FullFeature {
             Some((_, _, false)) => TaskManagementResponse::TaskDoesNotExist,
             None => return self.abort_missing(link, pdu).map(|()| None),
         };
-        self.function_answer(link, pdu, response.code());
+        self.function_answer(link, pdu, response);
         Ok(None)
+    }
+
+    /// The task asked after, if it is one that the shell knows; all else is answered here. One that waits for its turn is there:
+    /// an initiator that hears otherwise might send it again. One that never came is not (RFC 7144: function complete).
+    fn query_task<B: AsRef<[u8]>>(
+        &mut self,
+        link: &mut Links<B>,
+        pdu: &TaskManagementRequest,
+    ) -> Option<TaskManagementFunction> {
+        let found = self.session.by_initiator_tag(pdu.referenced_task_tag);
+        let response = match found.filter(|task| task.lun == pdu.lun) {
+            Some(task) if task.pending.is_none() => return Some(TaskManagementFunction::QueryTask(task.tag)),
+            Some(_) => TaskManagementResponse::Succeeded([0; 3]),
+            None => TaskManagementResponse::Complete,
+        };
+        self.function_answer(link, pdu, response);
+        None
     }
 
     /// A command that is missing from the numbering counts as aborted; should it still come, it is dropped.
@@ -145,10 +173,10 @@ impl FullFeature {
         let before = pdu.numbers.cmd_sn.wrapping_sub(pdu.ref_cmd_sn);
         let missing = matches!(self.session.order(pdu.ref_cmd_sn), Order::Due | Order::Early);
         if !missing || before == 0 || before >= 1 << 31 {
-            self.function_answer(link, pdu, TaskManagementResponse::TaskDoesNotExist.code());
+            self.function_answer(link, pdu, TaskManagementResponse::TaskDoesNotExist);
             return Ok(());
         }
-        self.function_answer(link, pdu, TaskManagementResponse::Complete.code());
+        self.function_answer(link, pdu, TaskManagementResponse::Complete);
         self.in_order(link, pdu.ref_cmd_sn, Held::Void)
     }
 
@@ -156,9 +184,9 @@ impl FullFeature {
         &mut self,
         link: &mut Links<B>,
         pdu: &TaskManagementRequest,
-        response: u8,
+        response: TaskManagementResponse,
     ) {
-        self.function_response(link, pdu.initiator_task_tag, response);
+        self.function_response(link, pdu.initiator_task_tag, response.code(), response.additional());
     }
 
     fn function_response<B: AsRef<[u8]>>(
@@ -166,9 +194,10 @@ impl FullFeature {
         link: &mut Links<B>,
         initiator_task_tag: u32,
         response: u8,
+        additional: [u8; 3],
     ) {
         let numbers = link.take_stat_sn(self.window());
-        let pdu = TaskManagementResponsePdu { response, initiator_task_tag, numbers };
+        let pdu = TaskManagementResponsePdu { response, additional, initiator_task_tag, numbers };
         link.transmit.push(pdu.encode(), &[]);
     }
 
@@ -182,7 +211,7 @@ impl FullFeature {
             && link.select(id)
             && link.is_open()
         {
-            self.function_response(link, initiator_task_tag, response.code());
+            self.function_response(link, initiator_task_tag, response.code(), response.additional());
         }
     }
 

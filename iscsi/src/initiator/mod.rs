@@ -166,6 +166,7 @@ impl Initiator {
             read: request.read,
             write: request.data_out.is_some(),
             attribute: TaskAttribute::Simple,
+            priority: 0,
             lun: request.lun,
             initiator_task_tag,
             expected_data_len: request.expected_data_len,

@@ -17,6 +17,8 @@ pub struct ScsiCommand {
     pub write: bool,
     /// Task attribute.
     pub attribute: TaskAttribute,
+    /// Command priority (RFC 7144), 0 to 15; reserved before protocol level 2.
+    pub priority: u8,
     /// Logical unit number.
     pub lun: [u8; 8],
     /// The task's tag.
@@ -50,6 +52,7 @@ impl ScsiCommand {
             read: bhs.flags() & READ != 0,
             write: bhs.flags() & WRITE != 0,
             attribute,
+            priority: bhs.0[2] >> 4,
             lun: bhs.lun(),
             initiator_task_tag: bhs.word::<16>(),
             expected_data_len: bhs.word::<20>(),
@@ -71,6 +74,7 @@ impl ScsiCommand {
         };
         let flags = bit(self.last, FINAL) | bit(self.read, READ) | bit(self.write, WRITE) | attribute;
         let mut bhs = Bhs::request(opcode::SCSI_COMMAND, self.numbers.immediate, flags);
+        bhs.0[2] = self.priority << 4;
         bhs.set_lun(self.lun);
         bhs.set_word::<16>(self.initiator_task_tag);
         bhs.set_word::<20>(self.expected_data_len);
@@ -130,6 +134,8 @@ impl Residual {
 pub struct ScsiResponse {
     /// SAM status.
     pub status: u8,
+    /// Status qualifier (RFC 7144); reserved before protocol level 2.
+    pub status_qualifier: u16,
     /// The task's tag.
     pub initiator_task_tag: u32,
     /// Sequence numbers.
@@ -148,6 +154,7 @@ impl ScsiResponse {
     pub fn encode(&self) -> Bhs {
         let mut bhs = Bhs::new(opcode::SCSI_RESPONSE, FINAL);
         bhs.0[3] = self.status;
+        bhs.set_half::<8>(self.status_qualifier);
         bhs.set_word::<16>(self.initiator_task_tag);
         bhs.set_numbers(self.numbers);
         bhs.set_word::<36>(self.exp_data_sn);
@@ -177,6 +184,7 @@ impl ScsiResponse {
         };
         Ok(Self {
             status: bhs.0[3],
+            status_qualifier: bhs.half::<8>(),
             initiator_task_tag: bhs.word::<16>(),
             numbers: bhs.numbers(),
             exp_data_sn: bhs.word::<36>(),

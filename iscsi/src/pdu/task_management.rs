@@ -6,7 +6,7 @@ use crate::event::TaskManagementResponse;
 /// Task Management Function Request. The function stays a code: whether it is offered is the receiver's matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskManagementRequest {
-    /// 1 ABORT TASK to 8 TASK REASSIGN.
+    /// 1 ABORT TASK to 8 TASK REASSIGN, 9 QUERY TASK to 12 QUERY ASYNCHRONOUS EVENT (RFC 7144).
     pub function: u8,
     /// Logical unit number.
     pub lun: [u8; 8],
@@ -53,6 +53,8 @@ impl TaskManagementRequest {
 pub struct TaskManagementResponsePdu {
     /// The answer's code.
     pub response: u8,
+    /// Additional response information (RFC 7144), zero but for a query that found something.
+    pub additional: [u8; 3],
     /// The request's tag.
     pub initiator_task_tag: u32,
     /// Sequence numbers.
@@ -68,6 +70,7 @@ impl TaskManagementResponsePdu {
     pub fn encode(&self) -> Bhs {
         let mut bhs = Bhs::new(opcode::TASK_MANAGEMENT_RESPONSE, FINAL);
         bhs.0[2] = self.response;
+        bhs.0[8..11].copy_from_slice(&self.additional);
         bhs.set_word::<16>(self.initiator_task_tag);
         bhs.set_numbers(self.numbers);
         bhs
@@ -76,7 +79,12 @@ impl TaskManagementResponsePdu {
     /// From a header.
     #[must_use]
     pub fn decode(bhs: &Bhs) -> Self {
-        Self { response: bhs.0[2], initiator_task_tag: bhs.word::<16>(), numbers: bhs.numbers() }
+        Self {
+            response: bhs.0[2],
+            additional: [bhs.0[8], bhs.0[9], bhs.0[10]],
+            initiator_task_tag: bhs.word::<16>(),
+            numbers: bhs.numbers(),
+        }
     }
 }
 
@@ -90,7 +98,17 @@ impl TaskManagementResponse {
             Self::LunDoesNotExist => 2,
             Self::NotSupported => 5,
             Self::AuthorizationFailed => 6,
+            Self::Succeeded(_) => 7,
             Self::Rejected => 255,
+        }
+    }
+
+    /// The additional response information that goes with it.
+    #[must_use]
+    pub fn additional(self) -> [u8; 3] {
+        match self {
+            Self::Succeeded(additional) => additional,
+            _ => [0; 3],
         }
     }
 }

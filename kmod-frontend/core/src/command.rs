@@ -193,7 +193,12 @@ fn run(image: &Image<'_>, asker: &Asker<'_>, command: &Command, out: &mut [u8]) 
                 .map(|reply| (reply, allocation_length))
         }
         Command::ReportSupportedTaskManagementFunctions { extended, allocation_length } => Ok((
-            rsoc::supported_task_management_functions(extended, allocation_length, out),
+            rsoc::supported_task_management_functions(
+                rsoc::TaskManagementFunctions::Basic,
+                extended,
+                allocation_length,
+                out,
+            ),
             allocation_length,
         )),
         // What is shown must hold on every path already.

@@ -4,7 +4,7 @@
 //! Hello           cluster id (16), from node (2), to node (2)
 //! Command         waited ms (8), volume (16), nexus, attribute (1), data-out length (4),
 //!                 Unit Attention id (8), ASC (1), ASCQ (1), CDB length (2), CDB
-//! TaskManagement  volume (16), nexus, function (1), token of ABORT TASK (8)
+//! TaskManagement  volume (16), nexus, function (1), token of ABORT TASK or QUERY TASK (8)
 //! NexusLoss       nexus
 //! Reply           status (1), id of the Unit Attention reported (8), transfer length (4), sense length (1), sense in
 //!                 descriptor format
@@ -136,6 +136,9 @@ pub(super) fn task_management(token: u64, sequence: u64, request: &TaskManagemen
         Function::ClearTaskSet => (3, 0),
         Function::LogicalUnitReset => (4, 0),
         Function::ClearAca => (5, 0),
+        Function::ItNexusReset => (6, 0),
+        Function::QueryTask(token) => (7, token),
+        Function::QueryTaskSet => (8, 0),
     };
     let mut out = Vec::from(request.volume.0);
     put_nexus(&mut out, &request.nexus);
@@ -154,6 +157,9 @@ pub(super) fn parse_task_management(frame: &Frame) -> Option<TaskManagement> {
         (3, 0) => Function::ClearTaskSet,
         (4, 0) => Function::LogicalUnitReset,
         (5, 0) => Function::ClearAca,
+        (6, 0) => Function::ItNexusReset,
+        (7, token) => Function::QueryTask(token),
+        (8, 0) => Function::QueryTaskSet,
         _ => return None,
     };
     input.end()?;
@@ -224,6 +230,7 @@ pub(super) fn function_done(outcome: FunctionOutcome) -> [u8; 1] {
         FunctionOutcome::NotSupported => 5,
         FunctionOutcome::NotExecuted => 3,
         FunctionOutcome::Unknown => 4,
+        FunctionOutcome::Succeeded => 6,
     }]
 }
 
@@ -235,6 +242,7 @@ pub(super) fn parse_function_done(frame: &Frame) -> Option<FunctionOutcome> {
         [5] => FunctionOutcome::NotSupported,
         [3] => FunctionOutcome::NotExecuted,
         [4] => FunctionOutcome::Unknown,
+        [6] => FunctionOutcome::Succeeded,
         _ => return None,
     })
 }

@@ -142,13 +142,21 @@ pub enum Function {
     LogicalUnitReset,
     /// CLEAR ACA.
     ClearAca,
+    /// I_T NEXUS RESET, as far as the unit goes.
+    ItNexusReset,
+    /// QUERY TASK: the command with this token, sent on the same connection.
+    QueryTask(u64),
+    /// QUERY TASK SET.
+    QueryTaskSet,
 }
 
 /// How a task management function ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FunctionOutcome {
-    /// FUNCTION COMPLETE.
+    /// FUNCTION COMPLETE; of a query: nothing there.
     Complete,
+    /// FUNCTION SUCCEEDED: a query found something.
+    Succeeded,
     /// FUNCTION REJECTED.
     Rejected,
     /// There is no such task.

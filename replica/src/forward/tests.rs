@@ -181,6 +181,41 @@ fn function_stands_behind_the_commands_of_its_stream() {
 }
 
 #[test]
+fn every_function_and_its_outcome_arrive_as_they_were_sent() {
+    let functions = [
+        Function::AbortTask(9),
+        Function::AbortTaskSet,
+        Function::ClearTaskSet,
+        Function::LogicalUnitReset,
+        Function::ClearAca,
+        Function::ItNexusReset,
+        Function::QueryTask(9),
+        Function::QueryTaskSet,
+    ];
+    let outcomes = [
+        FunctionOutcome::Complete,
+        FunctionOutcome::Succeeded,
+        FunctionOutcome::Rejected,
+        FunctionOutcome::TaskDoesNotExist,
+        FunctionOutcome::NotSupported,
+        FunctionOutcome::NotExecuted,
+        FunctionOutcome::Unknown,
+    ];
+    for (at, function) in functions.into_iter().enumerate() {
+        let mut pair = Pair::new(T0);
+        let request =
+            TaskManagement { volume: VolumeId([1; 16]), epoch: Epoch::FIRST, nexus: nexus(1), function };
+        pair.client.forward_task_management(1, request);
+        pair.pump(T0).unwrap();
+        assert_eq!(pair.served(), [ServerEvent::TaskManagement { token: 1, request }]);
+        let outcome = outcomes[at % outcomes.len()];
+        pair.server.answer_task_management(T0, 1, outcome);
+        pair.pump(T0).unwrap();
+        assert_eq!(pair.ended(), [ClientEvent::TaskManagementDone { token: 1, outcome }]);
+    }
+}
+
+#[test]
 fn missing_number_in_a_stream_is_a_violation() {
     let mut pair = Pair::new(T0);
     pair.pump(T0).unwrap();

@@ -126,7 +126,12 @@ impl DeviceServer {
             }
             Command::ReportSupportedTaskManagementFunctions { extended, allocation_length } => {
                 parameter_data(allocation_length, |out| {
-                    rsoc::supported_task_management_functions(extended, allocation_length, out)
+                    rsoc::supported_task_management_functions(
+                        rsoc::TaskManagementFunctions::All,
+                        extended,
+                        allocation_length,
+                        out,
+                    )
                 })
             }
             Command::ReadBuffer { mode, allocation_length } => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use holdfast_iscsi::SessionParameters;
 use holdfast_iscsi::initiator::{CommandRequest, Initiator, TargetPdu, keys_text};
-use holdfast_iscsi::pdu::{DataInStatus, LogoutReason, LogoutRequest, Stage};
+use holdfast_iscsi::pdu::{DataInStatus, LogoutReason, LogoutRequest, ReadyToTransfer, Stage};
 use holdfast_scsi::sense::{AdditionalSense, Sense};
 
 use super::standalone::TARGET;
@@ -68,7 +68,7 @@ impl Host {
         let mut host = Host { socket, initiator, tsih, pending: Default::default() };
         let mut keys = vec![("InitiatorName", name), ("TargetName", TARGET), ("SessionType", "Normal")];
         if tsih == 0 {
-            keys.extend([("InitialR2T", "Yes"), ("MaxConnections", "3")]);
+            keys.extend([("InitialR2T", "Yes"), ("MaxConnections", "3"), ("iSCSIProtocolLevel", "2")]);
         }
         let mut header = host.initiator.login_header(Stage::Operational, Some(Stage::FullFeature));
         (header.tsih, header.cid) = (tsih, cid);
@@ -167,12 +167,23 @@ impl Host {
 
     /// Sends a task management function and waits for its response code.
     pub(super) fn task_management(&mut self, function: u8, lun: u8, referenced: u32) -> u8 {
+        self.ask(function, lun, referenced).0
+    }
+
+    /// The same, with the additional response information.
+    pub(super) fn ask(&mut self, function: u8, lun: u8, referenced: u32) -> (u8, [u8; 3]) {
         let (_, bytes) = self.initiator.task_management(function, [0, lun, 0, 0, 0, 0, 0, 0], referenced);
         self.send(&bytes);
         match self.next().unwrap() {
-            (TargetPdu::TaskManagement(response), _) => response.response,
+            (TargetPdu::TaskManagement(response), _) => (response.response, response.additional),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Sends what was solicited.
+    pub(super) fn send_solicited(&mut self, r2t: &ReadyToTransfer, data_out: &[u8]) {
+        let bytes = self.initiator.solicited(r2t, data_out, 8192);
+        self.send(&bytes);
     }
 
     /// TEST UNIT READY until no Unit Attention is left; those that were reported.
@@ -251,5 +262,6 @@ fn parameters() -> SessionParameters {
         default_time_2_wait: 2,
         default_time_2_retain: 0,
         max_connections: 1,
+        protocol_level: 1,
     }
 }

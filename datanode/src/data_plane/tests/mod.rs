@@ -3,4 +3,5 @@
 mod host;
 mod members;
 mod portal;
+mod protocol_level;
 mod standalone;
