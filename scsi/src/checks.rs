@@ -11,7 +11,8 @@
 //! (ACA comes before all of them, when a command enters the task set; ordering is the task set's.) Invariants: a reservation conflict never
 //! consumes a Unit Attention; INQUIRY, REPORT LUNS and REQUEST SENSE are stopped by none of 1 to 4.
 //!
-//! A CDB that does not decode skips 2 and 3, since its command is not known; it neither runs nor tells anything.
+//! A CDB with a wrong field conflicts as its command would (SAM-5 5.3.3: RESERVATION CONFLICT before a CHECK CONDITION for any other
+//! reason than a Unit Attention of the reset class); one that names no command of this unit is in no table and never conflicts.
 
 use crate::alua::AluaState;
 use crate::cdb::Command;
@@ -39,9 +40,9 @@ pub struct Conditions {
     pub unit_attention: Option<UnitAttention>,
     /// State of the target port group that the command came through.
     pub alua: AluaState,
-    /// Verdict of `pr::access::check_spc2`; ignored for a CDB that does not decode.
+    /// Verdict of `pr::access::check_spc2`, or `check_undecoded_spc2`.
     pub spc2_reservation: Access,
-    /// Verdict of `pr::access::check` or `check_view`; ignored for a CDB that does not decode.
+    /// Verdict of `pr::access::check` or `check_view`, or `check_undecoded`.
     pub persistent_reservation: Access,
     /// Write protection.
     pub write_protect: WriteProtect,
@@ -96,10 +97,10 @@ pub const fn check(opcode: u8, parsed: &Result<Command, Sense>, conditions: &Con
     {
         return Verdict::unit_attention(ua);
     }
-    if let Ok(command) = parsed
-        && !exempt
-    {
-        if let Some(sense) = refused_by_access_state(command, conditions.alua) {
+    if !exempt {
+        if let Ok(command) = parsed
+            && let Some(sense) = refused_by_access_state(command, conditions.alua)
+        {
             return Verdict::sense(sense);
         }
         if matches!(conditions.spc2_reservation, Access::Conflict)

@@ -26,7 +26,7 @@ pub const BLOCK_SIZES: [u32; 2] = [512, 4096];
 pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
 
 /// Longest CDB that is decoded, in bytes. No supported command is longer.
-pub const CDB_LEN_MAX: usize = 16;
+pub const CDB_LEN_MAX: usize = 32;
 /// Longest sense data of SPC, in bytes. What is written here never exceeds 40.
 pub const SENSE_LEN_MAX: usize = 252;
 
@@ -42,6 +42,8 @@ pub const TASKS_PER_NEXUS_MAX: usize = 512;
 /// Longest parameter list of MODE SELECT that can be valid here, in bytes: header, one long block descriptor and every
 /// page once.
 pub const MODE_PARAMETER_LIST_MAX: u32 = 512;
+/// Longest parameter list of LOG SELECT that is fetched, in bytes: no page can be set by one.
+pub const LOG_PARAMETER_LIST_MAX: u32 = 512;
 /// Longest parameter list of PERSISTENT RESERVE OUT, in bytes: header and a good number of TransportIDs.
 pub const PR_OUT_PARAMETER_LIST_MAX: u32 = 16 * 1024;
 /// Registrants of one logical unit.

@@ -13,7 +13,7 @@ pub struct Row {
     pub name: &'static str,
     /// OPERATION CODE.
     pub opcode: u8,
-    /// SERVICE ACTION (bits 4..0 of byte 1), if the command has one.
+    /// SERVICE ACTION (bits 4..0 of byte 1, or bytes 8 and 9 of a variable-length CDB), if the command has one.
     pub service_action: Option<u16>,
     /// CDB USAGE DATA (SPC-5 6.36.3): a 1 for every bit that is evaluated. Its length is that of the CDB. Byte 0 is
     /// the operation code; the bits of a service action are all 1 here and replaced in the report.
@@ -41,6 +41,35 @@ impl Row {
         if self.opcode == VARIABLE_LENGTH { 1 } else { self.usage.len().saturating_sub(1) }
     }
 
+    /// Where RDPROTECT and its like stand: byte 1, or byte 10 of a variable-length CDB.
+    pub const fn flags_at(&self) -> usize {
+        if self.opcode == VARIABLE_LENGTH { 10 } else { 1 }
+    }
+
+    /// Writes what names this command into a CDB that is zero otherwise: the operation code, the service action and, of a
+    /// variable-length CDB, the ADDITIONAL CDB LENGTH. What does not fit is left out.
+    pub fn name_in(&self, cdb: &mut [u8]) {
+        let mut put = |at: usize, value: u8| {
+            if let Some(byte) = cdb.get_mut(at) {
+                *byte = value;
+            }
+        };
+        put(0, self.opcode);
+        let [high, low] = self.service_action.unwrap_or(0).to_be_bytes();
+        if self.opcode == VARIABLE_LENGTH {
+            put(ADDITIONAL_CDB_LENGTH_AT, self.additional_cdb_length());
+            put(SERVICE_ACTION_32_AT, high);
+            put(SERVICE_ACTION_32_AT + 1, low);
+        } else {
+            put(1, low);
+        }
+    }
+
+    /// ADDITIONAL CDB LENGTH of a variable-length CDB: the bytes behind the first eight.
+    pub(crate) const fn additional_cdb_length(&self) -> u8 {
+        self.usage.len().saturating_sub(8) as u8
+    }
+
     const fn action(mut self, service_action: u16) -> Row {
         self.service_action = Some(service_action);
         self
@@ -64,6 +93,9 @@ impl Row {
 
 /// Operation code of variable-length CDBs.
 pub const VARIABLE_LENGTH: u8 = 0x7f;
+/// Where a variable-length CDB has its ADDITIONAL CDB LENGTH and its SERVICE ACTION (SPC-5 4.2.5.2).
+pub(crate) const ADDITIONAL_CDB_LENGTH_AT: usize = 7;
+pub(crate) const SERVICE_ACTION_32_AT: usize = 8;
 /// NACA in CONTROL: every command may establish an ACA condition.
 pub const NACA: u8 = 0x04;
 
@@ -75,6 +107,17 @@ const TIMEOUT_LONG_S: u32 = 60;
 /// For commands that write the whole unit: a day.
 const TIMEOUT_WHOLE_UNIT_S: u32 = 24 * 60 * 60;
 
+/// In a CDB of 32 bytes: GROUP NUMBER, the flags' obsolete bit, and the expected tags of protection information, which are ignored where
+/// RDPROTECT and its like ask for none (SBC-4 5.18).
+const TAGS_32: &[u8] = &[
+    0, 0, 0, 0, 0, 0, 0x1f, 0, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+    0xff, 0xff,
+];
+/// VERIFY and WRITE AND VERIFY use the obsolete bit for BYTCHK, WRITE SAME leaves it reserved.
+const ONLY_TAGS_32: &[u8] = &[
+    0, 0, 0, 0, 0, 0, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+    0xff,
+];
 /// FUA_NV (obsolete since SBC-4) and GROUP NUMBER (grouping is not supported: any group is as good as none).
 const GROUP_AT_6: &[u8] = &[0, 0x02, 0, 0, 0, 0, 0x1f];
 const GROUP_AT_10: &[u8] = &[0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0x1f];
@@ -155,6 +198,7 @@ pub const TABLE: &[Row] = &[
     sanitize("SANITIZE, OVERWRITE", 0x01),
     sanitize("SANITIZE, BLOCK ERASE", 0x02),
     sanitize("SANITIZE, EXIT FAILURE MODE", 0x1f),
+    Row::new("LOG SELECT", &[0x4c, 0x02, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0], decode::log_select),
     Row::new("LOG SENSE", &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0], decode::log_sense),
     Row::new("MODE SELECT(10)", &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0], decode::mode_select10),
     Row::new("RESERVE(10)", &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], decode::reserve10)
@@ -175,6 +219,11 @@ pub const TABLE: &[Row] = &[
     pr_out("PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", 6),
     pr_out("PERSISTENT RESERVE OUT, REGISTER AND MOVE", 7),
     pr_out("PERSISTENT RESERVE OUT, REPLACE LOST RESERVATION", 8),
+    rw32("READ(32)", 0x18, decode::read32).action(0x09).unchecked(TAGS_32),
+    rw32("VERIFY(32)", 0x16, decode::verify32).action(0x0a).unchecked(ONLY_TAGS_32),
+    rw32("WRITE(32)", 0x18, decode::write32).action(0x0b).unchecked(TAGS_32),
+    rw32("WRITE AND VERIFY(32)", 0x16, decode::write_and_verify32).action(0x0c).unchecked(ONLY_TAGS_32),
+    rw32("WRITE SAME(32)", 0x09, decode::write_same32).action(0x0d).unchecked(ONLY_TAGS_32).long(),
     Row::new("READ(16)", &rw16(0x88, 0x18), decode::read16).unchecked(GROUP_AT_14),
     Row::new(
         "COMPARE AND WRITE",
@@ -260,6 +309,30 @@ const fn rw16(opcode: u8, flags: u8) -> [u8; 16] {
     [opcode, flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]
 }
 
+const fn rw32(name: &'static str, flags: u8, decode: Decoder) -> Row {
+    const fn usage(flags: u8) -> [u8; 32] {
+        let mut usage = [0; 32];
+        usage[0] = VARIABLE_LENGTH;
+        [usage[7], usage[8], usage[9], usage[10]] = [0xff, 0xff, 0xff, flags];
+        let mut at = 12;
+        while at < 20 {
+            usage[at] = 0xff;
+            at += 1;
+        }
+        [usage[28], usage[29], usage[30], usage[31]] = [0xff; 4];
+        usage
+    }
+    const WITH_18: &[u8] = &usage(0x18);
+    const WITH_16: &[u8] = &usage(0x16);
+    const WITH_09: &[u8] = &usage(0x09);
+    let usage = match flags {
+        0x18 => WITH_18,
+        0x16 => WITH_16,
+        _ => WITH_09,
+    };
+    Row::new(name, usage, decode)
+}
+
 const fn sanitize(name: &'static str, action: u16) -> Row {
     const USAGE: &[u8] = &[0x48, 0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
     Row::new(name, USAGE, decode::sanitize).action(action).hours()
@@ -298,6 +371,21 @@ pub fn rows(opcode: u8) -> &'static [Row] {
     ROWS.get(usize::from(first)..).and_then(|rows| rows.get(..usize::from(count))).unwrap_or(&[])
 }
 
+/// The command that a CDB names by its operation code and service action, whatever its other fields are.
+pub fn row_of(cdb: &[u8]) -> Option<&'static Row> {
+    let rows = rows(*cdb.first()?);
+    let first = rows.first()?;
+    if first.service_action.is_none() {
+        return Some(first);
+    }
+    let action = if first.opcode == VARIABLE_LENGTH {
+        u16::from_be_bytes([*cdb.get(SERVICE_ACTION_32_AT)?, *cdb.get(SERVICE_ACTION_32_AT + 1)?])
+    } else {
+        u16::from(cdb.get(1)? & 0x1f)
+    };
+    rows.iter().find(|row| row.service_action == Some(action))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,7 +406,8 @@ mod tests {
             assert_eq!(row.service_action.is_some(), first.service_action.is_some(), "{}", row.name);
             assert_eq!(row.usage[0], row.opcode);
             if row.service_action.is_some() {
-                assert_eq!(row.usage[1] & 0x1f, 0x1f, "{}", row.name);
+                let field = if row.opcode == VARIABLE_LENGTH { row.usage[9] } else { row.usage[1] };
+                assert_eq!(field & 0x1f, 0x1f, "{}", row.name);
             }
         }
     }
@@ -337,6 +426,7 @@ mod tests {
             let expected = match row.opcode >> 5 {
                 0 => 6,
                 1 | 2 => 10,
+                3 => 32,
                 4 => 16,
                 _ => 12,
             };

@@ -33,6 +33,8 @@ impl TaskManagementFunctions {
     }
 }
 
+const SERVICE_ACTION_32_LOW_AT: usize = opcode::SERVICE_ACTION_32_AT + 1;
+
 /// REPORT SUPPORTED OPERATION CODES.
 ///
 /// # Errors
@@ -87,13 +89,16 @@ fn one(w: &mut ReplyWriter<'_>, row: Option<&Row>, timeouts: bool) {
         w.put(&[0, NOT_SUPPORTED, 0, 0]);
         return;
     };
+    let variable = row.opcode == opcode::VARIABLE_LENGTH;
     w.put(&[0, SUPPORTED | if timeouts { CTDP_ONE } else { 0 }]);
     w.put_u16(cdb_len(row));
     for (at, usage) in row.usage.iter().enumerate() {
         let usage = &(usage | if at == row.control_at() { opcode::NACA } else { 0 });
         w.put_u8(match (at, row.service_action) {
             // The service action's field holds its value, not a mask.
-            (1, Some(action)) => (usage & 0xe0) | (action.to_be_bytes()[1] & 0x1f),
+            (opcode::SERVICE_ACTION_32_AT, Some(action)) if variable => action.to_be_bytes()[0],
+            (SERVICE_ACTION_32_LOW_AT, Some(action)) if variable => action.to_be_bytes()[1],
+            (1, Some(action)) if !variable => (usage & 0xe0) | (action.to_be_bytes()[1] & 0x1f),
             _ => *usage,
         });
     }
@@ -174,6 +179,10 @@ mod tests {
         assert_eq!(read10, [0, 3, 0, 10, 0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 4]);
         let rtpg = report(ReportingOptions::ServiceAction(0xa3, 0x0a), false);
         assert_eq!(rtpg[..6], [0, 3, 0, 12, 0xa3, 0xea]);
+        let read32 = report(ReportingOptions::ServiceAction(0x7f, 9), false);
+        assert_eq!(read32[..16], [0, 3, 0, 32, 0x7f, 4, 0, 0, 0, 0, 0, 0xff, 0, 9, 0x18, 0]);
+        assert_eq!(read32[16..24], [0xff; 8]);
+        assert_eq!(read32[24..], [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(report(ReportingOptions::Either(0xa3, 0x0a), false), rtpg);
         assert_eq!(report(ReportingOptions::Either(0x28, 0), false), read10);
     }
@@ -207,10 +216,7 @@ mod tests {
         let unit = Geometry::new(512, 1 << 33).unwrap();
         for row in opcode::TABLE {
             let mut bytes = std::vec![0; row.usage.len()];
-            bytes[0] = row.opcode;
-            if let Some(action) = row.service_action {
-                bytes[1] = action as u8;
-            }
+            row.name_in(&mut bytes);
             match cdb::parse(&bytes, &unit) {
                 Ok(_) => {}
                 Err(sense) => {
@@ -218,11 +224,10 @@ mod tests {
                     assert!(!unsupported, "{}", row.name);
                 }
             }
-            *bytes.last_mut().unwrap() = 0x01;
-            let last = row.usage.len() as u16 - 1;
+            bytes[row.control_at()] = 0x01;
             assert_eq!(
                 cdb::parse(&bytes, &unit),
-                Err(Sense::illegal_field_cdb(last, Some(0))),
+                Err(Sense::illegal_field_cdb(row.control_at() as u16, Some(0))),
                 "{}",
                 row.name
             );

@@ -87,6 +87,12 @@ pub const TABLE: &[Condition] = &[
         ("scsi/tests/scenarios/read_only_mapping.txt", "A: TUR -> UA 2A/01"),
     ),
     row(
+        asc::LOG_PARAMETERS_CHANGED,
+        "LOG SELECT put the statistics back to zero",
+        "every nexus of the unit but the sender's",
+        ("scsi/tests/scenarios/log_select.txt", "B: TUR -> UA 2A/02"),
+    ),
+    row(
         asc::RESERVATIONS_PREEMPTED,
         "PERSISTENT RESERVE OUT, CLEAR",
         "every registrant but the sender",

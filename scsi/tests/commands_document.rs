@@ -43,9 +43,20 @@ fn what_is_left_out_is_refused_as_unknown() {
     for row in left_out {
         let codes = row.split('`').nth(1).unwrap();
         for code in codes.split(", ") {
-            let opcode = u8::from_str_radix(code.trim_end_matches('h'), 16).unwrap();
-            let refused = cdb::parse(&[opcode, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &unit);
-            assert_eq!(refused, Err(Sense::illegal(asc::INVALID_COMMAND_OPERATION_CODE)), "{row}");
+            let number = |digits: &str| u16::from_str_radix(digits.trim_end_matches('h'), 16).unwrap();
+            let mut cdb = [0; 32];
+            let expected = match code.split_once('/') {
+                None => {
+                    cdb[0] = number(code) as u8;
+                    Sense::illegal(asc::INVALID_COMMAND_OPERATION_CODE)
+                }
+                Some((opcode, action)) => {
+                    assert_eq!(number(opcode), 0x7f);
+                    [cdb[0], cdb[7], cdb[9]] = [0x7f, 0x18, number(action) as u8];
+                    Sense::illegal_field_cdb(8, None)
+                }
+            };
+            assert_eq!(cdb::parse(&cdb, &unit), Err(expected), "{row}");
         }
     }
 }

@@ -197,6 +197,43 @@ fn commands_as_the_standards_tables_say() {
     assert!(checked > 1000, "{checked}");
 }
 
+/// A wrong field does not hide a conflict (SAM-5 5.3.3), and where there is none it is the answer. Where a command's need hangs on a
+/// field, a CDB with a wrong one needs the most.
+#[test]
+fn wrong_cdbs_conflict_as_their_commands_do() {
+    let rows = section("commands");
+    let mut checked = 0;
+    for (cdb, _, name) in &rows {
+        let row = opcode::row_of(cdb).expect("supported");
+        let same = |other: &&(Vec<u8>, Vec<Verdict>, String)| {
+            opcode::row_of(&other.0).is_some_and(|other| other.name == row.name)
+        };
+        let mut wrong = cdb.clone();
+        // Obsolete, and so reserved, in every CONTROL byte.
+        wrong[row.control_at()] |= 0x01;
+        // The port answers REPORT LUNS before any device server.
+        if cdb[0] == 0xa0 {
+            continue;
+        }
+        for kind in kinds() {
+            for sender in SENDERS {
+                let conflicts = column(kind, sender)
+                    .is_some_and(|at| rows.iter().filter(same).any(|row| row.1[at] == Verdict::Conflict));
+                let expected = if conflicts { Verdict::Conflict } else { Verdict::Refused };
+                assert_eq!(send(kind, sender, &wrong, &[]), expected, "{name} under {kind:?} by {sender:?}");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 1000, "{checked}");
+    // What is no command is in no table.
+    for unknown in [[0xff; 16], [0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+        for kind in kinds() {
+            assert_eq!(send(kind, Sender::Stranger, &unknown, &[]), Verdict::Refused);
+        }
+    }
+}
+
 fn reserve_out(action: u8, kind: Option<ReservationType>, sender: Sender) -> (Vec<u8>, Vec<u8>) {
     let (own, other) = sender.keys();
     let service_action_key: u64 = match action {
@@ -263,10 +300,7 @@ fn spc2_reservations_conflict_once_anyone_is_registered() {
 fn no_supported_command_is_missing() {
     let mut named = BTreeSet::new();
     for (cdb, ..) in section("commands").into_iter().chain(section("spc2 reservation")) {
-        let row = opcode::rows(cdb[0])
-            .iter()
-            .find(|row| row.service_action.is_none_or(|action| u16::from(cdb[1] & 0x1f) == action));
-        named.insert(row.expect("supported").name);
+        named.insert(opcode::row_of(&cdb).expect("supported").name);
     }
     for (action, ..) in section("persistent reserve out") {
         let row = opcode::rows(0x5f).iter().find(|row| row.service_action == Some(u16::from(action[0])));

@@ -165,7 +165,7 @@ impl Script {
         };
         let mut cdb = cdb;
         if words.has("naca") {
-            let at = cdb.len() - 1;
+            let at = if cdb[0] == 0x7f { 1 } else { cdb.len() - 1 };
             cdb[at] |= 0x04;
         }
         let id = self.world.send(host, lun, &cdb, data, words.has("later"), attribute);
@@ -255,6 +255,17 @@ impl Script {
             "RTPG" => (vec![0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], none),
             "REPORT-LUNS" => (vec![0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], none),
             "BAD" => (vec![0xff; 6], none),
+            // RDPROTECT where there is no protection information.
+            "WRONG-READ" => (cdbs::ten(0x28, 0x20, 0, 1), none),
+            "READ-32" => (cdbs::thirty_two(0x09, w.number(1), w.number(2) as u32), none),
+            "WRITE-32" => {
+                let blocks = w.number(2);
+                (cdbs::thirty_two(0x0b, w.number(1), blocks as u32), cdbs::fill(w.fill(3), blocks as usize))
+            }
+            "VERIFY-32" => (cdbs::thirty_two(0x0a, w.number(1), 1), none),
+            "STATISTICS" => (vec![0x4d, 0, 0x59, 0, 0, 0, 0, 1, 0, 0], none),
+            "LOG-RESET" => (vec![0x4c, 0x02, 0, 0, 0, 0, 0, 0, 0, 0], none),
+            "LOG-LIST" => (vec![0x4c, 0, 0, 0, 0, 0, 0, 0, 8, 0], vec![0x19, 0, 0, 4, 0, 1, 0, 0]),
             "START" => (vec![0x1b, 0, 0, 0, 1, 0], none),
             "STOP" => (vec![0x1b, 0, 0, 0, 0, 0], none),
             "PREVENT" => (vec![0x1e, 0, 0, 0, 1, 0], none),
@@ -354,8 +365,12 @@ impl Script {
         let generation = || data.get(3).map_or(0, |b| *b);
         let mut text = String::from("GOOD ");
         match verb {
-            "READ" if data.is_empty() => {}
-            "READ" => {
+            "READ" | "READ-32" if data.is_empty() => {}
+            "STATISTICS" => {
+                let counters: Vec<String> = (0..4).map(|at| be64(8 + 8 * at).to_string()).collect();
+                text.push_str(&counters.join(" "));
+            }
+            "READ" | "READ-32" => {
                 for block in data.chunks(BLOCK) {
                     let same = block.iter().all(|b| *b == block[0]);
                     text.push(if !same {

@@ -51,8 +51,7 @@ pub(super) fn command(opcode: u32, service_action: Option<u32>) -> Result<(&'sta
     };
     let geometry = GEOMETRY.ok_or_else(|| Status::internal("no geometry"))?;
     let mut bytes = vec![0u8; row.usage.len()];
-    set(&mut bytes, 0, code);
-    set(&mut bytes, 1, row.service_action.and_then(|action| u8::try_from(action).ok()).unwrap_or(0));
+    row.name_in(&mut bytes);
     // Some commands take no length of 0, or want one bit set; PERSISTENT RESERVE OUT takes no length below 24.
     let kept = if row.service_action.is_some() { 2 } else { 1 };
     // READ BUFFER and WRITE BUFFER want a MODE.

@@ -122,7 +122,7 @@ impl Worker {
             wrong_way: command.read
                 && !command.write
                 && command.expected_data_len > 0
-                && command.cdb.as_bytes().first().is_some_and(|opcode| cdb::may_be_cut_short(*opcode)),
+                && cdb::may_be_cut_short(command.cdb.as_bytes()),
             given_up: false,
             early: None,
         };

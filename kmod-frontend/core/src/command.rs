@@ -87,7 +87,7 @@ pub fn relation(image: &Image<'_>, nexus: &Nexus) -> Relation {
     image.view().relation_of(nexus)
 }
 
-fn conditions(image: &Image<'_>, asker: &Asker<'_>, command: Option<&Command>) -> Conditions {
+fn conditions(image: &Image<'_>, asker: &Asker<'_>, command: Option<&Command>, cdb: &[u8]) -> Conditions {
     let view = image.view();
     let persistent_reservation = match (command, view.reservation) {
         // RESERVE and RELEASE look at registrations too.
@@ -95,7 +95,7 @@ fn conditions(image: &Image<'_>, asker: &Asker<'_>, command: Option<&Command>) -
             access::check_view(command, &view, asker.nexus)
         }
         (Some(command), reservation) => access::check(command, reservation.map(|r| r.kind()), asker.relation),
-        (None, _) => access::Access::Allowed,
+        (None, _) => access::check_undecoded(cdb, &view, asker.nexus),
     };
     Conditions {
         unit_attention: asker.unit_attention,
@@ -121,7 +121,7 @@ pub fn execute(image: &Image<'_>, asker: &Asker<'_>, cdb: &[u8], out: &mut [u8])
         return Answer::check(Sense::illegal(asc::INVALID_COMMAND_OPERATION_CODE));
     };
     let parsed = cdb::parse(cdb, &image.geometry());
-    match checks::check(opcode, &parsed, &conditions(image, asker, parsed.as_ref().ok())) {
+    match checks::check(opcode, &parsed, &conditions(image, asker, parsed.as_ref().ok(), cdb)) {
         Verdict::Reply { status, sense, unit_attention_reported } => {
             Answer::Status { status, sense, reported: unit_attention_reported }
         }
@@ -162,7 +162,7 @@ fn run(image: &Image<'_>, asker: &Asker<'_>, command: &Command, out: &mut [u8]) 
             let Some(port) = image.port(asker.nexus.port) else {
                 return Answer::Status { status: Status::Busy, sense: None, reported: None };
             };
-            vpd::write(page, unit, &port, allocation_length, out)
+            vpd::write(page, unit, &port, groups(image), allocation_length, out)
                 .map(|reply| (reply, u32::from(allocation_length)))
         }
         Command::ModeSense(request) => {
@@ -180,13 +180,8 @@ fn run(image: &Image<'_>, asker: &Asker<'_>, command: &Command, out: &mut [u8]) 
             Ok((capacity::read_capacity16(unit, allocation_length, out), allocation_length))
         }
         Command::ReportTargetPortGroups { extended, allocation_length } => {
-            let groups = image.groups().iter().map(|group| TargetPortGroup {
-                id: group.id,
-                state: group.state,
-                preferred: group.preferred,
-                ports: group.ports(),
-            });
-            Ok((alua::report_target_port_groups(groups, extended, allocation_length, out), allocation_length))
+            let reply = alua::report_target_port_groups(groups(image), extended, allocation_length, out);
+            Ok((reply, allocation_length))
         }
         Command::ReportSupportedOperationCodes { options, timeouts, allocation_length } => {
             rsoc::supported_operation_codes(options, timeouts, allocation_length, out)
@@ -212,6 +207,15 @@ fn run(image: &Image<'_>, asker: &Asker<'_>, command: &Command, out: &mut [u8]) 
         Ok((reply, allocation_length)) => data(&reply, allocation_length, room, None),
         Err(sense) => Answer::check(sense),
     }
+}
+
+fn groups<'a>(image: &Image<'a>) -> impl Iterator<Item = TargetPortGroup<'a>> {
+    image.groups().iter().map(|group| TargetPortGroup {
+        id: group.id,
+        state: group.state,
+        preferred: group.preferred,
+        ports: group.ports(),
+    })
 }
 
 fn block(extent: Extent, answer: Answer) -> Answer {

@@ -53,11 +53,10 @@ pub(crate) fn pre_fetch16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, 
 }
 
 fn write_same(
-    raw: &RawCdb,
     geometry: &Geometry,
     (lba, blocks): (u64, u32),
     length_at: u16,
-    source: WriteSameSource,
+    (unmap, source): (bool, WriteSameSource),
 ) -> Result<Command, Sense> {
     if blocks == 0 {
         return Err(Sense::illegal_field_cdb(length_at, None));
@@ -66,17 +65,27 @@ fn write_same(
     if blocks > limits::WRITE_SAME_BLOCKS_MAX {
         return Err(Sense::illegal_field_cdb(length_at, None));
     }
-    Ok(Command::WriteSame { extent, unmap: raw.bit::<1, 3>(), source })
+    Ok(Command::WriteSame { extent, unmap, source })
 }
 
 pub(crate) fn write_same10(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
     let range = (u64::from(raw.u32::<2>()), u32::from(raw.u16::<7>()));
-    write_same(raw, geometry, range, 7, WriteSameSource::DataOutBlock)
+    write_same(geometry, range, 7, (raw.bit::<1, 3>(), WriteSameSource::DataOutBlock))
 }
 
 pub(crate) fn write_same16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
-    let source = if raw.bit::<1, 0>() { WriteSameSource::Zeroes } else { WriteSameSource::DataOutBlock };
-    write_same(raw, geometry, (raw.u64::<2>(), raw.u32::<10>()), 10, source)
+    let mode = (raw.bit::<1, 3>(), write_same_source(raw.bit::<1, 0>()));
+    write_same(geometry, (raw.u64::<2>(), raw.u32::<10>()), 10, mode)
+}
+
+pub(crate) fn write_same32(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    let mode = (raw.bit::<10, 3>(), write_same_source(raw.bit::<10, 0>()));
+    write_same(geometry, (raw.u64::<12>(), raw.u32::<28>()), 28, mode)
+}
+
+/// NDOB.
+const fn write_same_source(no_data_out_buffer: bool) -> WriteSameSource {
+    if no_data_out_buffer { WriteSameSource::Zeroes } else { WriteSameSource::DataOutBlock }
 }
 
 pub(crate) fn unmap(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {

@@ -5,7 +5,7 @@ use crate::limits::CDB_LEN_MAX;
 use crate::opcode::{NACA, Row};
 use crate::sense::Sense;
 
-/// The bytes of a CDB, zero-filled up to 16.
+/// The bytes of a CDB, zero-filled up to the longest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RawCdb([u8; CDB_LEN_MAX]);
 
@@ -30,8 +30,8 @@ impl RawCdb {
             let naca = if at == row.control_at() { NACA } else { 0 };
             let wrong = byte & !usage & !unchecked & !naca;
             if wrong != 0 {
-                // Bits 7..5 of byte 1 are one field in every command: RDPROTECT and its like, or reserved.
-                let bit = if at == 1 && wrong & 0xe0 != 0 { 7 } else { highest_bit(wrong) };
+                // Bits 7..5 of the byte of flags are one field in every command: RDPROTECT and its like, or reserved.
+                let bit = if at == row.flags_at() && wrong & 0xe0 != 0 { 7 } else { highest_bit(wrong) };
                 return Err(Sense::illegal_field_cdb(u16::try_from(at).unwrap_or(u16::MAX), Some(bit)));
             }
         }
@@ -69,7 +69,7 @@ impl RawCdb {
         u64::from_be_bytes([a, b, c, d, self.0[AT + 4], self.0[AT + 5], self.0[AT + 6], self.0[AT + 7]])
     }
 
-    /// SERVICE ACTION: bits 4..0 of byte 1, in every command that has one here.
+    /// SERVICE ACTION: bits 4..0 of byte 1, in every CDB of a fixed length that has one.
     pub(super) const fn service_action(&self) -> u16 {
         (self.0[1] & 0x1f) as u16
     }

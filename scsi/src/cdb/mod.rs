@@ -63,10 +63,19 @@ pub enum Command {
         /// PARAMETER LIST LENGTH in bytes.
         parameter_list_length: u16,
     },
+    /// LOG SELECT. Values can only be put back to their defaults, and none can be saved.
+    LogSelect {
+        /// The General Statistics and Performance page is put back (PCR, or PC=11b). Otherwise nothing changes.
+        reset_statistics: bool,
+        /// PARAMETER LIST LENGTH in bytes; a list can only be refused.
+        parameter_list_length: u16,
+    },
     /// LOG SENSE of a page that exists.
     LogSense {
         /// Which.
         page: LogPage,
+        /// PARAMETER POINTER: the first parameter code that is wanted.
+        pointer: u16,
         /// ALLOCATION LENGTH in bytes.
         allocation_length: u16,
     },
@@ -77,7 +86,7 @@ pub enum Command {
         /// ALLOCATION LENGTH in bytes.
         allocation_length: u32,
     },
-    /// READ (6), (10), (12), (16).
+    /// READ (6), (10), (12), (16), (32).
     Read {
         /// Blocks to read; may be empty.
         extent: Extent,
@@ -86,7 +95,7 @@ pub enum Command {
         /// Disable page out: the data will not be wanted again soon.
         dpo: bool,
     },
-    /// WRITE (6), (10), (12), (16).
+    /// WRITE (6), (10), (12), (16), (32).
     Write {
         /// Blocks to write; may be empty.
         extent: Extent,
@@ -95,7 +104,7 @@ pub enum Command {
         /// Disable page out.
         dpo: bool,
     },
-    /// WRITE AND VERIFY (10), (12), (16). Durable before GOOD, as after FUA.
+    /// WRITE AND VERIFY (10), (12), (16), (32). Durable before GOOD, as after FUA.
     WriteAndVerify {
         /// Blocks to write; may be empty.
         extent: Extent,
@@ -104,7 +113,7 @@ pub enum Command {
         /// Disable page out.
         dpo: bool,
     },
-    /// VERIFY (10), (12), (16).
+    /// VERIFY (10), (12), (16), (32).
     Verify {
         /// Blocks to verify; may be empty.
         extent: Extent,
@@ -127,7 +136,7 @@ pub enum Command {
         /// [`crate::limits::UNMAP_PARAMETER_LIST_MAX`].
         parameter_list_length: u16,
     },
-    /// WRITE SAME (10), (16).
+    /// WRITE SAME (10), (16), (32).
     WriteSame {
         /// Blocks to write; never empty (WSNZ=1).
         extent: Extent,
@@ -352,6 +361,8 @@ pub enum LogPage {
     LogicalBlockProvisioning,
     /// 0Dh.
     Temperature,
+    /// 19h.
+    GeneralStatistics,
     /// 2Fh.
     InformationalExceptions,
 }
@@ -508,8 +519,12 @@ pub fn naca(cdb: &[u8]) -> bool {
 
 /// True for WRITE and WRITE AND VERIFY: the commands that write fewer blocks than their CDB asks for if the initiator
 /// announces fewer. One that announces Data-In for them is mistaken about what it sends, and must not be told GOOD.
-pub const fn may_be_cut_short(opcode: u8) -> bool {
-    matches!(opcode, 0x0a | 0x2a | 0x2e | 0x8a | 0x8e | 0xaa | 0xae)
+pub const fn may_be_cut_short(cdb: &[u8]) -> bool {
+    match cdb {
+        [0x7f, _, _, _, _, _, _, _, 0x00, 0x0b | 0x0c, ..] => true,
+        [opcode, ..] => matches!(opcode, 0x0a | 0x2a | 0x2e | 0x8a | 0x8e | 0xaa | 0xae),
+        [] => false,
+    }
 }
 
 /// Decodes and checks a CDB for a logical unit of this `geometry`.
@@ -527,6 +542,12 @@ pub fn parse(cdb: &[u8], geometry: &Geometry) -> Result<Command, Sense> {
     let Some(first) = rows.first() else {
         return Err(Sense::illegal(asc::INVALID_COMMAND_OPERATION_CODE));
     };
+    if first.opcode == opcode::VARIABLE_LENGTH {
+        let row = variable_length(cdb, rows)?;
+        let raw = RawCdb::new(cdb, row.usage.len())?;
+        raw.refuse_bits_outside(row)?;
+        return (row.decode)(&raw, geometry);
+    }
     let raw = RawCdb::new(cdb, first.usage.len())?;
     let row = match first.service_action {
         None => first,
@@ -537,6 +558,20 @@ pub fn parse(cdb: &[u8], geometry: &Geometry) -> Result<Command, Sense> {
     };
     raw.refuse_bits_outside(row)?;
     (row.decode)(&raw, geometry)
+}
+
+/// The row of a variable-length CDB: by its SERVICE ACTION, if its ADDITIONAL CDB LENGTH is that of the command (SPC-5 4.2.5.2).
+fn variable_length<'a>(cdb: &[u8], rows: &'a [opcode::Row]) -> Result<&'a opcode::Row, Sense> {
+    let Some([_, _, _, _, _, _, _, additional, high, low]) = cdb.first_chunk() else {
+        return Err(Sense::illegal_field_cdb(u16::try_from(cdb.len()).unwrap_or(u16::MAX), None));
+    };
+    let action = u16::from_be_bytes([*high, *low]);
+    let row = rows.iter().find(|row| row.service_action == Some(action));
+    let row = row.ok_or(Sense::illegal_field_cdb(opcode::SERVICE_ACTION_32_AT as u16, None))?;
+    if *additional != row.additional_cdb_length() {
+        return Err(Sense::illegal_field_cdb(opcode::ADDITIONAL_CDB_LENGTH_AT as u16, None));
+    }
+    Ok(row)
 }
 
 #[cfg(test)]

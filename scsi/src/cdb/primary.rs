@@ -84,15 +84,49 @@ pub(crate) fn log_sense(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
     }
     let page = LogPage::ALL.into_iter().find(|page| page.code() == (code, subpage));
     let page = page.ok_or(Sense::illegal_field_cdb(3, None))?;
-    // PAGE CONTROL does not matter for lists of pages; of a list of parameters only the current values exist.
+    // PAGE CONTROL does not matter for lists of pages; of parameters only the current cumulative values exist.
     if code != 0 && control != 0b01 {
         return Err(Sense::illegal_field_cdb(2, Some(7)));
     }
-    // PARAMETER POINTER: 0000h is the largest parameter code there is.
-    if raw.u16::<5>() != 0 {
+    let pointer = raw.u16::<5>();
+    if pointer > page.last_parameter() {
         return Err(Sense::illegal_field_cdb(5, None));
     }
-    Ok(Command::LogSense { page, allocation_length: raw.u16::<7>() })
+    Ok(Command::LogSense { page, pointer, allocation_length: raw.u16::<7>() })
+}
+
+/// LOG SELECT (SPC-5 6.7). SP=1 is refused by the table: nothing can be saved.
+pub(crate) fn log_select(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let (control, code, subpage) = (raw.u8::<2>() >> 6, raw.u8::<2>() & 0x3f, raw.u8::<3>());
+    let parameter_list_length = raw.u16::<7>();
+    let reset = raw.bit::<1, 1>();
+    if parameter_list_length != 0 {
+        // With a list the pages are named in the list, and PCR would contradict it.
+        return match () {
+            () if reset => Err(Sense::illegal_field_cdb(1, Some(1))),
+            () if code != 0 => Err(Sense::illegal_field_cdb(2, Some(5))),
+            () if subpage != 0 => Err(Sense::illegal_field_cdb(3, None)),
+            () if u32::from(parameter_list_length) > limits::LOG_PARAMETER_LIST_MAX => {
+                Err(Sense::parameter_list_length())
+            }
+            () => Ok(Command::LogSelect { reset_statistics: false, parameter_list_length }),
+        };
+    }
+    const ALL: u8 = 0xff;
+    if !LogPage::ALL.iter().any(|page| page.code().0 == code) {
+        return Err(Sense::illegal_field_cdb(2, Some(5)));
+    }
+    let named = |page: LogPage| match (code, subpage) {
+        (0, 0) => true,
+        (code, ALL) => page.code().0 == code,
+        code => page.code() == code,
+    };
+    if !LogPage::ALL.into_iter().any(named) {
+        return Err(Sense::illegal_field_cdb(3, None));
+    }
+    // Without PCR: 11b puts cumulative values back to their defaults, 10b thresholds (there are none), and 0xb changes nothing.
+    let reset_statistics = (reset || control == 0b11) && named(LogPage::GeneralStatistics);
+    Ok(Command::LogSelect { reset_statistics, parameter_list_length })
 }
 
 pub(crate) fn receive_diagnostic_results(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {

@@ -12,7 +12,19 @@ enum Form {
     Ten,
     Twelve,
     Sixteen,
+    ThirtyTwo,
 }
+
+/// The byte with RDPROTECT or its like, DPO, FUA or BYTCHK.
+fn flags(raw: &RawCdb, form: Form) -> u8 {
+    match form {
+        Form::Ten | Form::Twelve | Form::Sixteen => raw.u8::<1>(),
+        Form::ThirtyTwo => raw.u8::<10>(),
+    }
+}
+
+const FUA: u8 = 0x08;
+const DPO: u8 = 0x10;
 
 /// LBA and length, checked: against the capacity first, then against MAXIMUM TRANSFER LENGTH.
 fn range(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Extent, Sense> {
@@ -20,6 +32,7 @@ fn range(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Extent, Sense>
         Form::Ten => (u64::from(raw.u32::<2>()), u32::from(raw.u16::<7>()), 7),
         Form::Twelve => (u64::from(raw.u32::<2>()), raw.u32::<6>(), 6),
         Form::Sixteen => (raw.u64::<2>(), raw.u32::<10>(), 10),
+        Form::ThirtyTwo => (raw.u64::<12>(), raw.u32::<28>(), 28),
     };
     let extent = extent(geometry, lba, blocks)?;
     if blocks > limits::transfer_blocks_max(geometry.block_size()) {
@@ -39,30 +52,42 @@ fn range6(raw: &RawCdb, geometry: &Geometry) -> Result<Extent, Sense> {
 }
 
 fn read(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Command, Sense> {
-    Ok(Command::Read { extent: range(raw, geometry, form)?, fua: raw.bit::<1, 3>(), dpo: raw.bit::<1, 4>() })
+    let flags = flags(raw, form);
+    Ok(Command::Read { extent: range(raw, geometry, form)?, fua: flags & FUA != 0, dpo: flags & DPO != 0 })
 }
 
 fn write(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Command, Sense> {
-    Ok(Command::Write { extent: range(raw, geometry, form)?, fua: raw.bit::<1, 3>(), dpo: raw.bit::<1, 4>() })
+    let flags = flags(raw, form);
+    Ok(Command::Write { extent: range(raw, geometry, form)?, fua: flags & FUA != 0, dpo: flags & DPO != 0 })
 }
 
 fn write_and_verify(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Command, Sense> {
-    let compare = match (raw.u8::<1>() >> 1) & 0b11 {
+    let flags = flags(raw, form);
+    let compare = match (flags >> 1) & 0b11 {
         0b00 => false,
         0b01 => true,
-        _ => return Err(Sense::illegal_field_cdb(1, Some(2))),
+        _ => return Err(wrong_bytchk(form)),
     };
-    Ok(Command::WriteAndVerify { extent: range(raw, geometry, form)?, compare, dpo: raw.bit::<1, 4>() })
+    Ok(Command::WriteAndVerify { extent: range(raw, geometry, form)?, compare, dpo: flags & DPO != 0 })
 }
 
 fn verify(raw: &RawCdb, geometry: &Geometry, form: Form) -> Result<Command, Sense> {
-    let check = match (raw.u8::<1>() >> 1) & 0b11 {
+    let flags = flags(raw, form);
+    let check = match (flags >> 1) & 0b11 {
         0b00 => VerifyCheck::Medium,
         0b01 => VerifyCheck::Bytes,
         0b11 => VerifyCheck::OneBlock,
-        _ => return Err(Sense::illegal_field_cdb(1, Some(2))),
+        _ => return Err(wrong_bytchk(form)),
     };
-    Ok(Command::Verify { extent: range(raw, geometry, form)?, check, dpo: raw.bit::<1, 4>() })
+    Ok(Command::Verify { extent: range(raw, geometry, form)?, check, dpo: flags & DPO != 0 })
+}
+
+const fn wrong_bytchk(form: Form) -> Sense {
+    let at = match form {
+        Form::Ten | Form::Twelve | Form::Sixteen => 1,
+        Form::ThirtyTwo => 10,
+    };
+    Sense::illegal_field_cdb(at, Some(2))
 }
 
 pub(crate) fn read6(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
@@ -119,6 +144,22 @@ pub(crate) fn verify12(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sen
 
 pub(crate) fn verify16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
     verify(raw, geometry, Form::Sixteen)
+}
+
+pub(crate) fn read32(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    read(raw, geometry, Form::ThirtyTwo)
+}
+
+pub(crate) fn write32(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    write(raw, geometry, Form::ThirtyTwo)
+}
+
+pub(crate) fn write_and_verify32(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    write_and_verify(raw, geometry, Form::ThirtyTwo)
+}
+
+pub(crate) fn verify32(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    verify(raw, geometry, Form::ThirtyTwo)
 }
 
 pub(crate) fn compare_and_write(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {

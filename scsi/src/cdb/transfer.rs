@@ -26,6 +26,7 @@ impl Command {
             | Command::StartStopUnit { .. }
             | Command::PreventAllowMediumRemoval { .. }
             | Command::FormatUnit { header_len: 0 }
+            | Command::LogSelect { parameter_list_length: 0, .. }
             | Command::SendDiagnostic { .. } => Direction::None,
             Command::Sanitize { action: SanitizeAction::Overwrite, .. } => Direction::Out,
             Command::Sanitize { .. } => Direction::None,
@@ -49,6 +50,7 @@ impl Command {
             | Command::ReportTimestamp { .. }
             | Command::PersistentReserveIn { .. } => Direction::In,
             Command::ModeSelect { .. }
+            | Command::LogSelect { .. }
             | Command::FormatUnit { .. }
             | Command::WriteBuffer { .. }
             | Command::SetIdentifyingInformation { .. }
@@ -111,9 +113,9 @@ impl Command {
             | Command::ReportSupportedTaskManagementFunctions { allocation_length, .. } => {
                 *allocation_length as u64
             }
-            Command::ModeSelect { parameter_list_length, .. } | Command::Unmap { parameter_list_length } => {
-                *parameter_list_length as u64
-            }
+            Command::ModeSelect { parameter_list_length, .. }
+            | Command::LogSelect { parameter_list_length, .. }
+            | Command::Unmap { parameter_list_length } => *parameter_list_length as u64,
             Command::FormatUnit { header_len } => *header_len as u64,
             Command::Sanitize { parameter_list_length, .. } => *parameter_list_length as u64,
             Command::SetIdentifyingInformation { parameter_list_length, .. }

@@ -21,12 +21,12 @@ fn every_command() -> Vec<(u8, Result<Command, Sense>)> {
     let unit = Geometry::new(512, 1000).unwrap();
     let one = |row: &opcode::Row| {
         let mut bytes = std::vec![0; row.usage.len()];
-        bytes[0] = row.opcode;
-        bytes[1] = row.service_action.unwrap_or(0) as u8;
+        row.name_in(&mut bytes);
         match row.opcode {
             0xa0 | 0xa3 => bytes[9] = 16,
             0x41 => bytes[8] = 1,
             0x93 => bytes[13] = 1,
+            0x7f if bytes[9] == 0x0d => bytes[31] = 1,
             0x1c => bytes[1] = 1,
             0x3b => bytes[1] = 0x0a,
             0x3c | 0x9b => bytes[1] = 0x0b,
@@ -175,7 +175,10 @@ fn write_protection_refuses_what_changes_the_medium() {
             .collect();
         assert_eq!(
             refused,
-            [0x04, 0x0a, 0x2a, 0x2e, 0x41, 0x42, 0x48, 0x48, 0x48, 0x89, 0x8a, 0x8b, 0x8e, 0x93, 0xaa, 0xae],
+            [
+                0x04, 0x0a, 0x2a, 0x2e, 0x41, 0x42, 0x48, 0x48, 0x48, 0x7f, 0x7f, 0x7f, 0x89, 0x8a, 0x8b,
+                0x8e, 0x93, 0xaa, 0xae
+            ],
             "WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, COMPARE AND WRITE, ORWRITE"
         );
     }

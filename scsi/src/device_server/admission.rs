@@ -6,7 +6,7 @@ use crate::{
     alua::AluaState,
     checks::{self, Conditions, Verdict, WriteProtect},
     mode::Interlock,
-    pr::access::{self, Access},
+    pr::access,
     sense::Sense,
     task_set::TaskId,
 };
@@ -38,18 +38,16 @@ impl DeviceServer {
     }
 
     fn conditions(&self, task: &Task) -> Conditions {
-        let (spc2_reservation, persistent_reservation) = match &task.command {
-            Err(_) => (Access::Conflict, Access::Conflict),
-            Ok(command) => (
-                self.reservations.spc2_access(command, &task.nexus),
-                access::check_view(command, &self.reservations.installed().reservations.view(), &task.nexus),
-            ),
+        let view = self.reservations.installed().reservations.view();
+        let persistent_reservation = match &task.command {
+            Err(_) => access::check_undecoded(&task.cdb, &view, &task.nexus),
+            Ok(command) => access::check_view(command, &view, &task.nexus),
         };
         let already = self.reported.get(&task.nexus).copied();
         Conditions {
             unit_attention: task.unit_attention.filter(|ua| Some(ua.id) != already),
             alua: self.path_state(task),
-            spc2_reservation,
+            spc2_reservation: self.reservations.spc2_access(task),
             persistent_reservation,
             write_protect: self.write_protect(task),
             not_ready: self.not_ready(task),

@@ -49,10 +49,7 @@ impl DeviceServer {
     pub(super) fn awaits_loss_of_holder(&self, id: TaskId) -> bool {
         let Some(holder) = self.reservations.installed().unit.spc2_holder else { return false };
         let Some(task) = self.tasks.get(&id) else { return false };
-        let stopped = task
-            .command
-            .as_ref()
-            .is_ok_and(|command| self.reservations.spc2_access(command, &task.nexus) == Access::Conflict);
+        let stopped = self.reservations.spc2_access(task) == Access::Conflict;
         let lost = |pending: &PendingEvent| {
             pending.event == UnitEvent::NexusLost(holder) && pending.stage != EventStage::Retry
         };

@@ -77,7 +77,7 @@ impl DeviceServer {
                 // Designators of a port that is not known yet must not differ from what they will be.
                 let Some(port) = self.port_context(id) else { return Ok(Completion::status(Status::Busy)) };
                 try_parameter_data(u32::from(allocation_length), |out| {
-                    vpd::write(page, unit, &port, allocation_length, out)
+                    vpd::write(page, unit, &port, self.groups(), allocation_length, out)
                 })?
             }
             Command::ModeSense(request) => {
@@ -86,14 +86,15 @@ impl DeviceServer {
                     mode::sense(&request, &state, out)
                 })?
             }
-            Command::LogSense { page, allocation_length } => {
+            Command::LogSense { page, pointer, allocation_length } => {
                 let allocation_length = u32::from(allocation_length);
                 let facts = LogFacts {
                     exception: self.mode.exceptions.exception(),
                     resources: self.resource_counts(),
+                    statistics: self.statistics,
                 };
                 parameter_data(allocation_length, |out| {
-                    log_pages::log_sense(page, &facts, allocation_length, out)
+                    log_pages::log_sense(page, pointer, &facts, allocation_length, out)
                 })
             }
             Command::ReceiveDiagnosticResults { allocation_length } => {
@@ -110,13 +111,7 @@ impl DeviceServer {
             }),
             Command::ReportTargetPortGroups { extended, allocation_length } => {
                 parameter_data(allocation_length, |out| {
-                    let groups = self.topology.groups.iter().map(|group| alua::TargetPortGroup {
-                        id: group.id,
-                        state: group.state,
-                        preferred: group.preferred,
-                        ports: &group.ports,
-                    });
-                    alua::report_target_port_groups(groups, extended, allocation_length, out)
+                    alua::report_target_port_groups(self.groups(), extended, allocation_length, out)
                 })
             }
             Command::ReportSupportedOperationCodes { options, timeouts, allocation_length } => {
@@ -204,6 +199,15 @@ impl DeviceServer {
             checks::request_sense(pending, &otherwise, descriptor, allocation_length, &mut data);
         data.truncate(reply.written);
         Completion { unit_attention_reported: reported, ..Completion::bytes(data) }
+    }
+
+    fn groups(&self) -> impl Iterator<Item = alua::TargetPortGroup<'_>> {
+        self.topology.groups.iter().map(|group| alua::TargetPortGroup {
+            id: group.id,
+            state: group.state,
+            preferred: group.preferred,
+            ports: &group.ports,
+        })
     }
 
     fn port_context(&self, id: TaskId) -> Option<PortContext<'_>> {

@@ -15,6 +15,7 @@
 //! | commands that change the unit's state, PERSISTENT RESERVE IN, barriers, draining | `reservations` |
 //! | ACA, QERR, TAS | `contingent_allegiance` |
 //! | FORMAT UNIT, SANITIZE | `operation` |
+//! | LOG SELECT, what is counted | `statistics` |
 //! | changes of the unit's state that no command asked for | `events` |
 //! | ABORT TASK ... LUN RESET, loss of a nexus | `task_management` |
 //! | commands that only tell something | `inform` |
@@ -34,6 +35,7 @@ mod message;
 mod operation;
 mod provisioning;
 mod reservations;
+mod statistics;
 mod task;
 mod task_management;
 
@@ -52,6 +54,7 @@ pub use provisioning::StoreResources;
 
 use crate::{
     cdb::{self, Command},
+    log_pages::Statistics,
     lu_state::UnixMillis,
     mode::{Interlock, ModeParameters},
     nexus::Nexus,
@@ -87,6 +90,8 @@ enum Work {
 enum UaWaiter {
     Function(u64),
     Task(TaskId),
+    /// A LOG SELECT that puts the statistics back.
+    LogSelect(TaskId),
     /// A threshold was reached; if it cannot be told now, it is reached again.
     Threshold,
     Nobody,
@@ -125,6 +130,7 @@ pub struct DeviceServer {
     echo_buffers: BTreeMap<Nexus, Vec<u8>>,
     resources: Option<StoreResources>,
     thresholds_reached: provisioning::Reached,
+    statistics: Statistics,
     events: Vec<PendingEvent>,
     last_event: u64,
     ua_waiters: BTreeMap<u64, UaWaiter>,
@@ -154,6 +160,7 @@ impl DeviceServer {
             echo_buffers: BTreeMap::new(),
             resources: None,
             thresholds_reached: (false, false),
+            statistics: Statistics::default(),
             events: Vec::new(),
             last_event: 0,
             ua_waiters: BTreeMap::new(),
@@ -230,7 +237,8 @@ impl DeviceServer {
                 return Ok(());
             }
             Ok(may_run) => {
-                self.tasks.insert(id, Task::new(&request, command, data, &self.config.properties.geometry));
+                self.tasks
+                    .insert(id, Task::new(now, &request, command, data, &self.config.properties.geometry));
                 if may_run {
                     self.work.push_back(Work::Start(id));
                 }
@@ -337,6 +345,7 @@ impl DeviceServer {
             | Command::FormatUnit { .. }
             | Command::Sanitize { .. }
             | Command::ModeSelect { .. } => self.change_state(id),
+            Command::LogSelect { reset_statistics, .. } => self.log_select(id, reset_statistics),
             Command::WriteBuffer { parameter_list_length } => self.write_buffer(id, parameter_list_length),
             Command::TestUnitReady
             | Command::RequestSense { .. }
@@ -379,6 +388,7 @@ impl DeviceServer {
 
     fn end(&mut self, id: TaskId, completion: Completion) {
         let Some(task) = self.tasks.remove(&id) else { return };
+        self.count(&task, completion.status);
         let Task { nexus, naca, has_aca_attribute, .. } = task;
         let checked = completion.status == Status::CheckCondition;
         let response = match task.aborted {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     cdb::{Command, PrInAction},
     lu_state::{self, Applied, Change, Context, LuState, Operation},
-    nexus::{Nexus, RelativePort},
+    nexus::RelativePort,
     pr::{
         access::{self, Access},
         report,
@@ -52,10 +52,12 @@ impl ReservationState {
         self.version
     }
 
-    pub(super) fn spc2_access(&self, command: &Command, nexus: &Nexus) -> Access {
-        match &self.installed.unit.spc2_holder {
-            None => Access::Allowed,
-            Some(holder) => access::check_spc2(command, holder == nexus),
+    pub(super) fn spc2_access(&self, task: &Task) -> Access {
+        let Some(holder) = &self.installed.unit.spc2_holder else { return Access::Allowed };
+        let is_holder = *holder == task.nexus;
+        match &task.command {
+            Ok(command) => access::check_spc2(command, is_holder),
+            Err(_) => access::check_undecoded_spc2(&task.cdb, is_holder),
         }
     }
 

@@ -19,6 +19,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Task {
     pub(super) nexus: Nexus,
+    /// When it came.
+    pub(super) arrived: Instant,
     /// The command, or why its CDB is refused when its turn comes.
     pub(super) command: Result<Command, Sense>,
     /// The CDB's first bytes, for a proposal.
@@ -136,6 +138,7 @@ impl Stage {
 
 impl Task {
     pub(super) fn new(
+        arrived: Instant,
         request: &CommandRequest<'_>,
         command: Result<Command, Sense>,
         data: DataOut<'_>,
@@ -147,6 +150,7 @@ impl Task {
         }
         let mut task = Task {
             nexus: *request.nexus,
+            arrived,
             command,
             cdb,
             data_out_asked: 0,
@@ -219,6 +223,7 @@ const fn looks_at_data(command: &Command) -> bool {
             | Command::WriteSame { source: WriteSameSource::DataOutBlock, unmap: true, .. }
             | Command::Unmap { .. }
             | Command::ModeSelect { .. }
+            | Command::LogSelect { .. }
             | Command::SetIdentifyingInformation { .. }
             | Command::SetTimestamp { .. }
             | Command::FormatUnit { .. }

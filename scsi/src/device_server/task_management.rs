@@ -148,6 +148,7 @@ impl DeviceServer {
                 let ends_with = self.tasks.get_mut(&task).and_then(|task| task.ends_with.take());
                 self.end(task, ends_with.unwrap_or(Completion::status(Status::Busy)));
             }
+            Some(UaWaiter::LogSelect(task)) => self.log_selected(task, established),
             Some(UaWaiter::Function(function)) => {
                 for pending in self.functions.iter_mut().filter(|pending| pending.id == function) {
                     pending.unit_attentions.remove(&id);

@@ -6,7 +6,7 @@
 //! rule, which `pr::state` applies to every request, as part of the change itself.
 
 use super::{Relation, ReservationType, View};
-use crate::{cdb::Command, nexus::Nexus};
+use crate::{cdb::Command, nexus::Nexus, opcode};
 
 /// Verdict of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,7 @@ const fn need(command: &Command) -> Need {
         | Command::Unmap { .. }
         | Command::SynchronizeCache { .. }
         | Command::ModeSelect { .. }
+        | Command::LogSelect { .. }
         | Command::SetIdentifyingInformation { .. }
         | Command::SetTimestamp { .. }
         | Command::SendDiagnostic { .. }
@@ -76,11 +77,33 @@ const fn need(command: &Command) -> Need {
     }
 }
 
+/// What a command needs whose CDB has a wrong field, by its operation code and service action. The fields decide nothing then, so a
+/// command that needs more with some of them needs the most.
+const fn need_of_row(opcode: u8, service_action: Option<u16>) -> Need {
+    match (opcode, service_action) {
+        (0x00 | 0x03 | 0x12 | 0x25 | 0x4d | 0x5e | 0x5f | 0xa0, _)
+        | (0x9e, Some(0x10))
+        | (0xa3, Some(0x05 | 0x0a | 0x0f)) => Need::Nothing,
+        (
+            0x08 | 0x28 | 0x88 | 0xa8 | 0x2f | 0x8f | 0xaf | 0x34 | 0x90 | 0x1a | 0x5a | 0x1c | 0x3c | 0x9b,
+            _,
+        )
+        | (0x7f, Some(0x09 | 0x0a))
+        | (0x9e, Some(0x12))
+        | (0xa3, Some(0x0c | 0x0d)) => Need::Reading,
+        _ => Need::Full,
+    }
+}
+
 /// Checks a command of a nexus that stands so to a persistent reservation of this type.
 pub const fn check(command: &Command, reservation: Option<ReservationType>, relation: Relation) -> Access {
+    admits(need(command), reservation, relation)
+}
+
+const fn admits(need: Need, reservation: Option<ReservationType>, relation: Relation) -> Access {
     let Some(kind) = reservation else { return Access::Allowed };
     let full = relation.holder || (relation.registered && kind.admits_registrants());
-    match need(command) {
+    match need {
         Need::Nothing => Access::Allowed,
         Need::Reading if full || kind.is_write_exclusive() => Access::Allowed,
         Need::Full if full => Access::Allowed,
@@ -100,6 +123,34 @@ pub fn check_view(command: &Command, view: &View<'_>, nexus: &Nexus) -> Access {
         None => Access::Allowed,
         Some(reservation) => check(command, Some(reservation.kind()), view.relation_of(nexus)),
     }
+}
+
+/// Checks a CDB that does not decode. RESERVATION CONFLICT comes before a CHECK CONDITION for a wrong field (SAM-5 5.3.3); what is no
+/// command of this unit at all is in no table, and never conflicts.
+pub fn check_undecoded(cdb: &[u8], view: &View<'_>, nexus: &Nexus) -> Access {
+    let Some(row) = opcode::row_of(cdb) else { return Access::Allowed };
+    if matches!(row.opcode, 0x16 | 0x17 | 0x56 | 0x57) && !view.registrants.is_empty() {
+        return Access::Conflict;
+    }
+    match view.reservation {
+        None => Access::Allowed,
+        Some(reservation) => {
+            let need = need_of_row(row.opcode, row.service_action);
+            admits(need, Some(reservation.kind()), view.relation_of(nexus))
+        }
+    }
+}
+
+/// Checks a CDB that does not decode while the unit is reserved by RESERVE of SPC-2.
+pub fn check_undecoded_spc2(cdb: &[u8], holder: bool) -> Access {
+    let Some(row) = opcode::row_of(cdb) else { return Access::Allowed };
+    let allowed = match row.opcode {
+        0x5e | 0x5f => false,
+        0x17 | 0x57 => true,
+        0x00 => holder,
+        opcode => holder || matches!(need_of_row(opcode, row.service_action), Need::Nothing),
+    };
+    if allowed { Access::Allowed } else { Access::Conflict }
 }
 
 /// Checks a command while the unit is reserved by RESERVE of SPC-2; `holder` says whether its nexus is the one.
@@ -141,6 +192,7 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         | Command::Unmap { .. }
         | Command::SynchronizeCache { .. }
         | Command::ModeSelect { .. }
+        | Command::LogSelect { .. }
         | Command::SetIdentifyingInformation { .. }
         | Command::SetTimestamp { .. }
         | Command::SendDiagnostic { .. }

@@ -36,12 +36,34 @@ pub(super) fn all(w: &mut ReplyWriter<'_>, unit: &LuProperties, port: &PortConte
     descriptor(w, BINARY, OF_PORT | RELATIVE_TARGET_PORT, &[&[0, 0, high, low]]);
     let [high, low] = port.target_port_group.to_be_bytes();
     descriptor(w, BINARY, OF_PORT | TARGET_PORT_GROUP, &[&[0, 0, high, low]]);
-    // Longer names do not exist in iSCSI, and their length would not fit the field.
+    port_name(w, port.target_name, port.target_port_group);
     if port.target_name.len() <= ISCSI_NAME_LEN_MAX {
-        let tag = [high >> 4, high & 0x0f, low >> 4, low & 0x0f].map(hex_digit);
-        name_string(w, OF_PORT, &[port.target_name.as_bytes(), b",t,0x", &tag]);
         name_string(w, OF_DEVICE, &[port.target_name.as_bytes()]);
     }
+}
+
+/// Separator and tag behind the name of the target device, in the name of an iSCSI target port.
+const SEPARATOR: &[u8] = b",t,0x";
+const TAG_LEN: usize = 4;
+
+/// The name of a target port of this group (RFC 7143 3.4.2), as a descriptor.
+pub(super) fn port_name(w: &mut ReplyWriter<'_>, target_name: &str, group: u16) {
+    // Longer names do not exist in iSCSI, and their length would not fit the field.
+    if target_name.len() <= ISCSI_NAME_LEN_MAX {
+        let [high, low] = group.to_be_bytes();
+        let tag = [high >> 4, high & 0x0f, low >> 4, low & 0x0f].map(hex_digit);
+        name_string(w, OF_PORT, &[target_name.as_bytes(), SEPARATOR, &tag]);
+    }
+}
+
+/// Length of that descriptor in bytes.
+pub(super) fn port_name_len(target_name: &str) -> usize {
+    if target_name.len() > ISCSI_NAME_LEN_MAX {
+        return 0;
+    }
+    let name = target_name.len() + SEPARATOR.len() + TAG_LEN;
+    // At least one zero byte, up to a multiple of four.
+    4 + name + 4 - name % 4
 }
 
 /// A SCSI name string ends with a zero byte and is filled up to a multiple of four.

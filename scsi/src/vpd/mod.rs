@@ -1,46 +1,52 @@
 //! Vital product data pages (SPC-5 7.7, SBC-4 6.6).
 //!
 //! Supported: 00h supported pages, 80h unit serial number, 83h device identification (in `designators`), 86h extended
-//! INQUIRY data, 87h mode page policy, B0h block limits, B1h block device characteristics, B2h logical block
+//! INQUIRY data, 87h mode page policy, 88h SCSI ports, B0h block limits, B1h block device characteristics, B2h logical block
 //! provisioning. Invariant: what B0h reports comes from [`crate::limits`], which `cdb::parse` enforces.
 
 mod designators;
 
+use crate::alua::TargetPortGroup;
 use crate::identity::{LuProperties, PortContext};
 use crate::limits;
 use crate::reply::{Reply, ReplyWriter};
 use crate::sense::Sense;
 
 /// PAGE CODEs of the supported pages, ascending.
-pub const PAGES: [u8; 8] = [0x00, 0x80, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2];
+pub const PAGES: [u8; 9] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xb0, 0xb1, 0xb2];
 
 /// PAGE LENGTH of the pages with 64 bytes.
 const LEN_64: usize = 60;
 
-/// Writes the page with this code.
+/// Writes the page with this code. `groups` are those of the whole cluster, in the same order on every node.
 ///
 /// # Errors
 /// INVALID FIELD IN CDB, pointing at PAGE CODE, for a page that does not exist.
-pub fn write(
+pub fn write<'a>(
     page: u8,
     unit: &LuProperties,
     port: &PortContext<'_>,
+    groups: impl IntoIterator<Item = TargetPortGroup<'a>>,
     allocation_length: u16,
     out: &mut [u8],
 ) -> Result<Reply, Sense> {
+    let mut w = ReplyWriter::new(out, u32::from(allocation_length));
+    w.put(&[0x00, page, 0, 0]);
     let body: fn(&mut ReplyWriter<'_>, &LuProperties, &PortContext<'_>) = match page {
         0x00 => |w, _, _| w.put(&PAGES),
         0x80 => |w, unit, _| w.put(&unit.identity.serial()),
         0x83 => designators::all,
         0x86 => extended_inquiry,
         0x87 => mode_page_policy,
+        0x88 => {
+            scsi_ports(&mut w, port.target_name, groups);
+            |_, _, _| {}
+        }
         0xb0 => block_limits,
         0xb1 => block_device_characteristics,
         0xb2 => logical_block_provisioning,
         _ => return Err(Sense::illegal_field_cdb(2, None)),
     };
-    let mut w = ReplyWriter::new(out, u32::from(allocation_length));
-    w.put(&[0x00, page, 0, 0]);
     body(&mut w, unit, port);
     w.patch_len16(2, 4);
     Ok(w.finish())
@@ -67,6 +73,29 @@ fn mode_page_policy(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'
     w.put(&[0x3f, 0xff, 0x00, 0x00]);
 }
 
+/// SCSI ports (SPC-5 7.7.16): every target port of the cluster, through whichever of them it is asked for. There are no initiator ports.
+fn scsi_ports<'a>(
+    w: &mut ReplyWriter<'_>,
+    target_name: &str,
+    groups: impl IntoIterator<Item = TargetPortGroup<'a>>,
+) {
+    for group in groups {
+        for port in group.ports {
+            let len = designators::port_name_len(target_name);
+            // PAGE LENGTH has 16 bits; only whole descriptors are listed.
+            if w.len().saturating_add(12 + len) > 4 + usize::from(u16::MAX) {
+                return;
+            }
+            w.put_u16(0);
+            w.put_u16(port.0);
+            // No initiator port.
+            w.put_zeroes(2 + 2 + 2);
+            w.put_u16(u16::try_from(len).unwrap_or(u16::MAX));
+            designators::port_name(w, target_name, group.id);
+        }
+    }
+}
+
 fn block_limits(w: &mut ReplyWriter<'_>, unit: &LuProperties, _: &PortContext<'_>) {
     let block_size = unit.geometry.block_size();
     let physical = 1u16 << (unit.physical_block_exponent & 0x0f);
@@ -91,8 +120,9 @@ const UGAVALID: u32 = 0x8000_0000;
 fn block_device_characteristics(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
     // MEDIUM ROTATION RATE 0001h: does not rotate.
     w.put_u16(0x0001);
-    // WABEREQ=01b: blocks that SANITIZE erased can be read without having been written.
-    w.put(&[0, 0x40]);
+    // WABEREQ=01b: blocks that SANITIZE erased can be read without having been written. FUAB: FUA and SYNCHRONIZE CACHE as SBC-4 has
+    // them; VBULS: VERIFY compares unmapped blocks as zeroes. ZONED=00b: not zoned, hence no page B6h.
+    w.put(&[0, 0x40, 0x03]);
     fill(w);
 }
 
@@ -104,6 +134,7 @@ fn logical_block_provisioning(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &Por
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::alua::AluaState;
     use crate::identity::tests::unit;
     use crate::nexus::RelativePort;
     use crate::reply::full_reply;
@@ -112,8 +143,17 @@ mod tests {
     const PORT: PortContext<'static> =
         PortContext { relative_port: RelativePort(5), target_port_group: 2, target_name: "iqn.2026-01.x:y" };
 
+    fn groups() -> [TargetPortGroup<'static>; 2] {
+        const ONE: &[RelativePort] = &[RelativePort(1), RelativePort(0x102)];
+        const TWO: &[RelativePort] = &[RelativePort(5)];
+        [
+            TargetPortGroup { id: 1, state: AluaState::ActiveOptimized, preferred: true, ports: ONE },
+            TargetPortGroup { id: 2, state: AluaState::ActiveNonOptimized, preferred: false, ports: TWO },
+        ]
+    }
+
     fn page(code: u8) -> Vec<u8> {
-        full_reply(|len, out| write(code, &unit(), &PORT, len.min(0xffff) as u16, out).unwrap())
+        full_reply(|len, out| write(code, &unit(), &PORT, groups(), len.min(0xffff) as u16, out).unwrap())
     }
 
     fn be32(data: &[u8], at: usize) -> u32 {
@@ -123,12 +163,15 @@ mod tests {
     #[test]
     fn every_listed_page_exists_in_ascending_order_and_no_other() {
         assert!(PAGES.is_sorted());
-        assert_eq!(page(0x00), [[0, 0, 0, 8].as_slice(), &PAGES].concat());
+        assert_eq!(page(0x00), [[0, 0, 0, 9].as_slice(), &PAGES].concat());
         for code in 0..=255 {
-            let known = write(code, &unit(), &PORT, 255, &mut [0; 255]).is_ok();
+            let known = write(code, &unit(), &PORT, groups(), 255, &mut [0; 255]).is_ok();
             assert_eq!(known, PAGES.contains(&code), "{code:02x}");
         }
-        assert_eq!(write(0xc0, &unit(), &PORT, 255, &mut []), Err(Sense::illegal_field_cdb(2, None)));
+        assert_eq!(
+            write(0xc0, &unit(), &PORT, groups(), 255, &mut []),
+            Err(Sense::illegal_field_cdb(2, None))
+        );
     }
 
     #[test]
@@ -143,6 +186,41 @@ mod tests {
     #[test]
     fn serial_number_is_that_of_the_identity() {
         assert_eq!(page(0x80)[4..], unit().identity.serial());
+    }
+
+    #[test]
+    fn scsi_ports_are_those_of_the_whole_cluster() {
+        let mut expected = [0, 0x88, 0, 120].to_vec();
+        for (port, name) in [(1, 1), (0x102, 1), (5, 2u8)] {
+            let port: u16 = port;
+            expected.extend([0, 0]);
+            expected.extend(port.to_be_bytes());
+            expected.extend([0, 0, 0, 0, 0, 0, 0, 32, 0x53, 0x98, 0, 28]);
+            expected.extend(std::format!("iqn.2026-01.x:y,t,0x000{name}").bytes());
+            expected.extend([0; 4]);
+        }
+        expected[3] = (expected.len() - 4) as u8;
+        assert_eq!(page(0x88), expected);
+        let other = PortContext { relative_port: RelativePort(1), target_port_group: 1, ..PORT };
+        let through_other = full_reply(|len, out| {
+            write(0x88, &unit(), &other, groups(), len.min(0xffff) as u16, out).unwrap()
+        });
+        assert_eq!(through_other, expected);
+    }
+
+    #[test]
+    fn more_scsi_ports_than_fit_leave_whole_descriptors() {
+        let ports: Vec<RelativePort> = (1..=1024).map(RelativePort).collect();
+        let name = "n".repeat(223);
+        let port = PortContext { target_name: &name, ..PORT };
+        let group =
+            TargetPortGroup { id: 1, state: AluaState::ActiveOptimized, preferred: true, ports: &ports };
+        let mut out = std::vec![0; 70_000];
+        let reply = write(0x88, &unit(), &port, [group], 0xffff, &mut out).unwrap();
+        let each = 12 + 4 + 236;
+        assert_eq!((reply.full - 4) % each, 0);
+        assert!(reply.full - 4 <= 0xffff && reply.full - 4 + each > 0xffff);
+        assert_eq!(usize::from(u16::from_be_bytes([out[2], out[3]])), reply.full - 4);
     }
 
     #[test]
@@ -165,7 +243,7 @@ mod tests {
         let extended = page(0x86);
         assert_eq!((extended.len(), &extended[4..7], extended[13]), (64, &[0, 7, 1][..], 40));
         assert_eq!(page(0x87)[4..], [0x3f, 0xff, 0, 0]);
-        assert_eq!(page(0xb1)[4..8], [0, 1, 0, 0x40]);
+        assert_eq!(page(0xb1)[4..9], [0, 1, 0, 0x40, 0x03]);
         assert_eq!(page(0xb2)[4..], [limits::THRESHOLD_EXPONENT, 0xe4, 2, 0]);
     }
 }

@@ -19,6 +19,7 @@ const REPORTS: &[(&str, &[u8], usize, usize)] = &[
     ("INQUIRY 83h", &[0x12, 1, 0x83, 0, 0, 0], 3, 2),
     ("INQUIRY 86h", &[0x12, 1, 0x86, 0, 0, 0], 3, 2),
     ("INQUIRY 87h", &[0x12, 1, 0x87, 0, 0, 0], 3, 2),
+    ("INQUIRY 88h", &[0x12, 1, 0x88, 0, 0, 0], 3, 2),
     ("INQUIRY B0h", &[0x12, 1, 0xb0, 0, 0, 0], 3, 2),
     ("INQUIRY B1h", &[0x12, 1, 0xb1, 0, 0, 0], 3, 2),
     ("INQUIRY B2h", &[0x12, 1, 0xb2, 0, 0, 0], 3, 2),
@@ -30,6 +31,7 @@ const REPORTS: &[(&str, &[u8], usize, usize)] = &[
     ("LOG SENSE 00h", &[0x4d, 0, 0x40, 0, 0, 0, 0, 0, 0, 0], 7, 2),
     ("LOG SENSE 00h/FFh", &[0x4d, 0, 0x40, 0xff, 0, 0, 0, 0, 0, 0], 7, 2),
     ("LOG SENSE 0Ch", &[0x4d, 0, 0x4c, 0, 0, 0, 0, 0, 0, 0], 7, 2),
+    ("LOG SENSE 19h", &[0x4d, 0, 0x59, 0, 0, 0, 0, 0, 0, 0], 7, 2),
     ("LOG SENSE 2Fh", &[0x4d, 0, 0x6f, 0, 0, 0, 0, 0, 0, 0], 7, 2),
     ("READ KEYS", &[0x5e, 0, 0, 0, 0, 0, 0, 0, 0, 0], 7, 2),
     ("READ RESERVATION", &[0x5e, 1, 0, 0, 0, 0, 0, 0, 0, 0], 7, 2),
@@ -73,8 +75,7 @@ pub(crate) fn allocation_lengths() -> Vec<(String, Vec<u8>, Vec<u8>, usize)> {
 pub(crate) fn short_cdbs() -> Vec<Case> {
     let cut = |row: &Row| {
         let mut cdb = vec![0; row.usage.len() - 1];
-        cdb[0] = row.opcode;
-        cdb[1] = row.service_action.unwrap_or(0) as u8;
+        row.name_in(&mut cdb);
         let expected = Expected::Check(Sense::illegal_field_cdb(cdb.len() as u16, None));
         Case::new(row.name, cdb, Vec::new(), expected)
     };
@@ -109,6 +110,9 @@ pub(crate) fn unknown_operation_codes() -> Vec<Case> {
         })
         .collect();
     for row in opcode::TABLE.iter().filter(|row| row.service_action.is_some()) {
+        if row.opcode == opcode::VARIABLE_LENGTH {
+            continue;
+        }
         let actions = opcode::rows(row.opcode);
         if actions[0].service_action != row.service_action {
             continue;
@@ -121,6 +125,18 @@ pub(crate) fn unknown_operation_codes() -> Vec<Case> {
             cases.push(Case::new(format!("{:02x}/{action:02x}", row.opcode), cdb, Vec::new(), expected));
         }
     }
+    for action in (0..0x40u8).filter(|action| !(0x09..=0x0d).contains(action)) {
+        let mut cdb = vec![0; 32];
+        [cdb[0], cdb[7], cdb[9]] = [0x7f, 0x18, action];
+        let expected = Expected::Check(Sense::illegal_field_cdb(8, None));
+        cases.push(Case::new(format!("7f/{action:04x}"), cdb, Vec::new(), expected));
+    }
+    for length in (0..=255u8).filter(|length| *length != 0x18) {
+        let mut cdb = vec![0; 32];
+        [cdb[0], cdb[7], cdb[9]] = [0x7f, length, 0x09];
+        let expected = Expected::Check(Sense::illegal_field_cdb(7, None));
+        cases.push(Case::new(format!("7f/0009 of {length} more bytes"), cdb, Vec::new(), expected));
+    }
     cases
 }
 
@@ -129,8 +145,7 @@ pub(crate) fn not_mapped() -> Vec<Case> {
     let rows = opcode::TABLE.iter().filter(|row| !answered_by_the_port.contains(&row.opcode));
     rows.map(|row| {
         let mut cdb = vec![0; row.usage.len()];
-        cdb[0] = row.opcode;
-        cdb[1] = row.service_action.unwrap_or(0) as u8;
+        row.name_in(&mut cdb);
         let expected = Expected::Check(Sense::illegal(asc::LOGICAL_UNIT_NOT_SUPPORTED));
         Case { lun: 9, ..Case::new(row.name, cdb, Vec::new(), expected) }
     })
@@ -158,15 +173,14 @@ fn short_cdbs_point_at_the_first_missing_byte() {
 fn reserved_bits_are_refused_where_they_stand() {
     for (row, at, bit) in reserved_bits() {
         let mut cdb = vec![0; row.usage.len()];
-        cdb[0] = row.opcode;
-        cdb[1] = row.service_action.unwrap_or(0) as u8;
+        row.name_in(&mut cdb);
         cdb[at] |= 1 << bit;
         let mut bench = Bench::new();
         let (completion, _) = bench.send(0, &cdb, Vec::new());
         let Some(sense) = completion.sense else {
             panic!("{}: byte {at} bit {bit} is let through", row.name)
         };
-        let field = if at == 1 && bit >= 5 { 7 } else { bit };
+        let field = if at == row.flags_at() && bit >= 5 { 7 } else { bit };
         assert_eq!(
             sense,
             Sense::illegal_field_cdb(at as u16, Some(field)),

@@ -47,6 +47,14 @@ const TEN: ((usize, usize), (usize, usize)) = ((2, 4), (7, 2));
 const TWELVE: ((usize, usize), (usize, usize)) = ((2, 4), (6, 4));
 const SIXTEEN: ((usize, usize), (usize, usize)) = ((2, 8), (10, 4));
 
+const fn thirty_two(action: u8) -> [u8; 32] {
+    let mut cdb = [0; 32];
+    [cdb[0], cdb[7], cdb[9]] = [0x7f, 0x18, action];
+    cdb
+}
+
+const THIRTY_TWO: ((usize, usize), (usize, usize)) = ((12, 8), (28, 4));
+
 const COMMANDS: &[Ranged] = &[
     ranged("READ(10)", &zeroes::<10>(0x28, 0), TEN.0, TEN.1, DataOut::None),
     ranged("READ(12)", &zeroes::<12>(0xa8, 0), TWELVE.0, TWELVE.1, DataOut::None),
@@ -70,6 +78,11 @@ const COMMANDS: &[Ranged] = &[
     ranged("WRITE SAME(16)", &zeroes::<16>(0x93, 0), SIXTEEN.0, SIXTEEN.1, DataOut::OneBlock),
     ranged("WRITE SAME(16), NDOB=1", &zeroes::<16>(0x93, 1), SIXTEEN.0, SIXTEEN.1, DataOut::None),
     ranged("ORWRITE(16)", &zeroes::<16>(0x8b, 0), SIXTEEN.0, SIXTEEN.1, DataOut::Range),
+    ranged("READ(32)", &thirty_two(0x09), THIRTY_TWO.0, THIRTY_TWO.1, DataOut::None),
+    ranged("VERIFY(32)", &thirty_two(0x0a), THIRTY_TWO.0, THIRTY_TWO.1, DataOut::None),
+    ranged("WRITE(32)", &thirty_two(0x0b), THIRTY_TWO.0, THIRTY_TWO.1, DataOut::Range),
+    ranged("WRITE AND VERIFY(32)", &thirty_two(0x0c), THIRTY_TWO.0, THIRTY_TWO.1, DataOut::Range),
+    ranged("WRITE SAME(32)", &thirty_two(0x0d), THIRTY_TWO.0, THIRTY_TWO.1, DataOut::OneBlock),
     ranged("COMPARE AND WRITE", &zeroes::<16>(0x89, 0), (2, 8), (13, 1), DataOut::TwoRanges),
 ];
 

@@ -17,6 +17,14 @@ pub(crate) fn sixteen(opcode: u8, flags: u8, lba: u64, blocks: u32) -> Vec<u8> {
     cdb
 }
 
+pub(crate) fn thirty_two(action: u8, lba: u64, blocks: u32) -> Vec<u8> {
+    let mut cdb = vec![0; 32];
+    [cdb[0], cdb[7], cdb[9]] = [0x7f, 0x18, action];
+    cdb[12..20].copy_from_slice(&lba.to_be_bytes());
+    cdb[28..].copy_from_slice(&blocks.to_be_bytes());
+    cdb
+}
+
 pub(crate) fn compare_and_write(lba: u64, blocks: u8) -> Vec<u8> {
     let mut cdb = sixteen(0x89, 0, lba, 0);
     cdb[13] = blocks;
