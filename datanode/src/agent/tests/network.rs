@@ -105,7 +105,7 @@ impl Running {
             epoch: Epoch::FIRST,
             expected_version: 3,
             nexus: Nexus::new(initiator, RelativePort(1)),
-            change: ProposedChange::Command { cdb: [0x5f; 16], parameter_list: vec![0; 24] },
+            change: ProposedChange::Command { cdb: [0x5f; 32], parameter_list: vec![0; 24] },
             now_unix_ms: 0,
             proposal_id: [id; 16],
         };
