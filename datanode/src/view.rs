@@ -77,6 +77,8 @@ pub struct NodeView {
     pub live: bool,
     /// Gets no new ownership or replicas.
     pub cordoned: bool,
+    /// What it owns is being handed over, or has been: it is about to be stopped.
+    pub draining: bool,
     /// Its process's incarnation.
     pub incarnation: Incarnation,
     /// The boot that it runs under.

@@ -115,6 +115,9 @@ pub enum LoginAnswer {
     Accept(Admission),
     /// No.
     Refuse(LoginStatus),
+    /// Not here, for now: the target has moved temporarily (0101h) to this portal, `address:port` as in [`PortalRecord`]. Before
+    /// any authentication: the initiator does that there.
+    Redirect(String),
 }
 
 /// What an initiator is admitted with.
@@ -457,6 +460,8 @@ pub enum CloseReason {
     Logout,
     /// Login was refused with this status.
     LoginRefused(LoginStatus),
+    /// The initiator was sent to another portal.
+    Redirected,
     /// Login took too long.
     LoginTimeout,
     /// No answer to a ping, or a discovery session was idle.

@@ -93,7 +93,7 @@ const TABLE: [(Key, &str, Rule, u32); KEYS] = [
     (Key::MaxConnections,           "MaxConnections",           Rule::Minimum { low: 1, high: 65535 },           1),
     (Key::InitialR2T,               "InitialR2T",               Rule::Or,                                        1),
     (Key::ImmediateData,            "ImmediateData",            Rule::And,                                       1),
-    (Key::MaxRecvDataSegmentLength, "MaxRecvDataSegmentLength", Rule::Declared { low: 512, high: 0x00ff_ffff }, 8192),
+    (Key::MaxRecvDataSegmentLength, MAX_RECV_DATA_SEGMENT_LENGTH, Rule::Declared { low: 512, high: 0x00ff_ffff }, 8192),
     (Key::MaxBurstLength,           "MaxBurstLength",           LENGTH,                                     262_144),
     (Key::FirstBurstLength,         "FirstBurstLength",         LENGTH,                                      65_536),
     (Key::DefaultTime2Wait,         "DefaultTime2Wait",         Rule::Maximum { low: 0, high: 3600 },            2),
@@ -119,6 +119,15 @@ const FIXED: [(&str, &str); 8] = [
     ("TargetPortalGroupTag", "Reject"),
     ("TargetAlias", "Reject"),
 ];
+
+/// The one key of the table that may be declared again in the full feature phase.
+pub(crate) const MAX_RECV_DATA_SEGMENT_LENGTH: &str = "MaxRecvDataSegmentLength";
+
+/// A data segment length within its range.
+pub(crate) fn segment_length(value: &str) -> Option<u32> {
+    let length = u32::try_from(crate::text::number(value)?).ok()?;
+    (limits::SEGMENT_LEN_MIN..=limits::SEGMENT_LEN_MAX).contains(&length).then_some(length)
+}
 
 /// Whether a key means something to us, in whatever phase.
 pub(crate) fn is_known(name: &str) -> bool {

@@ -60,16 +60,19 @@ impl Worker {
         }
         self.retry = true;
         for connection in self.connections.keys().copied().collect::<Vec<_>>() {
+            let held_login = self.is_held_login(connection);
             match self.connections.get_mut(&connection) {
                 Some(Portal { stage: Stage::Session(_), home: Home::Own(engine, _), .. }) => {
                     engine.request_logout(iscsi(now), (DRAIN_MS_MAX / 1000) as u16);
                     self.pump(now, connection);
                 }
-                // Logins and discovery: there is nothing to lose.
+                // Logins that wait are sent to another node below. Of the others, and of discovery, nothing is lost.
+                Some(Portal { home: Home::Own(..), .. }) if held_login => {}
                 Some(Portal { home: Home::Own(..), .. }) => self.close(now, connection),
                 _ => {}
             }
         }
+        self.retry_logins(now);
     }
 
     /// When the drain has something to do.

@@ -2,7 +2,8 @@
 //!
 //! Invariants: an initiator that belongs to no host gets no further than its first request (0202h), also for discovery; a
 //! session starts only after the older one of its nexus has ended at every owner that knew it; a nexus is born with 29/00
-//! pending on every LUN and hears only of events of views installed after its birth.
+//! pending on every LUN and hears only of events of views installed after its birth; who is sent to another node belongs to a
+//! host, and the other node serves as far as this one knows.
 
 use holdfast_iscsi::chap::{Algorithm, ChapCredentials, Secret};
 use holdfast_iscsi::{
@@ -14,6 +15,7 @@ use holdfast_scsi::port::{LunMap, MappedUnit, NexusPort};
 use holdfast_scsi::time::Instant;
 use holdfast_scsi::transport_id::TransportId;
 
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 use super::inspection::Facts;
@@ -52,7 +54,7 @@ pub(super) struct HeldLogin {
 
 impl Worker {
     pub(super) fn login(&mut self, now: Instant, connection: u64, request: LoginRequest) {
-        if self.serving_view(now).is_none() {
+        if self.serving_view(now).is_none() && self.drain.is_none() {
             let by_ms = now.0.saturating_add(LOGIN_HOLD_MS_MAX);
             return self.held_logins.push(HeldLogin { connection, request, by_ms });
         }
@@ -64,9 +66,10 @@ impl Worker {
         if self.held_logins.is_empty() {
             return;
         }
-        let serving = self.serving_view(now).is_some();
+        // One that stops will not serve again.
+        let settled = self.serving_view(now).is_some() || self.drain.is_some();
         for held in std::mem::take(&mut self.held_logins) {
-            if serving || held.by_ms <= now.0 {
+            if settled || held.by_ms <= now.0 {
                 self.answer_login(now, held.connection, &held.request);
                 self.pump(now, held.connection);
             } else if self.connections.contains_key(&held.connection) {
@@ -75,8 +78,18 @@ impl Worker {
         }
     }
 
+    pub(super) fn is_held_login(&self, connection: u64) -> bool {
+        self.held_logins.iter().any(|held| held.connection == connection)
+    }
+
     fn answer_login(&mut self, now: Instant, connection: u64, request: &LoginRequest) {
+        let moved = self.elsewhere(now, connection, request);
         let answer = match self.admit(now, request) {
+            Ok(_) | Err(LoginStatus::ServiceUnavailable) if moved.is_some() => {
+                let address = moved.map(|address| address.to_string()).unwrap_or_default();
+                tracing::info!(initiator = request.initiator_name, address, "login sent to another node");
+                LoginAnswer::Redirect(address)
+            }
             Ok(admission) => LoginAnswer::Accept(admission),
             Err(status) => {
                 tracing::info!(initiator = request.initiator_name, ?status, "login refused");
@@ -86,6 +99,36 @@ impl Worker {
         if let Some(engine) = self.engine(connection) {
             engine.login_answer(iscsi(now), answer);
         }
+    }
+
+    /// Where to send an initiator that begins a session here, because this node does not serve now (it stops, or has no lease)
+    /// or is being drained. Nowhere, if no other node is better off. Discovery and further connections of a session are
+    /// never sent away: the former is answered by any node, the latter belong to this one.
+    fn elsewhere(&self, now: Instant, connection: u64, request: &LoginRequest) -> Option<SocketAddr> {
+        let view = self.view.as_deref()?;
+        let leaving = view.my_node().is_some_and(|me| me.draining);
+        let normal = request.session_type == SessionType::Normal && request.tsih == 0;
+        if !normal || (self.serving_view(now).is_some() && !leaving) {
+            return None;
+        }
+        let target = request.target_name.as_ref()?;
+        if !target.eq_ignore_ascii_case(&view.target_iqn) || view.host_of(&request.initiator_name).is_none() {
+            return None;
+        }
+        let here = self.connections.get(&connection).and_then(|p| self.portals.get(p.portal))?;
+        let others = view
+            .nodes
+            .values()
+            .filter(|node| node.number != view.me && node.live && !node.draining && !node.cordoned);
+        let mut portals: Vec<SocketAddr> =
+            others.flat_map(|node| &node.ports).map(|port| port.portal).collect();
+        // An initiator that came by one kind of address may not have the other, nor a port on the way to it.
+        portals.retain(|portal| portal.is_ipv4() == here.is_ipv4() && !portal.ip().is_unspecified());
+        portals.sort_unstable();
+        // Spread by name and ISID, and the same each time.
+        let bytes = request.initiator_name.bytes().chain(request.isid);
+        let sum = bytes.fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        portals.get(sum.checked_rem(portals.len())?).copied()
     }
 
     fn admit(&self, now: Instant, request: &LoginRequest) -> Result<Admission, LoginStatus> {
@@ -112,7 +155,12 @@ impl Worker {
     pub(super) fn send_targets(&mut self, connection: u64, request: &SendTargets) {
         let targets = match &self.view {
             Some(view) if matches_target(view, request) => {
-                let live = view.nodes.values().filter(|node| node.live || node.number == view.me);
+                // A node that is about to be stopped is not shown while another one serves.
+                let lasting = view.nodes.values().any(|node| node.live && !node.draining);
+                let live = view
+                    .nodes
+                    .values()
+                    .filter(|node| (node.live || node.number == view.me) && !(lasting && node.draining));
                 let portals = live.flat_map(|node| {
                     let group = node.number.get();
                     node.ports.iter().map(move |p| PortalRecord { address: p.portal.to_string(), group })

@@ -98,6 +98,7 @@ impl Pair {
                     number,
                     live: true,
                     cordoned: false,
+                    draining: false,
                     incarnation: Incarnation(1),
                     boot: crate::view::BootId([1; 16]),
                     ports: vec![],

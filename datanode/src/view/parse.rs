@@ -338,6 +338,7 @@ fn node(record: &state::Node) -> Field<NodeView> {
         number: node_number(record.number)?,
         live: record.live,
         cordoned: record.cordoned,
+        draining: record.draining,
         incarnation: Incarnation(record.incarnation),
         boot: BootId::from_slice(&record.boot_id).ok_or("its boot id is not 16 bytes")?,
         ports: record.ports.iter().map(port).collect::<Field<_>>()?,

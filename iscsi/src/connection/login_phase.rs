@@ -3,11 +3,13 @@
 use super::link::Links;
 use crate::event::{CloseReason, Violation};
 use crate::limits;
-use crate::login::status::LoginStatus;
+use crate::login::status::{LoginStatus, TARGET_MOVED_TEMPORARILY};
 use crate::login::{Login, Progress, Reply};
 use crate::negotiation::SessionParameters;
 use crate::pdu::{Bhs, LoginRequestPdu, LoginResponsePdu, Numbers, Stage, opcode};
+use crate::text;
 use crate::time::Instant;
+use alloc::vec::Vec;
 
 /// Makes MaxCmdSN less than ExpCmdSN - 1, so that the initiator ignores both (RFC 7143 4.2.2.1): a connection that joins a
 /// session does not know that session's numbers before it has joined.
@@ -78,6 +80,13 @@ impl LoginPhase {
                 self.send(link, &reply);
                 Ok(Next::FullFeature(parameters))
             }
+            Ok(Progress::Moved(address)) => {
+                // Without a group tag (RFC 7143 13.8): the address is where to ask, not what to find there.
+                let mut text = Vec::new();
+                text::push(&mut text, "TargetAddress", &address);
+                self.end_with(link, TARGET_MOVED_TEMPORARILY, &text);
+                Err(CloseReason::Redirected)
+            }
             Err(status) => Err(self.refuse(link, status)),
         }
     }
@@ -104,6 +113,12 @@ impl LoginPhase {
     }
 
     fn refuse<B: AsRef<[u8]>>(&self, link: &mut Links<B>, status: LoginStatus) -> CloseReason {
+        self.end_with(link, status.code(), &[]);
+        CloseReason::LoginRefused(status)
+    }
+
+    /// The last response of a login that goes no further.
+    fn end_with<B: AsRef<[u8]>>(&self, link: &mut Links<B>, status: u16, text: &[u8]) {
         let bhs: Bhs = link.receiver.bhs();
         let current_stage = self.login.leading().map_or(Stage::Security, |_| self.login.stage());
         let mut response = LoginResponsePdu {
@@ -113,13 +128,12 @@ impl LoginPhase {
             tsih: 0,
             initiator_task_tag: bhs.initiator_task_tag(),
             numbers: self.numbers(link),
-            status: status.code(),
+            status,
         };
         if let Some(leading) = self.login.leading() {
             response.isid = leading.isid;
             response.tsih = leading.tsih;
         }
-        link.transmit.push(response.encode(), &[]);
-        CloseReason::LoginRefused(status)
+        link.transmit.push(response.encode(), text);
     }
 }

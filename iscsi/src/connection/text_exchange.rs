@@ -8,6 +8,7 @@ use super::link::Links;
 use crate::discovery;
 use crate::event::{Event, TargetRecord};
 use crate::limits;
+use crate::login;
 use crate::negotiation;
 use crate::pdu::{Bhs, RejectReason, TAG_NONE, TextRequest, TextResponse};
 use crate::text;
@@ -103,7 +104,14 @@ impl FullFeature {
                     }
                 }
                 "InitiatorAlias" => {}
-                key if negotiation::is_known(key) => text::push(&mut reply, key, "Reject"),
+                // A declaration, which may come again at any time (RFC 7143 13.12): nothing is answered.
+                negotiation::MAX_RECV_DATA_SEGMENT_LENGTH => match negotiation::segment_length(pair.value) {
+                    Some(length) => link.send_len = length,
+                    None => text::push(&mut reply, pair.key, "Reject"),
+                },
+                key if negotiation::is_known(key) || login::is_known(key) => {
+                    text::push(&mut reply, key, "Reject")
+                }
                 key => text::push(&mut reply, key, "NotUnderstood"),
             }
         }

@@ -14,10 +14,15 @@ use crate::limits;
 use crate::negotiation::{Answer, Negotiation, SessionParameters};
 use crate::pdu::{LoginRequestPdu, Stage};
 use crate::text;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use security::{Security, SecurityKeys};
 use status::LoginStatus;
+
+/// Whether a key has its place in login alone.
+pub(crate) fn is_known(key: &str) -> bool {
+    identity::is_declaration(key) || SecurityKeys::default().take(&text::Pair { key, value: "" })
+}
 
 /// What a login response says beside its numbers.
 #[derive(Debug)]
@@ -35,6 +40,8 @@ pub(crate) enum Progress {
     Reply(Reply),
     /// Ask the shell.
     Ask(Event),
+    /// Send the initiator to this portal, and end.
+    Moved(String),
     /// Send this; the full feature phase begins.
     Finished(Reply, SessionParameters),
 }
@@ -160,6 +167,7 @@ impl Login {
         self.asked = Asked::Nothing;
         Some(match answer {
             LoginAnswer::Refuse(status) => Err(status),
+            LoginAnswer::Redirect(address) => Ok(Progress::Moved(address)),
             LoginAnswer::Accept(admission) => {
                 self.admit(admission).and_then(|()| self.proceed(options, next))
             }

@@ -1,5 +1,8 @@
 //! Login status codes (RFC 7143 11.13.5).
 
+/// Status class and detail of a redirection: the target has moved temporarily.
+pub(crate) const TARGET_MOVED_TEMPORARILY: u16 = 0x0101;
+
 /// Why a login is refused. Success and redirection are not refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginStatus {

@@ -14,6 +14,8 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 pub const INITIATOR: &str = "iqn.2026-01.test.host:a";
+/// A target that is elsewhere for now.
+pub const MOVED: &str = "iqn.2026-01.test.array:moved";
 pub const DENIED: &str = "iqn.2026-01.test.host:denied";
 pub const TARGET: &str = "iqn.2026-01.test.array:t";
 pub const ENTROPY: [u8; 32] = [0x5a; 32];
@@ -110,6 +112,9 @@ impl Portal {
     fn judge(&self, login: &LoginRequest) -> LoginAnswer {
         let target = login.target_name.as_deref();
         match login.session_type {
+            SessionType::Normal if target == Some(MOVED) => {
+                LoginAnswer::Redirect("127.0.0.2:3260".to_owned())
+            }
             SessionType::Normal if target != Some(TARGET) => LoginAnswer::Refuse(LoginStatus::NotFound),
             _ if login.initiator_name == DENIED => LoginAnswer::Refuse(LoginStatus::AuthorizationFailure),
             _ if login.tsih != 0 => LoginAnswer::Refuse(LoginStatus::SessionDoesNotExist),

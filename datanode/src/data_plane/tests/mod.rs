@@ -4,4 +4,5 @@ mod host;
 mod members;
 mod portal;
 mod protocol_level;
+mod redirection;
 mod standalone;
