@@ -3,25 +3,18 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
-use holdfast_pki::{Identity, Role};
-use holdfast_proto::v1::{GetClusterRequest, cluster_service_client::ClusterServiceClient};
+use holdfast_pki::Identity;
 use holdfast_telemetry::propagation::Propagate;
-use tonic::{
-    Status,
-    service::interceptor::InterceptedService,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, service::interceptor::InterceptedService};
 
 use crate::{
     arguments::Client,
     dev::layout::{self, Layout},
+    failover::{Calls, Failover},
 };
 
 /// A call that takes longer has lost its cluster.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// A controller that is none answers at once.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where a cluster is, and as whom to speak to it.
 pub(crate) struct Access {
@@ -30,7 +23,7 @@ pub(crate) struct Access {
 }
 
 /// A connection whose calls carry the trace that they belong to.
-pub(crate) type Connection = InterceptedService<Channel, Propagate>;
+pub(crate) type Connection = InterceptedService<Failover, Propagate>;
 
 impl Access {
     /// `--endpoints` and `--tls`, else `--dir`, else the one development cluster that runs.
@@ -58,46 +51,26 @@ impl Access {
         Ok(Self { endpoints: layout.controllers.iter().map(|c| c.address()).collect(), tls })
     }
 
-    /// Connects to the first controller that answers.
+    /// Connects to the first controller that answers. Calls go on at another one where that helps.
     pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
-        self.connect_with(Some(CALL_TIMEOUT)).await
+        self.connect_with(Calls::One(Some(CALL_TIMEOUT))).await
     }
 
-    /// The same for a call that lasts as long as the caller wishes.
+    /// The same for calls that take as long as they take.
+    pub(crate) async fn connect_for_long(&self) -> anyhow::Result<Connection> {
+        self.connect_with(Calls::One(None)).await
+    }
+
+    /// The same for streams, which last as long as the caller wishes.
     pub(crate) async fn connect_for_stream(&self) -> anyhow::Result<Connection> {
-        self.connect_with(None).await
+        self.connect_with(Calls::Stream).await
     }
 
-    async fn connect_with(&self, call_timeout: Option<Duration>) -> anyhow::Result<Connection> {
+    async fn connect_with(&self, calls: Calls) -> anyhow::Result<Connection> {
         let identity = Identity::load(&self.tls)?;
-        let tls = identity.tonic_client(Role::Controller, None)?;
-        let mut failures = Vec::new();
-        for address in &self.endpoints {
-            let mut endpoint = Endpoint::from_shared(format!("https://{address}"))
-                .with_context(|| format!("'{address}' is not ADDRESS:PORT"))?
-                .tls_config(tls.clone())?
-                .connect_timeout(CONNECT_TIMEOUT);
-            if let Some(timeout) = call_timeout {
-                endpoint = endpoint.timeout(timeout);
-            }
-            match endpoint.connect().await {
-                Ok(channel) if self.endpoints.len() > 1 && is_outside(&channel).await => {
-                    failures.push(format!("{address}: it is not a member of the cluster"));
-                }
-                Ok(channel) => return Ok(InterceptedService::new(channel, Propagate)),
-                Err(error) => failures.push(format!("{address}: {}", root_cause(&error))),
-            }
-        }
-        bail!("no controller answers ({}); is the cluster up?", failures.join("; "))
+        let connected = Failover::connect(identity, self.endpoints.clone(), calls).await;
+        Ok(InterceptedService::new(connected.map_err(anyhow::Error::msg)?, Propagate))
     }
-}
-
-/// True if the controller says that it was removed or waits to be added. What cannot be told in a moment is taken for a member:
-/// the call itself then tells more.
-async fn is_outside(channel: &Channel) -> bool {
-    let mut service = ClusterServiceClient::new(channel.clone());
-    let answer = tokio::time::timeout(PROBE_TIMEOUT, service.get_cluster(GetClusterRequest {})).await;
-    matches!(answer, Ok(Err(status)) if status.message().contains("is not a member of the cluster"))
 }
 
 /// A channel to the cluster that the command line names.

@@ -8,6 +8,7 @@ mod arguments;
 mod commands;
 mod connection;
 mod dev;
+mod failover;
 mod output;
 mod pki;
 mod size;

@@ -126,7 +126,7 @@ async fn data_nodes_and_their_owner_are_recorded_and_pages_hold_everything_once(
     assert_eq!((joined[0].role.as_str(), joined[0].name.as_str()), ("node", "node-1"));
     assert_eq!((joined[1].action.as_str(), joined[1].name.as_str()), ("node.live", "ctl-1"));
     let mut nodes = NodeServiceClient::new(controller.admin());
-    nodes.cordon_node(CordonNodeRequest { name: "node-1".to_owned() }).await.unwrap();
+    nodes.cordon_node(CordonNodeRequest { name: "node-1".to_owned(), ..Default::default() }).await.unwrap();
     let missing = DeleteVolumeRequest { name: "nothing".to_owned(), ..Default::default() };
     VolumeServiceClient::new(controller.admin()).delete_volume(missing).await.unwrap_err();
     assert_eq!(of(&controller, "volume/").await.len(), 1);

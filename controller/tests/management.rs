@@ -168,7 +168,7 @@ async fn bad_requests_are_told_what_is_wrong() {
         told(c.map("db1", "win1", None).await),
         (Code::NotFound, "volume db1 does not exist".to_owned())
     );
-    c.nodes.cordon_node(CordonNodeRequest { name: "node-1".to_owned() }).await.unwrap();
+    c.nodes.cordon_node(CordonNodeRequest { name: "node-1".to_owned(), ..Default::default() }).await.unwrap();
     assert_eq!(told(c.volume("", "db1", mib(1)).await).1, "no place for the volume: node node-1 is cordoned");
     let viewer = controller.channel(Role::Viewer, "eve");
     let refused = HostServiceClient::new(viewer.clone()).create_host(CreateHostRequest::default()).await;
@@ -283,7 +283,7 @@ async fn a_node_is_removed_once_it_has_stopped_and_holds_nothing() {
     let _two = controller.kept_node(2).await;
     let mut c = Clients::new(&controller);
     c.volume("", "db1", VolumeSpec { node: "node-1".to_owned(), ..mib(1) }).await.unwrap();
-    let remove = |name: &str| RemoveNodeRequest { name: name.to_owned() };
+    let remove = |name: &str| RemoveNodeRequest { name: name.to_owned(), ..Default::default() };
     let refused = told(c.nodes.remove_node(remove("node-1")).await);
     assert_eq!(refused.0, Code::FailedPrecondition);
     assert!(refused.1.contains("may still hold a lease, for "), "{}", refused.1);

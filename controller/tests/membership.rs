@@ -153,7 +153,7 @@ impl Cluster {
     }
 
     async fn remove(&self, through: usize, id: usize) -> Result<(), Status> {
-        let request = RemoveControllerRequest { name: format!("ctl-{id}") };
+        let request = RemoveControllerRequest { name: format!("ctl-{id}"), ..Default::default() };
         self.settled(|| async { self.controllers(through).remove_controller(request.clone()).await }).await
     }
 
@@ -253,7 +253,7 @@ impl Cluster {
 }
 
 fn addition(id: usize, address: String) -> AddControllerRequest {
-    AddControllerRequest { name: format!("ctl-{id}"), id: id as u64, address }
+    AddControllerRequest { name: format!("ctl-{id}"), id: id as u64, address, ..Default::default() }
 }
 
 /// As [`Cluster::audited`] tells it.
@@ -290,7 +290,12 @@ async fn one_becomes_three_and_five_and_one_again() {
     let refused = cluster.add(1, 3).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("ctl-3 does not answer at"), "{}", refused.message());
-    let wrong_id = AddControllerRequest { name: "ctl-2".to_owned(), id: 7, address: cluster.address(2) };
+    let wrong_id = AddControllerRequest {
+        name: "ctl-2".to_owned(),
+        id: 7,
+        address: cluster.address(2),
+        ..Default::default()
+    };
     let refused = cluster
         .settled(|| async { cluster.controllers(1).add_controller(wrong_id.clone()).await })
         .await
@@ -318,7 +323,7 @@ async fn one_becomes_three_and_five_and_one_again() {
     assert_eq!(cluster.hosts(4).await, 2);
 
     // To a chosen one; then it removes itself through its successor.
-    let request = TransferLeadershipRequest { name: "ctl-4".to_owned() };
+    let request = TransferLeadershipRequest { name: "ctl-4".to_owned(), ..Default::default() };
     cluster
         .settled(|| async { cluster.controllers(1).transfer_leadership(request.clone()).await })
         .await

@@ -19,12 +19,15 @@ pub(crate) async fn run(client: &Client, verb: Cluster) -> anyhow::Result<()> {
         Cluster::Show => service.get_cluster(GetClusterRequest {}).await,
         Cluster::Set(set) => {
             let request = SetClusterOptionsRequest {
+                request_id: request_id(),
                 replace_after_seconds: set.replace_after,
                 replace_never: Some(set.replace_never),
             };
             service.set_cluster_options(request).await
         }
-        Cluster::Rebalance { stop } => service.rebalance_cluster(RebalanceClusterRequest { stop }).await,
+        Cluster::Rebalance { stop } => {
+            service.rebalance_cluster(RebalanceClusterRequest { request_id: request_id(), stop }).await
+        }
         Cluster::Recover { volume, from, accept_data_loss } => {
             return recover(client, volume, from.zip(accept_data_loss)).await;
         }

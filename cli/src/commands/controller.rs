@@ -7,21 +7,24 @@ use holdfast_proto::v1::{
 
 use crate::{
     arguments::{Client, Controller},
-    connection::{Access, refusal},
+    connection::{Access, refusal, request_id},
     output::{print, table},
 };
 
 pub(crate) async fn run(client: &Client, verb: Controller) -> anyhow::Result<()> {
     // A new controller catches up before its call is answered, which takes as long as it takes.
-    let mut service = ControllerServiceClient::new(Access::find(client)?.connect_for_stream().await?);
+    let mut service = ControllerServiceClient::new(Access::find(client)?.connect_for_long().await?);
+    let request_id = request_id();
     let answer = match verb {
         Controller::List => service.list_controllers(ListControllersRequest {}).await,
         Controller::Add { name, id, address } => {
-            service.add_controller(AddControllerRequest { name, id, address }).await
+            service.add_controller(AddControllerRequest { request_id, name, id, address }).await
         }
-        Controller::Remove { name } => service.remove_controller(RemoveControllerRequest { name }).await,
+        Controller::Remove { name } => {
+            service.remove_controller(RemoveControllerRequest { request_id, name }).await
+        }
         Controller::Transfer { name } => {
-            service.transfer_leadership(TransferLeadershipRequest { name }).await
+            service.transfer_leadership(TransferLeadershipRequest { request_id, name }).await
         }
     };
     let answer = answer.map_err(refusal)?.into_inner();

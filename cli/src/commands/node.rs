@@ -11,7 +11,7 @@ use tonic::{Response, Status};
 use super::PAGE_SIZE;
 use crate::{
     arguments::{Client, Node},
-    connection::{Connection, connect, refusal},
+    connection::{Connection, connect, refusal, request_id},
     output::{or_dash, print, table},
     size::Size,
 };
@@ -28,14 +28,17 @@ pub(crate) async fn run(client: &Client, verb: Node) -> anyhow::Result<()> {
             return print(client.output, "ListNodesResponse", &answer, || rows(&answer.nodes));
         }
         Node::Show { name } => service.get_node(GetNodeRequest { name }).await,
-        Node::Cordon { name } => service.cordon_node(CordonNodeRequest { name }).await,
+        Node::Cordon { name } => {
+            service.cordon_node(CordonNodeRequest { request_id: request_id(), name }).await
+        }
         Node::Remove { name } => {
-            service.remove_node(RemoveNodeRequest { name: name.clone() }).await.map_err(refusal)?;
+            let request = RemoveNodeRequest { request_id: request_id(), name: name.clone() };
+            service.remove_node(request).await.map_err(refusal)?;
             println!("node {name} removed");
             return Ok(());
         }
         Node::Drain { name, keep_replicas, no_wait } => {
-            let request = DrainNodeRequest { name: name.clone(), keep_replicas };
+            let request = DrainNodeRequest { request_id: request_id(), name: name.clone(), keep_replicas };
             let begun = service.drain_node(request).await;
             if no_wait {
                 begun
@@ -43,7 +46,9 @@ pub(crate) async fn run(client: &Client, verb: Node) -> anyhow::Result<()> {
                 drained(&mut service, name, begun.map_err(refusal)?.into_inner()).await
             }
         }
-        Node::Uncordon { name } => service.uncordon_node(UncordonNodeRequest { name }).await,
+        Node::Uncordon { name } => {
+            service.uncordon_node(UncordonNodeRequest { request_id: request_id(), name }).await
+        }
     };
     let node = one.map_err(refusal)?.into_inner();
     print(client.output, "Node", &node, || rows(std::slice::from_ref(&node)))

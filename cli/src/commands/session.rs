@@ -8,8 +8,9 @@ use holdfast_proto::v1::{
 
 use crate::{
     arguments::{Client, Session, SessionFilter, UnitAttention},
-    connection::{connect, refusal},
+    connection::{connect, refusal, request_id},
     output::{facts, or_dash, print, table, utc},
+    size::Size,
 };
 
 async fn list(client: &Client, filter: SessionFilter) -> anyhow::Result<ListSessionsResponse> {
@@ -51,7 +52,11 @@ pub(crate) async fn run(client: &Client, verb: Session) -> anyhow::Result<()> {
         }
         Session::End { initiator, rtpi } => {
             let mut service = SessionServiceClient::new(connect(client).await?);
-            let request = EndSessionRequest { initiator: initiator.clone(), relative_port: u32::from(rtpi) };
+            let request = EndSessionRequest {
+                request_id: request_id(),
+                initiator: initiator.clone(),
+                relative_port: u32::from(rtpi),
+            };
             service.end_session(request).await.map_err(refusal)?;
             println!("session of {initiator} through port {rtpi} ended");
             Ok(())
@@ -115,8 +120,23 @@ fn with_silent(text: String, answer: &ListSessionsResponse) -> String {
 
 fn rows(sessions: &[SessionRecord]) -> String {
     table(
-        ["initiator", "host", "node", "rtpi", "portal", "since", "luns", "under way", "pending"],
+        [
+            "initiator",
+            "host",
+            "node",
+            "rtpi",
+            "portal",
+            "since",
+            "luns",
+            "commands",
+            "read",
+            "written",
+            "errors",
+            "under way",
+            "pending",
+        ],
         sessions.iter().map(|session| {
+            let counted = session.counters.unwrap_or_default();
             [
                 session.initiator.clone(),
                 or_dash(&session.host),
@@ -125,6 +145,10 @@ fn rows(sessions: &[SessionRecord]) -> String {
                 or_dash(&session.portal),
                 session.since.as_ref().map_or_else(|| "-".to_owned(), |since| utc(since.seconds)),
                 session.luns.len().to_string(),
+                counted.commands.to_string(),
+                Size(counted.data_in_bytes).to_string(),
+                Size(counted.data_out_bytes).to_string(),
+                counted.check_conditions.to_string(),
                 session.commands_under_way.to_string(),
                 pending(&session.luns),
             ]
@@ -133,6 +157,7 @@ fn rows(sessions: &[SessionRecord]) -> String {
 }
 
 fn details(session: &SessionRecord) -> String {
+    let counted = session.counters.unwrap_or_default();
     let yes = |on: bool| if on { "Yes" } else { "No" }.to_owned();
     let digest = |on: bool| if on { "CRC32C" } else { "None" }.to_owned();
     let luns: Vec<String> = session
@@ -164,6 +189,14 @@ fn details(session: &SessionRecord) -> String {
         ("segment to it", session.send_segment_bytes.to_string()),
         ("segment from it", session.receive_segment_bytes.to_string()),
         ("under way", session.commands_under_way.to_string()),
+        ("commands", counted.commands.to_string()),
+        ("data to it", format!("{} ({} bytes)", Size(counted.data_in_bytes), counted.data_in_bytes)),
+        ("data from it", format!("{} ({} bytes)", Size(counted.data_out_bytes), counted.data_out_bytes)),
+        ("CHECK CONDITION", counted.check_conditions.to_string()),
+        ("Unit Attentions", counted.unit_attentions.to_string()),
+        ("RESERVATION CONFLICT", counted.reservation_conflicts.to_string()),
+        ("BUSY", counted.busy.to_string()),
+        ("aborted", counted.aborted.to_string()),
         ("luns", or_dash(&luns.join("; "))),
     ])
 }

@@ -73,7 +73,9 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
                 .move_replica(MoveReplicaRequest { request_id: request_id(), volume, from, to, pool })
                 .await
         }
-        Volume::Move { name, node } => service.move_volume(MoveVolumeRequest { name, node }).await,
+        Volume::Move { name, node } => {
+            service.move_volume(MoveVolumeRequest { request_id: request_id(), name, node }).await
+        }
         Volume::Delete { name } => {
             let request = DeleteVolumeRequest { request_id: request_id(), name: name.clone() };
             service.delete_volume(request).await.map_err(refusal)?;

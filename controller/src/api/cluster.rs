@@ -9,7 +9,7 @@ use holdfast_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, called};
+use super::{Api, called, request::client_request};
 use crate::state::{Body, limits};
 
 #[tonic::async_trait]
@@ -22,8 +22,10 @@ impl ClusterService for Api {
         &self,
         request: Request<SetClusterOptionsRequest>,
     ) -> Result<Response<Cluster>, Status> {
-        let (call, request) = called(request)?;
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
         let body = Body::SetClusterOptions(records::SetClusterOptions {
+            request: client_request(id, "SetClusterOptions", &request),
             replace_after_s: request.replace_after_seconds,
             replace_never: request.replace_never,
         });
@@ -35,9 +37,14 @@ impl ClusterService for Api {
         &self,
         request: Request<RebalanceClusterRequest>,
     ) -> Result<Response<Cluster>, Status> {
-        let (call, request) = called(request)?;
-        self.write(&call, Body::Rebalance(records::Rebalance { on: !request.stop, stopped: request.stop }))
-            .await?;
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
+        let body = Body::Rebalance(records::Rebalance {
+            request: client_request(id, "RebalanceCluster", &request),
+            on: !request.stop,
+            stopped: request.stop,
+        });
+        self.write(&call, body).await?;
         self.cluster_view().await
     }
 }

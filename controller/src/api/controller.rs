@@ -13,13 +13,16 @@ use holdfast_proto::{
 use holdfast_telemetry::propagation::Propagate;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Api, called, leader_changed, status};
+use super::{Api, called, leader_changed, request::client_request, status};
 use crate::{
-    raft::{Member as RaftMember, connect, membership::MembershipError},
+    raft::{
+        Member as RaftMember, connect,
+        membership::{MembershipError, Wish},
+    },
     server::{Call, stamp_metadata},
     state::{
         Body,
-        names::{check_address, check_name},
+        names::{check_address, check_name, printable},
     },
 };
 
@@ -46,18 +49,38 @@ impl Api {
         members.collect()
     }
 
+    /// The answer to a change of the members. What is refused because it is so already may have been done by the same request, sent
+    /// twice: that is no refusal.
+    async fn told(
+        &self,
+        request: Option<records::ClientRequest>,
+        changed: Result<(), MembershipError>,
+    ) -> Result<Response<ListControllersResponse>, Status> {
+        let Err(error) = changed else { return Ok(self.listed()) };
+        match self.answered(request.as_ref()).await {
+            Ok(Some(_)) => Ok(self.listed()),
+            Ok(None) | Err(_) => Err(refused(&error)),
+        }
+    }
+
     fn listed(&self) -> Response<ListControllersResponse> {
         Response::new(ListControllersResponse { members: self.members() })
     }
 
     /// Puts into the audit that leadership is handed over, before it is: this member cannot write after it. That it failed is
     /// audited as a call that was refused, so this write does not count as the call's.
-    async fn record_transfer(&self, call: &Call, to: &Member) -> Result<(), Status> {
+    async fn record_transfer(
+        &self,
+        call: &Call,
+        request: Option<records::ClientRequest>,
+        to: &Member,
+    ) -> Result<(), Status> {
         let body = Body::RecordMembership(records::RecordMembership {
             change: "leader".to_owned(),
             name: to.name.clone(),
             id: to.id,
             address: to.address.clone(),
+            request,
         });
         self.write(&Call { proposed: Default::default(), ..call.clone() }, body).await.map(|_| ())
     }
@@ -89,46 +112,63 @@ impl ControllerService for Api {
         &self,
         request: Request<AddControllerRequest>,
     ) -> Result<Response<ListControllersResponse>, Status> {
-        let (call, request) = called(request)?;
+        let (call, mut request) = called(request)?;
+        let request_id = std::mem::take(&mut request.request_id);
+        let client = client_request(request_id, "AddController", &request);
         check_name("name", &request.name).map_err(|refusal| status::refused(&refusal))?;
         check_address("address", &request.address).map_err(|refusal| status::refused(&refusal))?;
         if request.id == 0 {
             return Err(Status::invalid_argument("id: 0 is no member's; 1 or more"));
         }
-        self.read(|_| ()).await?;
-        self.raft
-            .add_member(&self.identity, &call.caller.record(), request.id, &request.name, &request.address)
-            .await
-            .map_err(|error| refused(&error))?;
-        Ok(self.listed())
+        if self.answered(client.as_ref()).await?.is_some() {
+            return Ok(self.listed());
+        }
+        let wish = Wish { caller: call.caller.record(), request: client };
+        let added =
+            self.raft.add_member(&self.identity, &wish, request.id, &request.name, &request.address).await;
+        self.told(wish.request, added).await
     }
 
     async fn remove_controller(
         &self,
         request: Request<RemoveControllerRequest>,
     ) -> Result<Response<ListControllersResponse>, Status> {
-        let (call, request) = called(request)?;
-        self.read(|_| ()).await?;
+        let (call, mut request) = called(request)?;
+        let request_id = std::mem::take(&mut request.request_id);
+        let client = client_request(request_id.clone(), "RemoveController", &request);
+        if self.answered(client.as_ref()).await?.is_some() {
+            return Ok(self.listed());
+        }
         let own = self.raft.own_caller().name;
         if request.name == own {
-            return self.remove_by_successor(&call, &own).await;
+            return self.remove_by_successor(&call, &own, request_id).await;
         }
-        self.raft
-            .remove_member(&self.identity, &call.caller.record(), &request.name)
-            .await
-            .map_err(|error| refused(&error))?;
-        Ok(self.listed())
+        let wish = Wish { caller: call.caller.record(), request: client };
+        let removed = self.raft.remove_member(&self.identity, &wish, &request.name).await;
+        self.told(wish.request, removed).await
     }
 
     async fn transfer_leadership(
         &self,
         request: Request<TransferLeadershipRequest>,
     ) -> Result<Response<ListControllersResponse>, Status> {
-        let (call, request) = called(request)?;
-        self.read(|_| ()).await?;
+        let (call, mut request) = called(request)?;
+        let request_id = std::mem::take(&mut request.request_id);
+        let client = client_request(request_id, "TransferLeadership", &request);
+        let before = self.answered(client.as_ref()).await?;
         let chosen = self.members().into_iter().find(|known| known.name == request.name);
+        if before.is_some() {
+            return match chosen {
+                Some(chosen) if chosen.leader => Ok(self.listed()),
+                _ => Err(Status::aborted(format!(
+                    "leadership was handed to {} by this request before, and {} leads now; ask with a new request id",
+                    printable(&request.name),
+                    self.raft.own_caller().name
+                ))),
+            };
+        }
         if let Some(chosen) = chosen.filter(|chosen| chosen.voter && chosen.live && !chosen.leader) {
-            self.record_transfer(&call, &chosen).await?;
+            self.record_transfer(&call, client, &chosen).await?;
         }
         self.raft.transfer_leadership(&request.name).await.map_err(|error| refused(&error))?;
         Ok(self.listed())
@@ -142,6 +182,7 @@ impl Api {
         &self,
         call: &Call,
         own: &str,
+        request_id: String,
     ) -> Result<Response<ListControllersResponse>, Status> {
         let deadline = tokio::time::Instant::now() + SUCCESSION_TIMEOUT;
         loop {
@@ -166,7 +207,10 @@ impl Api {
                 let member = RaftMember::new(leader.name, leader.address);
                 let channel = connect(&self.identity, &member)
                     .map_err(|error| Status::unavailable(error.to_string()))?;
-                let mut request = Request::new(RemoveControllerRequest { name: own.to_owned() });
+                let mut request = Request::new(RemoveControllerRequest {
+                    name: own.to_owned(),
+                    request_id: request_id.clone(),
+                });
                 stamp_metadata(request.metadata_mut(), &call.caller)?;
                 // The successor's audit tells of it.
                 call.proposed.set();

@@ -38,6 +38,7 @@ mod watch;
 use std::sync::Arc;
 
 use holdfast_pki::Identity;
+use holdfast_proto::state::ClientRequest;
 use holdfast_proto::v1::{
     audit_service_server::AuditServiceServer, cluster_service_server::ClusterServiceServer,
     controller_service_server::ControllerServiceServer, event_service_server::EventServiceServer,
@@ -94,6 +95,12 @@ impl Api {
             Err(ReadError::NotLeader { .. }) => Err(leader_changed()),
             Err(error) => Err(status::not_confirmed(&error)),
         }
+    }
+
+    /// What became of a request that was carried out before, as of every acknowledged change; `None` for a new one.
+    async fn answered(&self, request: Option<&ClientRequest>) -> Result<Option<Outcome>, Status> {
+        let answer = self.read(|state| state.answer(request)).await?;
+        answer.map_err(|refusal| status::refused(&refusal))
     }
 
     /// Proposes a command and waits until it is committed.

@@ -10,7 +10,7 @@ use holdfast_proto::{
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::{Api, called, page::page, status, unexpected};
+use super::{Api, called, page::page, request::client_request, status, unexpected};
 use crate::server::Call;
 use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
 
@@ -103,49 +103,53 @@ impl NodeService for Api {
     }
 
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
-        let (call, request) = called(request)?;
-        self.cordon(
-            &call,
-            records::CordonNode { name: request.name, cordoned: true, drain: false, evacuate: false },
-        )
-        .await
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
+        let client = client_request(id, "CordonNode", &request);
+        let (name, cordoned) = (request.name, true);
+        let cordon = records::CordonNode { request: client, name, cordoned, ..Default::default() };
+        self.cordon(&call, cordon).await
     }
 
     async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<Node>, Status> {
-        let (call, request) = called(request)?;
-        self.cordon(
-            &call,
-            records::CordonNode {
-                name: request.name,
-                cordoned: true,
-                drain: true,
-                evacuate: !request.keep_replicas,
-            },
-        )
-        .await
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
+        let drain = records::CordonNode {
+            request: client_request(id, "DrainNode", &request),
+            evacuate: !request.keep_replicas,
+            name: request.name,
+            cordoned: true,
+            drain: true,
+        };
+        self.cordon(&call, drain).await
     }
 
     async fn uncordon_node(&self, request: Request<UncordonNodeRequest>) -> Result<Response<Node>, Status> {
-        let (call, request) = called(request)?;
-        self.cordon(
-            &call,
-            records::CordonNode { name: request.name, cordoned: false, drain: false, evacuate: false },
-        )
-        .await
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
+        let client = client_request(id, "UncordonNode", &request);
+        let cordon = records::CordonNode { request: client, name: request.name, ..Default::default() };
+        self.cordon(&call, cordon).await
     }
 
     async fn remove_node(
         &self,
         request: Request<RemoveNodeRequest>,
     ) -> Result<Response<RemoveNodeResponse>, Status> {
-        let (call, request) = called(request)?;
-        let number = self.read(|state| state.node_by_name(&request.name).map(|node| node.number)).await?;
+        let (call, mut request) = called(request)?;
+        let id = std::mem::take(&mut request.request_id);
+        let client = client_request(id, "RemoveNode", &request);
+        // A node that was removed by this request has no name any more.
+        if self.answered(client.as_ref()).await?.is_some() {
+            return Ok(Response::new(RemoveNodeResponse {}));
+        }
+        let number = self.raft.read(|state| state.node_by_name(&request.name).map(|node| node.number));
         let missing = || Refusal::NotFound { kind: Kind::Node, name: printable(&request.name) };
         let number = number.ok_or_else(|| status::refused(&missing()))?;
         let lease_term = self.leases.begin_removal(number).map_err(|reason| {
             Status::failed_precondition(format!("node {} is not removed: {reason}", request.name))
         })?;
-        let removal = records::RemoveNode { name: request.name, number, lease_term };
+        let removal = records::RemoveNode { request: client, name: request.name, number, lease_term };
         match self.write(&call, Body::RemoveNode(removal)).await {
             Ok(_) => Ok(Response::new(RemoveNodeResponse {})),
             // It may still be removed in this term: it goes on being granted nothing.

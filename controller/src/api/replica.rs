@@ -92,7 +92,10 @@ impl Api {
     ) -> Result<Response<Volume>, Status> {
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "RemoveReplica", &request);
-        let node = self.read(|state| node_of(state, &request.node).map(|node| node.number)).await?;
+        if let Some(outcome) = self.answered(client.as_ref()).await? {
+            return self.volume_answer(outcome);
+        }
+        let node = self.raft.read(|state| node_of(state, &request.node).map(|node| node.number));
         let node = node.map_err(|refusal| status::refused(&refusal))?;
         let body = Body::DropReplica(records::DropReplica {
             request: client,

@@ -6,7 +6,7 @@ use holdfast_proto::{
     state as records,
     v1::{
         EndSessionRequest, EndSessionResponse, ListSessionsRequest, ListSessionsResponse, NodeAnswer,
-        Session, SessionLun, session_service_server::SessionService,
+        Session, SessionCounters, SessionLun, session_service_server::SessionService,
     },
 };
 use holdfast_replica::ids::VolumeId;
@@ -16,7 +16,7 @@ use holdfast_scsi::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, called, status};
+use super::{Api, called, request::client_request, status};
 use crate::{
     session::registry::NoAnswer,
     state::{
@@ -110,6 +110,16 @@ fn view(state: &StateMachine, node: &records::Node, session: &SessionState) -> O
         receive_segment_bytes: session.receive_segment_bytes,
         commands_under_way: session.commands_under_way,
         luns: luns.collect(),
+        counters: session.counters.map(|counted| SessionCounters {
+            commands: counted.commands,
+            data_in_bytes: counted.data_in_bytes,
+            data_out_bytes: counted.data_out_bytes,
+            check_conditions: counted.check_conditions,
+            unit_attentions: counted.unit_attentions,
+            reservation_conflicts: counted.reservation_conflicts,
+            busy: counted.busy,
+            aborted: counted.aborted,
+        }),
     };
     Some((nexus, view))
 }
@@ -180,7 +190,12 @@ impl SessionService for Api {
         &self,
         request: Request<EndSessionRequest>,
     ) -> Result<Response<EndSessionResponse>, Status> {
-        let (call, request) = called(request)?;
+        let (call, mut request) = called(request)?;
+        let request_id = std::mem::take(&mut request.request_id);
+        let client = client_request(request_id.clone(), "EndSession", &request);
+        if self.answered(client.as_ref()).await?.is_some() {
+            return Ok(Response::new(EndSessionResponse {}));
+        }
         let nexus = named_nexus(&request.initiator, request.relative_port)?;
         let node = self
             .read(|state| {
@@ -194,7 +209,7 @@ impl SessionService for Api {
             let reason = format!("{} is no target port of this cluster", request.relative_port);
             return Err(status::invalid("relative_port", reason));
         };
-        let answer = self.nodes.ask(number, Some(nexus_record(&nexus))).await;
+        let answer = self.nodes.ask(number, Some((nexus_record(&nexus), request_id))).await;
         let answer = answer.map_err(|error| match error {
             NoAnswer::Silent => {
                 Status::deadline_exceeded(format!("node {name}: {error}; it may have ended it"))
@@ -204,7 +219,8 @@ impl SessionService for Api {
         if !answer.ended {
             return Err(Status::not_found(format!("node {name} has no session of {nexus}")));
         }
-        let record = records::RecordSessionEnd { nexus: Some(nexus_record(&nexus)), node: name };
+        let record =
+            records::RecordSessionEnd { request: client, nexus: Some(nexus_record(&nexus)), node: name };
         if let Err(error) = self.write(&call, Body::RecordSessionEnd(record)).await {
             tracing::error!(%error, %nexus, "the end of a session is not in the audit");
         }

@@ -16,6 +16,10 @@ use crate::{
 /// Metadata key under which a member that does not lead names the leader's address.
 pub(crate) const LEADER: &str = "holdfast-leader";
 
+/// Metadata key of a refusal that is about every attempt with the same id, not about this one alone: none of them changed anything,
+/// and none will.
+pub(crate) const SETTLED: &str = "holdfast-settled";
+
 /// A refusal of the state machine.
 pub(crate) fn refused(refusal: &Refusal) -> Status {
     let code = match refusal {

@@ -161,7 +161,17 @@ impl VolumeService for Api {
     }
 
     async fn move_volume(&self, request: Request<MoveVolumeRequest>) -> Result<Response<Volume>, Status> {
-        let (call, request) = called(request)?;
+        let (call, mut request) = called(request)?;
+        let request_id = std::mem::take(&mut request.request_id);
+        let client = client_request(request_id, "MoveVolume", &request);
+        if let Some(outcome) = self.answered(client.as_ref()).await? {
+            let Outcome::Volume(asked) = &outcome else { return Err(unexpected(&outcome)) };
+            let to = self.raft.read(|state| state.node_by_name(&request.node).map(|node| node.number));
+            return match (VolumeId::from_slice(&asked.id), to) {
+                (Some(id), Some(to)) => self.wait_hand_over(id, to).await,
+                _ => self.volume_answer(outcome),
+            };
+        }
         let answer = self
             .read(|state| {
                 let volume = state
@@ -178,6 +188,7 @@ impl VolumeService for Api {
             .await?;
         let (id, epoch, to) = answer.map_err(|refusal| status::refused(&refusal))?;
         let body = Body::RequestHandOver(records::RequestHandOver {
+            request: client,
             volume_id: id.0.to_vec(),
             expected: Some(epoch_record(epoch)),
             to,

@@ -17,7 +17,7 @@ pub(super) fn proposals(view: &View<'_>, memory: &mut Memory) -> Vec<Body> {
             JobKind::Drain => drain(view, memory, job),
             JobKind::Move => a_move(view, memory, job),
             JobKind::Rebalance if job.cancel_requested => {
-                Some(Body::Rebalance(records::Rebalance { on: false, stopped: true }))
+                Some(Body::Rebalance(records::Rebalance { on: false, stopped: true, request: None }))
             }
             _ => None,
         });

@@ -75,7 +75,7 @@ pub(super) fn proposals(view: &View<'_>, memory: &mut Memory, load: &mut Load) -
         }
     }
     if rebalancing && !spread {
-        all.push(Body::Rebalance(records::Rebalance { on: false, stopped: false }));
+        all.push(Body::Rebalance(records::Rebalance { on: false, stopped: false, request: None }));
     }
     all
 }
@@ -85,6 +85,7 @@ fn request(volume: &Volume, to: Option<NodeNumber>) -> Body {
         volume_id: volume.id.0.to_vec(),
         expected: Some(epoch_record(volume.config.epoch())),
         to: to.map_or(0, |to| u32::from(to.get())),
+        request: None,
     })
 }
 

@@ -134,6 +134,7 @@ pub async fn go_on(
         name: own.name.clone(),
         id,
         address: own.address.clone(),
+        request: None,
     });
     // Whoever may start this controller by hand.
     let caller = records::Caller { role: "admin".to_owned(), name: format!("at {}", own.name) };

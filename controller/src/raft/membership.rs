@@ -82,6 +82,15 @@ pub(super) async fn describe(identity: &Identity, member: &Member) -> Result<Des
     Ok(answer.map_err(|_| CallError::Silent(options::CONNECT_TIMEOUT))??.into_inner())
 }
 
+/// Who asks for a change of the members.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// For the audit.
+    pub caller: records::Caller,
+    /// What the change is remembered by, once it is made.
+    pub request: Option<records::ClientRequest>,
+}
+
 /// What becomes of one member by a change.
 #[derive(Clone, Copy)]
 enum Change {
@@ -124,14 +133,14 @@ impl Change {
 }
 
 impl Handle {
-    /// Adds a controller that runs and waits at `address`, for `caller`: first as a learner, and as a voter once it has caught up.
+    /// Adds a controller that runs and waits at `address`, for whoever wishes it: first as a learner, and as a voter once it has caught up.
     ///
     /// # Errors
     /// [`MembershipError`].
     pub async fn add_member(
         &self,
         identity: &Identity,
-        caller: &records::Caller,
+        wish: &Wish,
         id: u64,
         name: &str,
         address: &str,
@@ -156,11 +165,11 @@ impl Handle {
             .ok_or_else(|| Refused(format!("controller {name} named no store")))?;
         tracing::info!(id, name, address, "adding a controller");
         if addition == Addition::New {
-            self.change(Change::Admitted, caller, id, &new).await?;
+            self.change(Change::Admitted, wish, id, &new).await?;
         } else if self.member(id).is_some_and(|known| known.store != new.store) {
             // What it had when it was admitted is gone.
-            self.change(Change::Withdrawn, caller, id, &new).await?;
-            self.change(Change::Admitted, caller, id, &new).await?;
+            self.change(Change::Withdrawn, wish, id, &new).await?;
+            self.change(Change::Admitted, wish, id, &new).await?;
         }
         let ready = match self.caught_up(id).await {
             Err(unclear @ Unclear(_)) => return Err(unclear),
@@ -170,10 +179,10 @@ impl Handle {
         };
         if let Err(refused) = ready {
             // Nobody counts on it yet: the cluster is as it was.
-            self.change(Change::Withdrawn, caller, id, &new).await?;
+            self.change(Change::Withdrawn, wish, id, &new).await?;
             return Err(refused);
         }
-        self.change(Change::Added, caller, id, &new).await.map(|_| ())
+        self.change(Change::Added, wish, id, &new).await.map(|_| ())
     }
 
     /// Judges the members, and does not call one silent at once that may only be slow.
@@ -205,14 +214,14 @@ impl Handle {
         self.heard_out(|members| check_removal(members, name)).await.map(|_| ())
     }
 
-    /// Removes a controller, which must not be the leader, for `caller`.
+    /// Removes a controller, which must not be the leader.
     ///
     /// # Errors
     /// [`MembershipError`].
     pub async fn remove_member(
         &self,
         identity: &Identity,
-        caller: &records::Caller,
+        wish: &Wish,
         name: &str,
     ) -> Result<(), MembershipError> {
         let _one_at_a_time = self.changing.lock().await;
@@ -220,7 +229,7 @@ impl Handle {
         let id = self.heard_out(|members| check_removal(members, name)).await?;
         let gone = self.member(id).ok_or_else(|| MembershipError::Unknown(name.to_owned()))?;
         tracing::info!(id, name, "removing a controller");
-        let version = self.change(Change::Removed, caller, id, &gone).await?;
+        let version = self.change(Change::Removed, wish, id, &gone).await?;
         if let Err(error) = retire(identity, &gone, version).await {
             tracing::info!(name, %error, "the removed controller was not reached; it learns of it when it is back");
         }
@@ -272,7 +281,7 @@ impl Handle {
     async fn change(
         &self,
         change: Change,
-        caller: &records::Caller,
+        wish: &Wish,
         id: u64,
         member: &Member,
     ) -> Result<u64, MembershipError> {
@@ -287,8 +296,10 @@ impl Handle {
             name: member.name.clone(),
             id,
             address: member.address.clone(),
+            // What a client has asked for is done by these two.
+            request: wish.request.clone().filter(|_| matches!(change, Change::Added | Change::Removed)),
         });
-        let command = Command::new(unix_ms(), body).by(caller.clone());
+        let command = Command::new(unix_ms(), body).by(wish.caller.clone());
         let proposed = change.applied_to(&known, id, member)?;
         let deadline = tokio::time::Instant::now() + options::MEMBERSHIP_TIMEOUT;
         loop {

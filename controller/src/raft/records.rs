@@ -55,7 +55,12 @@ fn place(change: &Change) -> io::Result<Place> {
         Kind::Mapping(mapping) => Place::Set(key(MAPPING, &[mapping.host.as_bytes(), &mapping.volume_id])),
         // A ring: a newer record takes the place of the one that it displaces.
         Kind::Request(request) => {
-            Place::Set(key(REQUEST, &[&(request.sequence % limits::REQUESTS_KEPT).to_be_bytes()]))
+            let place = (request.sequence % limits::REQUESTS_KEPT).to_be_bytes();
+            Place::Set(if request.of_node {
+                key(REQUEST, &[&place, b"node"])
+            } else {
+                key(REQUEST, &[&place])
+            })
         }
         Kind::Job(job) => Place::Set(key(JOB, &[&job.id.to_be_bytes()])),
         Kind::RemovedJob(id) => Place::Removed(vec![key(JOB, &[&id.to_be_bytes()])]),

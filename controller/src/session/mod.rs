@@ -31,7 +31,7 @@ use tokio::{
     time::{Duration, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::Instrument as _;
 
 use self::{registry::Registry, stream::Session};
@@ -80,9 +80,9 @@ impl NodeAgentService {
 
     /// Number of the calling node.
     fn caller(&self, caller: &Caller) -> Result<u32, Status> {
-        self.raft
-            .read(|state| state.node_by_name(&caller.name).map(|node| node.number))
-            .ok_or_else(|| Status::failed_precondition(format!("node {} has not joined yet", caller.name)))
+        self.raft.read(|state| state.node_by_name(&caller.name).map(|node| node.number)).ok_or_else(|| {
+            Status::unavailable(format!("node {} has not joined yet; nothing was changed", caller.name))
+        })
     }
 
     async fn pass_barrier(&self, index: u64) -> Result<(), Status> {
@@ -199,6 +199,7 @@ impl NodeAgent for NodeAgentService {
         let call = node_call(&request)?;
         let proposer = self.caller(&call.caller)?;
         let request = request.into_inner();
+        let (volume_id, expected_version) = (request.volume_id.clone(), request.expected_version);
         let body = Body::ProposeReservation(records::ProposeReservation {
             proposal_id: request.proposal_id,
             volume_id: request.volume_id,
@@ -214,7 +215,15 @@ impl NodeAgent for NodeAgentService {
         let outcome = match self.write(&call, body).await?.response {
             Ok(Outcome::Proposal(outcome)) => outcome,
             Ok(_) => return Err(Status::internal("a proposal was answered like another command")),
-            Err(refusal) => return Err(status::refused(&refusal)),
+            Err(refusal) => {
+                let mut status = status::refused(&refusal);
+                let stale = matches!(refusal, Refusal::StaleEpoch { .. } | Refusal::StaleVersion { .. });
+                if stale && self.raft.read(|state| state.is_settled_as_refused(&volume_id, expected_version))
+                {
+                    status.metadata_mut().insert(status::SETTLED, MetadataValue::from_static("1"));
+                }
+                return Err(status);
+            }
         };
         if outcome.status == u32::from(ScsiStatus::Good as u8) {
             self.pass_barrier(outcome.version).await?;

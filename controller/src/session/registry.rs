@@ -63,22 +63,24 @@ impl Registry {
         (receiver, asked)
     }
 
-    /// Asks a node for its sessions, or to end one.
+    /// Asks a node for its sessions, or to end one, once by this request id.
     ///
     /// # Errors
     /// [`NoAnswer`].
     pub(crate) async fn ask(
         &self,
         node: u32,
-        end: Option<records::NexusName>,
+        end: Option<(records::NexusName, String)>,
     ) -> Result<Inspection, NoAnswer> {
         let (sender, receiver) = oneshot::channel();
+        let (end, request_id) = end.unzip();
+        let request_id = request_id.unwrap_or_default();
         let id = {
             let mut inner = self.inner.lock();
             inner.last_id += 1;
             let id = inner.last_id;
             let entry = inner.sessions.get(&node).ok_or(NoAnswer::NotConnected)?;
-            entry.questions.try_send(Inspect { id, end }).map_err(|error| match error {
+            entry.questions.try_send(Inspect { id, end, request_id }).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => NoAnswer::Busy,
                 mpsc::error::TrySendError::Closed(_) => NoAnswer::NotConnected,
             })?;

@@ -179,7 +179,7 @@ impl StateMachine {
         }
         // It is part of a change of the members that is made already: never refused.
         if let Body::RecordMembership(command) = body {
-            return Ok(record_membership(command, effects));
+            return Ok(self.record_membership(command, effects));
         }
         if self.cluster.is_none() {
             return Err(Refusal::NotInitialised);
@@ -193,25 +193,25 @@ impl StateMachine {
             Body::NodeLive(command) => self.node_live(command, effects),
             Body::NodeLost(command) => self.node_lost(command, effects),
             Body::ReportPools(command) => self.report_pools(command, effects),
-            Body::CordonNode(command) => self.cordon_node(command, effects),
-            Body::RemoveNode(command) => self.remove_node(command, effects),
+            Body::CordonNode(c) => self.once(&c.request, effects, |s, e| s.cordon_node(c, e)),
+            Body::RemoveNode(c) => self.once(&c.request, effects, |s, e| s.remove_node(c, e)),
             Body::RemoveReplica(command) => self.remove_replica(command, effects),
             Body::ChangeOwner(command) => self.change_owner(command, effects),
             Body::ChangeConfiguration(command) => self.change_configuration(command, effects),
-            Body::RequestHandOver(command) => self.request_hand_over(command, effects),
+            Body::RequestHandOver(c) => self.once(&c.request, effects, |s, e| s.request_hand_over(c, e)),
             Body::ReturnReplica(command) => self.return_replica(command, effects),
-            Body::SetClusterOptions(command) => self.set_cluster_options(command, effects),
-            Body::Rebalance(command) => self.rebalance(command, effects),
+            Body::SetClusterOptions(c) => self.once(&c.request, effects, |s, e| s.set_cluster_options(c, e)),
+            Body::Rebalance(c) => self.once(&c.request, effects, |s, e| s.rebalance(c, e)),
             Body::AddReplica(c) => self.once(&c.request, effects, |s, e| s.add_replica(c, e)),
             Body::DropReplica(c) => self.once(&c.request, effects, |s, e| s.drop_replica(c, e)),
             Body::ForceRecovery(c) => self.once(&c.request, effects, |s, e| s.force_recovery(c, e)),
             Body::ProposeReservation(command) => self.propose_reservation(command, effects),
-            Body::RecordSessionEnd(command) => {
-                let whose = audit::nexus(command.nexus.as_ref());
-                let message = format!("the session of {whose} at node {} was ended", command.node);
+            Body::RecordSessionEnd(c) => self.once(&c.request, effects, |_, effects| {
+                let whose = audit::nexus(c.nexus.as_ref());
+                let message = format!("the session of {whose} at node {} was ended", c.node);
                 effects.event("session.ended", format!("session/{whose}"), message);
                 Ok(Outcome::Done)
-            }
+            }),
             Body::ClearReservation(c) => self.once(&c.request, effects, |s, e| s.clear_reservation(c, e)),
             Body::EstablishUnitAttention(command) => self.establish_unit_attention(command, effects),
             Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),
@@ -251,6 +251,16 @@ impl StateMachine {
         let outcome = carry_out(self, effects)?;
         self.requests.remember(request.as_ref(), &outcome, effects);
         Ok(outcome)
+    }
+
+    /// A change of the members is made already, so it is recorded also where its request's id was used for something else; that one's
+    /// answer stays.
+    fn record_membership(&mut self, command: &records::RecordMembership, effects: &mut Effects) -> Outcome {
+        record_membership(command, effects);
+        if let Ok(None) = self.requests.seen(command.request.as_ref()) {
+            self.requests.remember(command.request.as_ref(), &Outcome::Done, effects);
+        }
+        Outcome::Done
     }
 
     fn cluster_init(&mut self, command: &records::ClusterInit, effects: &mut Effects) -> Response {
@@ -392,7 +402,7 @@ impl StateMachine {
     }
 }
 
-fn record_membership(command: &records::RecordMembership, effects: &mut Effects) -> Outcome {
+fn record_membership(command: &records::RecordMembership, effects: &mut Effects) {
     let (kind, what) = match command.change.as_str() {
         "admitted" => ("controller.admitted", "was admitted to catch up"),
         "added" => ("controller.added", "was added"),
@@ -406,7 +416,6 @@ fn record_membership(command: &records::RecordMembership, effects: &mut Effects)
         format!("controller/{}", command.name),
         format!("controller {} {what}", command.name),
     );
-    Outcome::Done
 }
 
 /// What hangs on leases is decided by the leader whose leases are in force, and by no other.

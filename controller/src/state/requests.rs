@@ -1,7 +1,8 @@
-//! Requests of clients that were carried out, and their answers: the same request id again gets the same answer.
+//! Requests of clients and data nodes that were carried out, and their answers: the same request id again gets the same answer.
 //!
 //! Invariants: only requests that were carried out are kept, so that a refused one can be tried again; the last
-//! [`limits::REQUESTS_KEPT`] are kept; secrets are not part of what is remembered.
+//! [`limits::REQUESTS_KEPT`] of clients are kept and as many of data nodes, so that neither push out the other's; secrets are not
+//! part of what is remembered.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +10,23 @@ use holdfast_proto::state::{self as records, change, request_record::Answer};
 
 use super::{CorruptState, Outcome, Refusal, effects::Effects, limits};
 
-/// The ring of requests.
+/// Who asked: each has a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Asker {
+    /// Of the management API.
+    Client,
+    /// A data node, for an initiator.
+    Node,
+}
+
+/// The place of a record: its ring, and how many were recorded there before it.
+type Place = (Asker, u64);
+
+/// The rings of requests.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Requests {
-    by_sequence: BTreeMap<u64, records::RequestRecord>,
-    by_id: BTreeMap<String, u64>,
+    by_place: BTreeMap<Place, records::RequestRecord>,
+    by_id: BTreeMap<String, Place>,
 }
 
 impl Requests {
@@ -24,8 +37,7 @@ impl Requests {
             let reason = format!("longer than {} bytes", limits::REQUEST_ID_BYTES_MAX);
             return Err(Refusal::invalid("request_id", reason));
         }
-        let Some(record) = self.by_id.get(&request.id).and_then(|sequence| self.by_sequence.get(sequence))
-        else {
+        let Some(record) = self.by_id.get(&request.id).and_then(|place| self.by_place.get(place)) else {
             return Ok(None);
         };
         if record.request.as_ref() != Some(request) {
@@ -40,12 +52,24 @@ impl Requests {
             Some(Answer::Job(job)) => Outcome::Job(job.clone()),
             Some(Answer::HostGroup(group)) => Outcome::HostGroup(group.clone()),
             Some(Answer::MappingsApplied(counts)) => Outcome::Mappings(*counts, Vec::new()),
+            Some(Answer::Node(node)) => Outcome::Node(node.clone()),
         }))
     }
 
-    /// Remembers what became of a request.
+    /// Remembers what became of a client's request.
     pub(super) fn remember(
         &mut self,
+        request: Option<&records::ClientRequest>,
+        outcome: &Outcome,
+        effects: &mut Effects,
+    ) {
+        self.remember_of(Asker::Client, request, outcome, effects);
+    }
+
+    /// Remembers what became of a request.
+    pub(super) fn remember_of(
+        &mut self,
+        asker: Asker,
         request: Option<&records::ClientRequest>,
         outcome: &Outcome,
         effects: &mut Effects,
@@ -59,32 +83,37 @@ impl Requests {
             Outcome::Job(job) => Some(Answer::Job(job.clone())),
             Outcome::HostGroup(group) => Some(Answer::HostGroup(group.clone())),
             Outcome::Mappings(counts, _) => Some(Answer::MappingsApplied(*counts)),
-            Outcome::Done | Outcome::Node(_) | Outcome::Proposal(_) => None,
+            Outcome::Node(node) => Some(Answer::Node(node.clone())),
+            Outcome::Done | Outcome::Proposal(_) => None,
         };
-        let sequence = self.by_sequence.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
-        let record =
-            records::RequestRecord { sequence, request: Some(request.clone()), index: effects.index, answer };
+        let last = self.by_place.range((asker, 0)..=(asker, u64::MAX)).next_back();
+        let record = records::RequestRecord {
+            sequence: last.map_or(1, |((_, last), _)| last.saturating_add(1)),
+            request: Some(request.clone()),
+            index: effects.index,
+            answer,
+            of_node: asker == Asker::Node,
+        };
         self.insert(record.clone());
         effects.change(change::Change::Request(record));
     }
 
-    /// Adds a record, and drops what falls out of the ring.
+    /// Adds a record, and drops the one that falls out of its ring.
     fn insert(&mut self, record: records::RequestRecord) {
+        let asker = if record.of_node { Asker::Node } else { Asker::Client };
         let (sequence, id) = (record.sequence, record.request.as_ref().map(|r| r.id.clone()));
-        self.by_sequence.insert(sequence, record);
-        self.by_id.insert(id.unwrap_or_default(), sequence);
-        while self.by_sequence.len() as u64 > limits::REQUESTS_KEPT {
-            let Some((dropped, record)) = self.by_sequence.pop_first() else { break };
-            if let Some(request) = record.request
-                && self.by_id.get(&request.id) == Some(&dropped)
-            {
-                self.by_id.remove(&request.id);
-            }
+        self.by_place.insert((asker, sequence), record);
+        self.by_id.insert(id.unwrap_or_default(), (asker, sequence));
+        let Some(old) = sequence.checked_sub(limits::REQUESTS_KEPT).map(|old| (asker, old)) else { return };
+        if let Some(request) = self.by_place.remove(&old).and_then(|record| record.request)
+            && self.by_id.get(&request.id) == Some(&old)
+        {
+            self.by_id.remove(&request.id);
         }
     }
 
     pub(super) fn records(&self) -> impl Iterator<Item = &records::RequestRecord> {
-        self.by_sequence.values()
+        self.by_place.values()
     }
 
     /// From stored records, in any order.

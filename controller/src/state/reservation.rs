@@ -32,6 +32,7 @@ use super::{
     limits, lu_state,
     names::printable,
     provenance::{Origin, Provenance},
+    requests::Asker,
     volume::Volume,
 };
 
@@ -112,7 +113,8 @@ impl StateMachine {
         };
         if applied.changed {
             while volume.outcomes.len() >= limits::OUTCOMES_PER_VOLUME_KEPT {
-                volume.outcomes.pop_front();
+                let forgotten = volume.outcomes.pop_front();
+                volume.outcomes_forgotten = forgotten.map_or(volume.outcomes_forgotten, |old| old.version);
             }
             volume.outcomes.push_back(outcome.clone());
             effects.change(change::Change::Reservation(volume.reservation_record()));
@@ -138,6 +140,13 @@ impl StateMachine {
         Ok(Outcome::Proposal(outcome))
     }
 
+    /// True if a proposal that was refused as stale was certainly never carried out, whatever was asked before under its id: a change
+    /// against `expected_version` has a higher one, and none of those is forgotten. It never will be, either.
+    pub fn is_settled_as_refused(&self, volume: &[u8], expected_version: u64) -> bool {
+        let volume = VolumeId::from_slice(volume).and_then(|id| self.volumes.get(&id));
+        volume.is_some_and(|volume| expected_version >= volume.outcomes_forgotten)
+    }
+
     pub(super) fn establish_unit_attention(
         &mut self,
         command: &records::EstablishUnitAttention,
@@ -146,7 +155,7 @@ impl StateMachine {
         if command.request_id.len() != 16 {
             return Err(Refusal::invalid("request_id", "not 16 bytes"));
         }
-        // In the same ring as the requests of clients, whose ids have no such form.
+        // Known beside the requests of clients, whose ids have no such form.
         let id = command.request_id.iter().fold("unit-attention:".to_owned(), |id, b| format!("{id}{b:02x}"));
         let request = records::ClientRequest { id, digest: Vec::new() };
         if let Some(outcome) = self.requests.seen(Some(&request))? {
@@ -177,7 +186,7 @@ impl StateMachine {
             ..Default::default()
         });
         let outcome = Outcome::Established(effects.index);
-        self.requests.remember(Some(&request), &outcome, effects);
+        self.requests.remember_of(Asker::Node, Some(&request), &outcome, effects);
         Ok(outcome)
     }
 
@@ -297,6 +306,7 @@ impl Volume {
             r#type: reservation.map_or(0, |r| u32::from(r.kind().code())),
             holder: position.and_then(|at| i32::try_from(at).ok()).unwrap_or(-1),
             outcomes: self.outcomes.iter().cloned().collect(),
+            outcomes_forgotten: self.outcomes_forgotten,
             unit: lu_state::record(&self.lu.unit),
             reserved: self.provenance.reservation().map(Origin::record),
             changed: self.provenance.last().map(Origin::record),
@@ -337,6 +347,7 @@ impl Volume {
             .map_err(|error| wrong(&format!("{error:?}")))?;
         self.reservation_version = record.version;
         self.outcomes = VecDeque::from(record.outcomes);
+        self.outcomes_forgotten = record.outcomes_forgotten;
         Ok(())
     }
 }

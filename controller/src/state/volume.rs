@@ -64,6 +64,8 @@ pub struct Volume {
     pub provenance: Provenance,
     /// The last changes of the reservations, by proposal.
     pub(super) outcomes: VecDeque<records::ProposalOutcome>,
+    /// Version of the newest change that is not among `outcomes` any more; 0 = all are.
+    pub(super) outcomes_forgotten: u64,
 }
 
 impl Volume {
@@ -153,6 +155,7 @@ impl Volume {
             reservation_version: 0,
             provenance: Provenance::default(),
             outcomes: VecDeque::new(),
+            outcomes_forgotten: 0,
         })
     }
 }
@@ -281,6 +284,7 @@ impl StateMachine {
             reservation_version: 0,
             provenance: Provenance::default(),
             outcomes: VecDeque::new(),
+            outcomes_forgotten: 0,
         };
         let record = volume.record();
         let message = format!(

@@ -65,7 +65,7 @@ async fn ask(road: &mut Road, wanted: &ChangeConfiguration) -> ChangeResult {
                 | ChangeOutcome::RefusedLease
                 | ChangeOutcome::Unspecified => {}
             },
-            Attempt::Refused(code, reason) => {
+            Attempt::Refused(code, reason) | Attempt::Settled(code, reason) => {
                 tracing::debug!(volume = %wanted.volume, ?code, reason, "a change of the configuration has to wait");
             }
             Attempt::Unsent => {}

@@ -1,7 +1,9 @@
 //! Requests to the leader whose outcome must become known: asked again by the same id until it is.
 //!
-//! Invariants: a request is answered once; "not executed" is said only while no attempt of it may have reached a leader;
-//! an outcome is told only when this node has installed its index; without a lease nothing more is waited for.
+//! Invariants: a request is answered once; "not executed" is said only while no attempt of it may have reached a leader, or when
+//! a leader says it of every attempt; an outcome is told only when this node has installed its index. A leader that falls silent
+//! is left with its session, and the next one is asked by the same id: a pause of a leader costs time, not the outcome. A lapse of
+//! the lease ends the asking only when the sessions of hosts end too.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -24,6 +26,7 @@ use super::handle::{
 };
 use crate::{
     clock,
+    data_plane::limits::HOLD_MS_MAX,
     view::{Shared, parse},
 };
 
@@ -31,12 +34,16 @@ use crate::{
 pub(super) const LEADER: &str = "holdfast-leader";
 /// One attempt; the controller's barrier is bounded by a lease.
 const ATTEMPT_MAX: Duration = Duration::from_secs(15);
+/// Name of the metadata by which a refusal is about all attempts.
+const SETTLED: &str = "holdfast-settled";
 /// How often the lease is looked at while waiting.
 const LOOK: Duration = Duration::from_millis(100);
 /// Operation code of PERSISTENT RESERVE OUT (SPC-5 6.16).
 const RESERVE_OUT: u8 = 0x5f;
 /// Pause before the next attempt.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Without a lease for so long a node has ended its sessions.
+const LEASELESS_MAX: Duration = Duration::from_millis(HOLD_MS_MAX);
 /// A request that never reached a leader is given up after this time: the initiator may be told BUSY.
 const UNSENT_MAX: Duration = Duration::from_secs(5);
 
@@ -57,8 +64,10 @@ pub(super) struct Road {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Attempt<T> {
     Known(T),
-    /// The leader says that nothing happened.
+    /// The leader says that nothing happened by this attempt.
     Refused(Code, String),
+    /// The leader says that nothing happened by any attempt with this id, and nothing will.
+    Settled(Code, String),
     /// It never reached a leader.
     Unsent,
     /// It may have.
@@ -76,14 +85,30 @@ impl Road {
         self.shared.gate.open(clock::now_ms())
     }
 
-    async fn lease_lost(&self) {
-        while self.leased() {
+    /// Completes when this node has had no lease for so long that the sessions of its hosts end: nobody is left to be answered.
+    async fn given_up(&self) {
+        let mut leased_at = time::Instant::now();
+        while leased_at.elapsed() < LEASELESS_MAX {
+            if self.leased() {
+                leased_at = time::Instant::now();
+            }
             time::sleep(LOOK).await;
         }
     }
 
-    /// Asks until the outcome is known, or cannot be any more.
-    async fn ask<T, F>(&mut self, mut call: impl FnMut(Client) -> F) -> End<T>
+    /// Asks until the outcome is known, or nobody is left to be told.
+    async fn ask<T, F>(&mut self, call: impl FnMut(Client) -> F) -> End<T>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let looker = self.clone();
+        tokio::select! {
+            end = self.ask_on(call) => end,
+            () = looker.given_up() => End::Unknown,
+        }
+    }
+
+    async fn ask_on<T, F>(&mut self, mut call: impl FnMut(Client) -> F) -> End<T>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -94,20 +119,23 @@ impl Road {
             let attempt = match channel {
                 None => Attempt::Unsent,
                 Some(channel) => {
-                    let looker = self.clone();
                     let call = call(NodeAgentClient::with_interceptor(channel, Propagate));
                     tokio::select! {
+                        // What has been answered counts, also when the session has ended since.
+                        biased;
                         result = time::timeout(ATTEMPT_MAX, call) => match result {
                             Ok(Ok(response)) => Attempt::Known(response),
                             Ok(Err(status)) => judge(&status),
                             Err(_) => Attempt::Unknown,
                         },
-                        () = looker.lease_lost() => Attempt::Unknown,
+                        // The session with this leader is over: it is paused or cut off, or leads no more.
+                        _ = self.leader.changed() => Attempt::Unknown,
                     }
                 }
             };
             match attempt {
                 Attempt::Known(response) => return End::Known(response),
+                Attempt::Settled(code, reason) => return End::NotExecuted(code, reason),
                 Attempt::Refused(code, reason) if !maybe_sent => return End::NotExecuted(code, reason),
                 // Its version or epoch has passed for good, but the attempt before may have been in time, and its
                 // outcome forgotten since.
@@ -121,21 +149,18 @@ impl Road {
                 Attempt::Unsent => {}
                 Attempt::Unknown => maybe_sent = true,
             }
-            if maybe_sent && !self.leased() {
-                return End::Unknown;
-            }
             // A new session wakes us at once.
             let _ = time::timeout(PAUSE, self.leader.changed()).await;
         }
     }
 
-    /// Waits until every worker has installed `index`. False when the lease ends first.
+    /// Waits until every worker has installed `index`. False when nobody is left to be told.
     async fn until_installed(&mut self, index: u64) -> bool {
         let mut installed = self.installed.clone();
         let looker = self.clone();
         tokio::select! {
             result = installed.wait_for(|now| *now >= index) => result.is_ok(),
-            () = looker.lease_lost() => false,
+            () = looker.given_up() => false,
         }
     }
 }
@@ -146,6 +171,9 @@ pub(super) fn judge<T>(status: &Status) -> Attempt<T> {
         return Attempt::Unknown;
     }
     match status.code() {
+        code @ (Code::FailedPrecondition | Code::Aborted) if status.metadata().contains_key(SETTLED) => {
+            Attempt::Settled(code, status.message().to_owned())
+        }
         Code::FailedPrecondition if status.metadata().contains_key(LEADER) => Attempt::Unsent,
         code @ (Code::Unavailable
         | Code::FailedPrecondition

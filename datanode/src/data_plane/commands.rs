@@ -3,7 +3,8 @@
 //! Invariants: commands of one session to one LUN are submitted in the order in which they came; what cannot be executed now
 //! is held and submitted again only after a definite "not executed", for a bounded time, then answered BUSY; what may have
 //! been executed is answered ABORTED COMMAND and never submitted again; nothing is answered while the lease gate is
-//! closed, not even what the port knows by itself.
+//! closed, not even what the port knows by itself. The answer of a command that the cluster agrees on waits for the lease: what was
+//! agreed stays so.
 
 use holdfast_iscsi::{Command, DataState, Payload, ScsiOutcome, TaskAttribute as IscsiAttribute, TaskTag};
 use holdfast_replica::limits::COMMAND_AGE_MS_MAX;
@@ -60,6 +61,8 @@ pub(super) struct Pending {
     /// How it ended although its data is not whole: told once it is. Initiators free a command's data with its
     /// response, and some then cannot send what was already solicited.
     pub(super) early: Option<Outcome>,
+    /// How it ended while there was no lease: told when there is one again.
+    pub(super) settled: Option<Outcome>,
 }
 
 impl Pending {
@@ -125,7 +128,12 @@ impl Worker {
                 && cdb::may_be_cut_short(command.cdb.as_bytes()),
             given_up: false,
             early: None,
+            settled: None,
         };
+        session.counters.command(match &pending.command.data {
+            CommandData::Ready(bytes) => bytes.as_slice().len(),
+            CommandData::None | CommandData::Awaited => 0,
+        });
         session.by_tag.insert(command.tag, token);
         let lun = Lun::from_bytes(command.lun);
         self.begin(now, token, connection, lun, Kind::Command(Box::new(pending)));
@@ -158,6 +166,13 @@ impl Worker {
     }
 
     fn submit_command(&mut self, now: Instant, token: ForwardToken) -> bool {
+        if let Some(Request { connection, kind: Kind::Command(pending), .. }) = self.requests.get_mut(&token)
+            && let Some(outcome) = pending.settled.take()
+        {
+            let (connection, tag) = (*connection, pending.tag);
+            self.finish_command(now, token, connection, tag, outcome);
+            return true;
+        }
         let Some(Request { connection, lun, kind: Kind::Command(pending), .. }) = self.requests.get(&token)
         else {
             return true;
@@ -281,16 +296,23 @@ impl Worker {
         match &request.kind {
             Kind::Command(pending) => {
                 let tag = pending.tag;
-                let busy = local_outcome(Completion::status(Status::Busy));
-                self.finish_command(now, token, connection, tag, busy);
+                let outcome = match pending.settled {
+                    // Not to be sent again, and not to be told any more.
+                    Some(_) => Outcome::Unknown,
+                    None => local_outcome(Completion::status(Status::Busy)),
+                };
+                self.finish_command(now, token, connection, tag, outcome);
             }
             Kind::Function(_) => self.function_not_executed(now, token),
         }
     }
 
     pub(super) fn data_out(&mut self, now: Instant, connection: u64, tag: TaskTag, data: Vec<u8>) {
-        let Some((token, pending, place)) = self.pending(connection, tag) else { return };
         let data = Bytes::new(data);
+        if let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) {
+            session.counters.data_out(data.as_slice().len());
+        }
+        let Some((token, pending, place)) = self.pending(connection, tag) else { return };
         pending.command.data = CommandData::Ready(data.clone());
         if let Some(outcome) = pending.early.take() {
             return self.finish_command(now, token, connection, tag, outcome);
@@ -358,12 +380,20 @@ impl Worker {
             return;
         };
         let (connection, tag, given_up) = (*connection, pending.tag, pending.given_up);
+        let is_agreed = cdb::is_agreed(&pending.command.cdb);
         let outcome = match outcome {
             Outcome::NotExecuted if !given_up => {
                 self.hold(token);
                 return;
             }
             Outcome::NotExecuted => Outcome::Aborted,
+            Outcome::Reply(_) if !given_up && is_agreed && !self.shared.gate.open(clock::now_ms()) => {
+                if let Some(Request { kind: Kind::Command(pending), .. }) = self.requests.get_mut(&token) {
+                    pending.settled = Some(outcome);
+                }
+                self.hold(token);
+                return;
+            }
             // The lease has lapsed since: what was done may not be told as done.
             Outcome::Reply(_) if !self.shared.gate.open(clock::now_ms()) => Outcome::Unknown,
             other => other,
@@ -391,6 +421,7 @@ impl Worker {
         let Some(portal) = self.connections.get_mut(&connection) else { return };
         if let Some(session) = portal.session() {
             session.by_tag.remove(&tag);
+            session.counters.ended(&outcome);
             if let Outcome::Reply(Reply { unit_attention_reported: Some(id), .. }) = &outcome {
                 session.port.reported(&request.lun, *id);
             }

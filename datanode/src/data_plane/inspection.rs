@@ -1,8 +1,10 @@
 //! What the sessions of this node are just now, and the end of one that an administrator asks for.
 //!
 //! Invariants: the agent hears of an inspection exactly once, from the last worker that has looked; what is told is bounded
-//! ([`SESSIONS_TOLD_MAX`], [`LUNS_TOLD_MAX`]) and says when it was cut; nothing of a session changes by being looked at.
+//! ([`SESSIONS_TOLD_MAX`], [`LUNS_TOLD_MAX`]) and says when it was cut; nothing of a session changes by being looked at. One request to
+//! end a session ends one session, however often it comes.
 
+use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +23,35 @@ use crate::view::parse::nexus_name;
 const SESSIONS_TOLD_MAX: usize = 4096;
 /// LUNs of all sessions that one inspection tells: it has to fit into one message.
 const LUNS_TOLD_MAX: usize = 32 * 1024;
+
+/// Requests to end a session that are remembered.
+const ENDINGS_KEPT: usize = 64;
+
+/// The last requests that have ended a session.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Endings(Arc<Mutex<VecDeque<String>>>);
+
+impl Endings {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if this request has ended a session before.
+    pub(crate) fn knows(&self, request_id: &str) -> bool {
+        !request_id.is_empty() && self.lock().iter().any(|known| known == request_id)
+    }
+
+    fn remember(&self, request_id: &str) {
+        if request_id.is_empty() {
+            return;
+        }
+        let mut known = self.lock();
+        if known.len() >= ENDINGS_KEPT {
+            known.pop_front();
+        }
+        known.push_back(request_id.to_owned());
+    }
+}
 
 /// What stays the same for the life of a session.
 #[derive(Clone, Debug)]
@@ -44,13 +75,14 @@ pub(crate) struct Inspecting {
     found: Mutex<Inspection>,
     missing: AtomicUsize,
     agent: agent::Handle,
+    endings: Endings,
 }
 
 impl Inspecting {
     /// For so many workers.
-    pub(crate) fn new(ask: Inspect, workers: usize, agent: agent::Handle) -> Inspecting {
+    pub(crate) fn new(ask: Inspect, workers: usize, agent: agent::Handle, endings: Endings) -> Inspecting {
         let found = Inspection { id: ask.id, ..Default::default() };
-        Inspecting { ask, found: Mutex::new(found), missing: AtomicUsize::new(workers), agent }
+        Inspecting { ask, found: Mutex::new(found), missing: AtomicUsize::new(workers), agent, endings }
     }
 
     /// One worker has looked.
@@ -86,6 +118,9 @@ impl Worker {
             }
         }
         let ended = !unwanted.is_empty();
+        if ended {
+            inspecting.endings.remember(&inspecting.ask.request_id);
+        }
         for connection in unwanted {
             tracing::info!("session ended: an administrator asked for it");
             self.close(now, connection);
@@ -125,5 +160,24 @@ fn state(session: &Session) -> SessionState {
         receive_segment_bytes: parameters.recv_data_segment_length,
         commands_under_way: u32::try_from(session.by_tag.len()).unwrap_or(u32::MAX),
         luns: session.port.map().map(lun).collect(),
+        counters: Some(session.counters.record()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_requests_that_ended_a_session_are_known() {
+        let endings = Endings::default();
+        endings.remember("");
+        assert!(!endings.knows("") && !endings.knows("a"));
+        endings.remember("a");
+        assert!(endings.clone().knows("a"));
+        for n in 0..ENDINGS_KEPT {
+            endings.remember(&n.to_string());
+        }
+        assert!(!endings.knows("a") && endings.knows("0"));
     }
 }

@@ -228,6 +228,7 @@ impl Worker {
                             host: host.name.clone(),
                             initiator: name,
                             facts: Facts::new(&waiting.info, tsih),
+                            counters: Default::default(),
                             by_tag: Default::default(),
                             held: Default::default(),
                             resets: Default::default(),

@@ -17,6 +17,7 @@
 //! | every bound | [`limits`] |
 
 mod commands;
+mod counters;
 mod drain;
 mod functions;
 mod inspection;
@@ -53,7 +54,7 @@ use crate::store::pool::Pool;
 use crate::view::Shared;
 
 use self::drain::Drained;
-use self::inspection::Inspecting;
+use self::inspection::{Endings, Inspecting};
 use self::installation::Installation;
 use self::mailbox::{Mailboxes, Message};
 use self::router::Interconnect;
@@ -124,6 +125,7 @@ pub struct DataPlane {
     agent: agent::Handle,
     io: IoThreads,
     drained: Arc<Drained>,
+    endings: Endings,
     portals: Arc<[SocketAddr]>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -166,6 +168,7 @@ impl DataPlane {
             table,
             agent,
             io,
+            endings: Endings::default(),
             drained: Arc::default(),
             portals,
             threads: Mutex::default(),
@@ -271,8 +274,13 @@ impl Installer for DataPlane {
     }
 
     fn inspect(&self, ask: holdfast_proto::node::Inspect) {
+        if ask.end.is_some() && self.endings.knows(&ask.request_id) {
+            let told = holdfast_proto::node::Inspection { id: ask.id, ended: true, ..Default::default() };
+            return self.agent.inspected(told);
+        }
         let workers = self.mailboxes.workers();
-        let inspecting = Arc::new(Inspecting::new(ask, workers, self.agent.clone()));
+        let (agent, endings) = (self.agent.clone(), self.endings.clone());
+        let inspecting = Arc::new(Inspecting::new(ask, workers, agent, endings));
         self.mailboxes.post_all(|| Message::Inspect(Arc::clone(&inspecting)));
     }
 }

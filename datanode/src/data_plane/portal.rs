@@ -13,6 +13,7 @@ use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::port::NexusPort;
 use mio::net::TcpStream;
 
+use super::counters::Counters;
 use super::functions::Group;
 use super::inspection::Facts;
 use super::limits::{READS_PER_TURN_MAX, SEGMENTS_PER_WRITE_MAX, WRITES_PER_TURN_MAX};
@@ -93,6 +94,8 @@ pub(super) struct Session {
     pub(super) initiator: String,
     /// What was agreed at its start.
     pub(super) facts: Facts,
+    /// What it has done.
+    pub(super) counters: Counters,
     /// Commands under way, by the engine's names.
     pub(super) by_tag: HashMap<TaskTag, ForwardToken>,
     /// What waits until it can be executed, oldest first.

@@ -31,6 +31,10 @@ use crate::volume::jobs::{HostResult, Job};
 /// installation: every lease that was granted without it has run out by then. Longer than any lease.
 const BARRIER_MS_MAX: u64 = 15_000;
 
+/// Operation codes of the commands that are not done when the cluster has agreed: FORMAT UNIT, SANITIZE, and MODE SELECT(6) and (10),
+/// which may switch the write cache off.
+const MORE_TO_DO: [u8; 4] = [0x04, 0x48, 0x15, 0x55];
+
 /// What is left to do outside the lock.
 enum Work {
     Io(TaskId, Io, Geometry, Instant),
@@ -39,6 +43,8 @@ enum Work {
     Establish(u64, EstablishUnitAttention),
     AwaitBarrier(u64),
     Answer(Finished, MayChange),
+    /// Of a command that the cluster has agreed on.
+    AnswerAgreed(Finished),
 }
 
 /// Whether the answer is of a task that may have changed something.
@@ -116,6 +122,16 @@ impl LogicalUnit {
                     held_back(finished.answer, may_change)
                 };
                 driver.deliver(Finished { answer, ..finished });
+            }
+            Work::AnswerAgreed(finished) => {
+                if !self.volume.may_reply() {
+                    let mut inner = self.lock();
+                    if !inner.closed() {
+                        inner.unanswered.push(finished);
+                        return None;
+                    }
+                }
+                driver.deliver(finished);
             }
         }
         None
@@ -214,7 +230,8 @@ impl Inner {
                         self.server.handle_proposal(clock::scsi_now(), task, ProposalOutcome::NotProposed);
                         return None;
                     }
-                    entry.changing = true;
+                    (entry.changing, entry.proposed) = (true, true);
+                    entry.more_to_do = cdb.first().is_some_and(|opcode| MORE_TO_DO.contains(opcode));
                 }
                 let change = ProposedChange::Command { cdb, parameter_list };
                 Some(Work::Propose(task, propose(unit, epoch, expected_version, nexus, change)))
@@ -254,7 +271,12 @@ impl Inner {
                         Answer::Command(Outcome::Reply(reply(completion, &task)))
                     }
                 };
-                Some(Work::Answer(Finished { requester: task.requester, answer }, may_change))
+                let finished = Finished { requester: task.requester, answer };
+                Some(if task.agreed {
+                    Work::AnswerAgreed(finished)
+                } else {
+                    Work::Answer(finished, may_change)
+                })
             }
             Action::TaskManagementDone { id, response } => {
                 let requester = self.functions.remove(&id)?;
@@ -289,7 +311,7 @@ fn held_back(answer: Answer, may_change: MayChange) -> Answer {
     }
 }
 
-fn reply(completion: Completion, task: &Task) -> Reply {
+pub(super) fn reply(completion: Completion, task: &Task) -> Reply {
     let data = match completion.data_in {
         DataIn::None => Bytes::default(),
         DataIn::Bytes(bytes) => Bytes::new(bytes),

@@ -1,7 +1,9 @@
 //! [`LogicalUnit`]: the device server of one volume at its owner, with the tasks that are in it.
 //!
 //! Invariants: the lock is held for the device server's thinking only, never during I/O; every task that entered is
-//! answered once, by its completion or by [`LogicalUnit::close`]; after a close nothing runs here any more.
+//! answered once, by its completion, by [`LogicalUnit::close`], or, where it is proposed to the controllers when the unit closes, by
+//! what became of the proposal; after a close nothing runs here any more. What the cluster has agreed on is so whatever becomes of
+//! this node's lease: its answer waits for the lease.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,13 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::device_server::{
-    CommandRequest, DataOut, DeviceServer, IoFailure, LuConfig, OWN_WORK, ProposalOutcome, TaskId,
-    TaskManagementFunction, TaskManagementRequest, Topology,
+    CommandRequest, Completion, DataOut, DeviceServer, IoFailure, LuConfig, OWN_WORK, ProposalOutcome,
+    TaskId, TaskManagementFunction, TaskManagementRequest, Topology,
 };
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::status::Status;
 use holdfast_scsi::time::Instant;
 
+use super::execute::reply;
 use super::io::IoResult;
 use super::{Answer, Driver, Finished, Requester};
 use crate::agent::{Established, ProposalResult};
@@ -40,6 +43,8 @@ pub(super) struct Inner {
     pub(super) tasks: HashMap<TaskId, Task>,
     pub(super) functions: HashMap<u64, Requester>,
     pub(super) barriers: Barriers,
+    /// Answers of commands that the cluster has agreed on, until there is a lease again.
+    pub(super) unanswered: Vec<Finished>,
     closed: bool,
 }
 
@@ -69,6 +74,12 @@ pub(super) struct Task {
     pub(super) changing: bool,
     /// An I/O was refused because the volume is not served now.
     pub(super) refused: bool,
+    /// It is with the controllers.
+    pub(super) proposed: bool,
+    /// The cluster has carried it out.
+    pub(super) agreed: bool,
+    /// With `proposed`: there is more to do than to agree (blocks to format, a cache to flush).
+    pub(super) more_to_do: bool,
 }
 
 impl LogicalUnit {
@@ -82,6 +93,7 @@ impl LogicalUnit {
                 tasks: HashMap::new(),
                 functions: HashMap::new(),
                 barriers: Barriers::default(),
+                unanswered: Vec::new(),
                 closed: false,
             }),
             next_id: AtomicU64::new(1),
@@ -148,6 +160,9 @@ impl LogicalUnit {
             changed: false,
             changing: false,
             refused: false,
+            proposed: false,
+            agreed: false,
+            more_to_do: false,
         };
         inner.tasks.insert(task, entry);
         if inner.server.handle_command(clock::scsi_now(), request, data).is_err() {
@@ -193,6 +208,8 @@ impl LogicalUnit {
         function: TaskManagementFunction,
     ) {
         let serving = self.serving_epoch() == Some(epoch);
+        // A function's answer comes after those of the commands before it.
+        self.answer_under_lease(driver);
         let mut inner = self.lock();
         if inner.closed || !serving {
             drop(inner);
@@ -262,8 +279,27 @@ impl LogicalUnit {
         let outcome = self.outcome(result);
         let now = clock::scsi_now();
         let mut inner = self.lock();
+        if inner.closed {
+            // Only what was proposed is still here. What was not carried out is for the new owner.
+            let Some(task) = inner.tasks.remove(&task) else { return };
+            drop(inner);
+            let outcome = match outcome {
+                // What was submitted here before it has ended before the new owner serves.
+                ProposalOutcome::Committed { .. } if !task.more_to_do => {
+                    Outcome::Reply(reply(Completion::good(), &task))
+                }
+                ProposalOutcome::Committed { .. } | ProposalOutcome::Unknown => Outcome::Unknown,
+                ProposalOutcome::Conflict
+                | ProposalOutcome::Refused(_)
+                | ProposalOutcome::VersionChanged
+                | ProposalOutcome::NotProposed => Outcome::NotExecuted,
+            };
+            let (requester, answer) = (task.requester, Answer::Command(outcome));
+            return driver.deliver(Finished { requester, answer });
+        }
         if let Some(entry) = inner.tasks.get_mut(&task) {
-            entry.changing = false;
+            (entry.changing, entry.proposed) = (false, false);
+            entry.agreed = matches!(outcome, ProposalOutcome::Committed { .. });
             entry.changed |= matches!(outcome, ProposalOutcome::Committed { .. } | ProposalOutcome::Unknown);
         }
         inner.server.handle_proposal(now, task, outcome);
@@ -328,6 +364,7 @@ impl LogicalUnit {
 
     /// Barriers that have passed by time alone, and what could not be proposed before.
     pub(crate) fn tick(self: &Arc<Self>, driver: &mut Driver<'_>) {
+        self.answer_under_lease(driver);
         let now_ms = clock::now_ms();
         let mut inner = self.lock();
         inner.server.install_clock(clock::scsi_now(), clock::unix_millis());
@@ -340,17 +377,41 @@ impl LogicalUnit {
         self.drive(driver, inner);
     }
 
-    /// Ends the unit here: nothing more is executed, and every task and function is answered now.
+    /// Gives the answers that waited for the lease.
+    fn answer_under_lease(&self, driver: &mut Driver<'_>) {
+        let mut inner = self.lock();
+        if inner.unanswered.is_empty() || !self.volume.may_reply() {
+            return;
+        }
+        let unanswered = std::mem::take(&mut inner.unanswered);
+        drop(inner);
+        for finished in unanswered {
+            driver.deliver(finished);
+        }
+    }
+
+    /// Ends the unit here: nothing more is executed, and every function and task is answered now, except those that are with the
+    /// controllers: [`LogicalUnit::proposal_done`] answers them.
     pub(crate) fn close(self: &Arc<Self>, driver: &mut Driver<'_>) {
         self.volume.stop();
         let mut inner = self.lock();
         inner.closed = true;
-        let tasks: Vec<Task> = inner.tasks.drain().map(|(_, task)| task).collect();
+        let tasks: Vec<Task> =
+            inner.tasks.extract_if(|_, task| !task.proposed).map(|(_, task)| task).collect();
+        let unanswered = std::mem::take(&mut inner.unanswered);
         let functions: Vec<Requester> = inner.functions.drain().map(|(_, by)| by).collect();
         drop(inner);
         for task in tasks {
-            let outcome = if task.changed || task.changing { Outcome::Unknown } else { Outcome::NotExecuted };
+            let outcome = match task {
+                _ if task.agreed && !task.more_to_do => Outcome::Reply(reply(Completion::good(), &task)),
+                _ if task.changed || task.changing => Outcome::Unknown,
+                _ => Outcome::NotExecuted,
+            };
             driver.deliver(Finished { requester: task.requester, answer: Answer::Command(outcome) });
+        }
+        // The port waits for the lease, where that is needed.
+        for finished in unanswered {
+            driver.deliver(finished);
         }
         for requester in functions {
             driver.deliver(Finished { requester, answer: Answer::Function(LuFunctionOutcome::Unknown) });

@@ -135,6 +135,8 @@ struct Bench {
     control: Arc<Control>,
     shared: Arc<Shared>,
     services: Services,
+    /// What the agent is asked, and never answers by itself.
+    _asked: agent::handle::Requests,
     inbox: Inbox,
     poll: mio::Poll,
     answers: Vec<Finished>,
@@ -165,7 +167,7 @@ impl Bench {
         let poll = mio::Poll::new().unwrap();
         let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
         let (mailboxes, mut inboxes) = Mailboxes::new(vec![waker]);
-        let (agent, _) = agent::Handle::new();
+        let (agent, asked) = agent::Handle::new();
         let config = LuConfig {
             properties: LuProperties {
                 identity: LuIdentity { volume_uuid: id.0, revision: *b"0001" },
@@ -190,6 +192,7 @@ impl Bench {
             control,
             shared,
             services,
+            _asked: asked,
             inbox: inboxes.remove(0),
             poll,
             answers: Vec::new(),
@@ -417,4 +420,90 @@ fn reset_waits_for_the_write_that_is_under_way() {
     let answers = [bench.answer(), bench.answer()];
     assert!(matches!(answers[0], Answer::Command(_)), "{answers:?}");
     assert!(matches!(answers[1], Answer::Function(LuFunctionOutcome::Complete)), "{answers:?}");
+}
+
+/// REGISTER of key 7.
+fn register() -> (Vec<u8>, CommandData) {
+    let mut list = vec![0; 24];
+    list[15] = 7;
+    (vec![0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0], CommandData::Ready(Bytes::new(list)))
+}
+
+impl Bench {
+    /// A PERSISTENT RESERVE OUT that is with the controllers.
+    fn proposed(&mut self) -> TaskId {
+        let (cdb, list) = register();
+        let task = self.submit(&cdb, list);
+        assert!(self.unit.lock().tasks.get(&task).unwrap().proposed);
+        task
+    }
+
+    fn proposal_done(&mut self, task: TaskId, result: ProposalResult) {
+        let mut driver = Driver { services: &self.services, local: Some((0, &mut self.answers)) };
+        self.unit.proposal_done(&mut driver, task, result);
+    }
+
+    fn close(&mut self) {
+        let mut driver = Driver { services: &self.services, local: Some((0, &mut self.answers)) };
+        self.unit.close(&mut driver);
+    }
+}
+
+fn committed(version: u64) -> ProposalResult {
+    ProposalResult::Outcome { status: Status::Good, sense: None, version }
+}
+
+#[test]
+fn what_the_cluster_agreed_on_is_answered_when_the_lease_is_back() {
+    let mut bench = Bench::new(true);
+    let task = bench.proposed();
+    bench.shared.gate.close();
+    // The unit knows its new state before it hears of the proposal.
+    let view = ReservationView { version: 8, ..Default::default() };
+    let topology = Topology { target_name: "iqn.2026-01.example:t".into(), groups: vec![] };
+    let mut driver = Driver { services: &bench.services, local: Some((0, &mut bench.answers)) };
+    bench.unit.install(&mut driver, &view, topology, &[]);
+    bench.proposal_done(task, committed(8));
+    assert!(bench.answers.is_empty(), "without a lease nothing is answered");
+    bench.shared.gate.extend(clock::now_ms() + 3_600_000);
+    let mut driver = Driver { services: &bench.services, local: Some((0, &mut bench.answers)) };
+    bench.unit.tick(&mut driver);
+    assert_eq!(bench.reply().status, Status::Good);
+}
+
+#[test]
+fn unit_that_closes_answers_a_proposal_by_what_became_of_it() {
+    for (result, executed) in [
+        (committed(8), Some(true)),
+        (ProposalResult::Unknown, Some(false)),
+        (ProposalResult::StaleVersion, None),
+        (ProposalResult::NotExecuted("no leader".into()), None),
+        (ProposalResult::Outcome { status: Status::ReservationConflict, sense: None, version: 3 }, None),
+    ] {
+        let mut bench = Bench::new(true);
+        let task = bench.proposed();
+        bench.close();
+        assert!(bench.answers.is_empty(), "its outcome is not known yet");
+        bench.proposal_done(task, result);
+        match (bench.outcome(), executed) {
+            (Outcome::Reply(reply), Some(true)) => assert_eq!(reply.status, Status::Good),
+            (Outcome::Unknown, Some(false)) | (Outcome::NotExecuted, None) => {}
+            (other, _) => panic!("{other:?}"),
+        }
+        bench.proposal_done(task, committed(9));
+        assert!(bench.answers.is_empty(), "once");
+    }
+}
+
+#[test]
+fn unit_that_closes_does_not_claim_a_mode_select_whose_cache_was_not_flushed() {
+    let mut bench = Bench::new(true);
+    let mut list = vec![0; 4 + 20];
+    (list[4], list[5]) = (0x08, 0x12);
+    let cdb = [0x15, 0x10, 0, 0, 24, 0];
+    let task = bench.submit(&cdb, CommandData::Ready(Bytes::new(list)));
+    assert!(bench.unit.lock().tasks.get(&task).unwrap().proposed);
+    bench.close();
+    bench.proposal_done(task, committed(8));
+    assert!(matches!(bench.outcome(), Outcome::Unknown));
 }

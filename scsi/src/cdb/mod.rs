@@ -527,6 +527,18 @@ pub const fn may_be_cut_short(cdb: &[u8]) -> bool {
     }
 }
 
+/// True for the commands that the whole cluster agrees on before they are answered (`lu_state`): reservations, mode parameters,
+/// identifying information, the timestamp, the removal of the medium, and the operations on the whole medium.
+pub fn is_agreed(cdb: &[u8]) -> bool {
+    let service_action = cdb.get(1).map_or(0, |byte| byte & 0x1f);
+    match cdb.first() {
+        // SET IDENTIFYING INFORMATION and SET TIMESTAMP among MAINTENANCE OUT.
+        Some(0xa4) => matches!(service_action, 0x06 | 0x0f),
+        Some(opcode) => matches!(opcode, 0x04 | 0x15 | 0x16 | 0x17 | 0x1e | 0x48 | 0x55 | 0x56 | 0x57 | 0x5f),
+        None => false,
+    }
+}
+
 /// Decodes and checks a CDB for a logical unit of this `geometry`.
 ///
 /// Bytes beyond the length of the command are ignored (transports pad); missing ones make a CDB invalid.

@@ -555,6 +555,27 @@ fn exactly_the_writes_may_be_cut_short() {
     }
 }
 
+#[test]
+fn exactly_the_commands_that_change_what_the_cluster_keeps_are_agreed() {
+    const NAMES: [&str; 9] = [
+        "RESERVE(",
+        "RELEASE(",
+        "PERSISTENT RESERVE OUT",
+        "MODE SELECT(",
+        "PREVENT ALLOW",
+        "SET IDENTIFYING",
+        "SET TIMESTAMP",
+        "FORMAT UNIT",
+        "SANITIZE",
+    ];
+    for row in TABLE {
+        let agreed = NAMES.iter().any(|name| row.name.starts_with(name));
+        let action = row.service_action.map_or(0, |action| action as u8);
+        assert_eq!(is_agreed(&[row.opcode, action]), agreed, "{}", row.name);
+    }
+    assert!(!is_agreed(&[]));
+}
+
 /// Any bytes behind an operation code that exists, so that most of them get past the first check.
 fn any_cdb() -> impl Strategy<Value = Vec<u8>> {
     let row = (0..TABLE.len()).prop_map(|at| &TABLE[at]);

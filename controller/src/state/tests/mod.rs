@@ -10,5 +10,6 @@ mod power_loss;
 mod random;
 mod removal;
 mod replicas;
+mod requests;
 mod rules;
 mod scenario;

@@ -203,7 +203,9 @@ fn key(change: &change::Change) -> (Vec<String>, bool) {
         C::Reservation(r) => (vec![format!("reservation {:?}", r.volume_id)], false),
         C::Host(host) => (vec![format!("host {}", host.name)], false),
         C::Mapping(m) => (vec![format!("mapping {} {:?}", m.host, m.volume_id)], false),
-        C::Request(r) => (vec![format!("request {}", r.sequence % limits::REQUESTS_KEPT)], false),
+        C::Request(r) => {
+            (vec![format!("request {} {}", r.of_node, r.sequence % limits::REQUESTS_KEPT)], false)
+        }
         C::Head(_) => (vec!["head".to_owned()], false),
         C::RemovedNode(name) => (vec![format!("node {name}")], true),
         C::RemovedVolume(id) => (vec![volume(id), format!("reservation {id:?}")], true),

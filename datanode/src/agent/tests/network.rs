@@ -236,16 +236,62 @@ async fn definite_refusals_are_told_as_such() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unknown_outcome_without_a_lease_stays_unknown() {
+async fn a_lapse_of_the_lease_costs_time_and_not_the_outcome() {
+    let pki = Pki::new();
+    let mut controller = Controller::start(&pki.identity(Role::Controller, "ctl-1"), None).await;
+    let node = Running::start(pki, &[&controller]);
+    let session = node.lease(&mut controller, 5).await;
+    let mut result = node.propose(3);
+    let (first, answer) = controller.proposals.recv().await.unwrap();
+    node.shared.gate.close();
+    answer.send(Err(Status::deadline_exceeded("barrier"))).unwrap();
+    let (second, answer) = controller.proposals.recv().await.unwrap();
+    assert_eq!(first, second);
+    assert!(result.try_recv().is_err());
+    session.say(commit(8, vec![]));
+    answer.send(Ok(good(8))).unwrap();
+    let expected = ProposalResult::Outcome { status: ScsiStatus::Good, sense: None, version: 8 };
+    assert_eq!(result.await, Ok(expected));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_falls_silent_is_not_waited_for() {
+    let pki = Pki::new();
+    let mut silent = Controller::start(&pki.identity(Role::Controller, "ctl-1"), None).await;
+    let mut next = Controller::start(&pki.identity(Role::Controller, "ctl-2"), None).await;
+    let node = Running::start(pki, &[&silent, &next]);
+    let session = node.lease(&mut silent, 5).await;
+    let result = node.propose(4);
+    // It never answers, and its session ends.
+    let (first, _unanswered) = silent.proposals.recv().await.unwrap();
+    drop(session);
+    let session = node.lease(&mut next, 6).await;
+    let (second, answer) = next.proposals.recv().await.unwrap();
+    assert_eq!(first, second);
+    answer.send(Ok(good(7))).unwrap();
+    session.say(commit(7, vec![]));
+    let expected = ProposalResult::Outcome { status: ScsiStatus::Good, sense: None, version: 7 };
+    assert_eq!(result.await, Ok(expected));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_unknown_attempt_only_a_word_about_all_of_them_settles_it() {
     let pki = Pki::new();
     let mut controller = Controller::start(&pki.identity(Role::Controller, "ctl-1"), None).await;
     let node = Running::start(pki, &[&controller]);
     let _session = node.lease(&mut controller, 5).await;
-    let result = node.propose(3);
-    let (_, answer) = controller.proposals.recv().await.unwrap();
-    node.shared.gate.close();
-    answer.send(Err(Status::deadline_exceeded("barrier"))).unwrap();
-    assert_eq!(result.await, Ok(ProposalResult::Unknown));
+    for (settled, expected) in [(false, ProposalResult::Unknown), (true, ProposalResult::StaleVersion)] {
+        let result = node.propose(5);
+        let (_, answer) = controller.proposals.recv().await.unwrap();
+        answer.send(Err(Status::deadline_exceeded("barrier"))).unwrap();
+        let (_, answer) = controller.proposals.recv().await.unwrap();
+        let mut stale = Status::aborted("version 9");
+        if settled {
+            stale.metadata_mut().insert("holdfast-settled", "1".parse().unwrap());
+        }
+        answer.send(Err(stale)).unwrap();
+        assert_eq!(result.await, Ok(expected));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
