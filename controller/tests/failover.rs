@@ -19,7 +19,10 @@ use holdfast_pki::{Authority, Identity, Role};
 use holdfast_proto::{
     node::{ProposeReservationRequest, node_agent_client::NodeAgentClient},
     state::NexusName,
-    v1::{CreateVolumeRequest, VolumeSpec, volume_service_client::VolumeServiceClient},
+    v1::{
+        CordonNodeRequest, CreateVolumeRequest, UncordonNodeRequest, VolumeSpec,
+        node_service_client::NodeServiceClient, volume_service_client::VolumeServiceClient,
+    },
 };
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -216,5 +219,47 @@ fn reservations_and_leases_go_on_when_the_leader_dies() {
             assert_eq!(volume.config.epoch().number, 2);
         });
         assert!(!node.commits.iter().any(|c| nodes(&c.changes).any(|n| !n.live)));
+    });
+}
+
+#[test]
+fn what_a_dead_leader_has_changed_is_answered_again_and_not_changed_again() {
+    let mut trio = Trio::start();
+    let create = |name: &str, size_bytes| CreateVolumeRequest {
+        request_id: "create".to_owned(),
+        name: name.to_owned(),
+        spec: Some(VolumeSpec { size_bytes, ..Default::default() }),
+    };
+    let cordon = || CordonNodeRequest { name: "node-1".to_owned(), request_id: "cordon".to_owned() };
+    let (leader, stood, volume, node) = run(async {
+        let (leader, mut node) = trio.session(0).await;
+        node.become_live().await;
+        let any = (leader + 1) % 3;
+        let mut volumes = VolumeServiceClient::new(trio.channel(any, Role::Admin, "admin"));
+        let volume = volumes.create_volume(create("db1", 1 << 20)).await.unwrap().into_inner();
+        let mut nodes = NodeServiceClient::new(trio.channel(any, Role::Admin, "admin"));
+        let cordoned = nodes.cordon_node(cordon()).await.unwrap().into_inner();
+        assert!(cordoned.spec.as_ref().unwrap().cordoned);
+        // Undone since, by another request.
+        let undo = UncordonNodeRequest { name: "node-1".to_owned(), request_id: "uncordon".to_owned() };
+        assert!(!nodes.uncordon_node(undo).await.unwrap().into_inner().spec.unwrap().cordoned);
+        (leader, node.applied, volume, cordoned)
+    });
+    trio.kill(leader);
+    run(async {
+        let (next, _node) = trio.session(stood).await;
+        let mut volumes = VolumeServiceClient::new(trio.channel(next, Role::Admin, "admin"));
+        let again = in_time("the answer again", volumes.create_volume(create("db1", 1 << 20))).await.unwrap();
+        assert_eq!(again.into_inner().status.unwrap().id, volume.status.unwrap().id);
+        let other = volumes.create_volume(create("db2", 1 << 20)).await.unwrap_err();
+        assert_eq!(other.code(), Code::InvalidArgument, "{other}");
+        let mut nodes = NodeServiceClient::new(trio.channel(next, Role::Admin, "admin"));
+        let again = in_time("the answer again", nodes.cordon_node(cordon())).await.unwrap().into_inner();
+        assert_eq!(again.spec, node.spec, "as it was when it was carried out");
+        let handle = trio.running[next].as_ref().unwrap().handle.clone();
+        handle.read(|state| {
+            assert!(!state.node_by_name("node-1").unwrap().cordoned, "and nothing was changed");
+            assert_eq!(state.volumes().count(), 1);
+        });
     });
 }

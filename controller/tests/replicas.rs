@@ -116,7 +116,8 @@ async fn a_move_ends_when_the_owner_has_handed_over() {
     let _one = controller.kept_node(1).await;
     let _two = controller.kept_node(2).await;
     create(&controller, 2).await;
-    let request = MoveVolumeRequest { name: "db1".to_owned(), node: "node-2".to_owned() };
+    let request =
+        MoveVolumeRequest { name: "db1".to_owned(), node: "node-2".to_owned(), ..Default::default() };
     let mut service = volumes(&controller);
     let moving = tokio::spawn(async move { service.move_volume(request).await });
     controller.until("wish", |state| state.volume_by_name("db1").unwrap().hand_over_to.is_some()).await;
@@ -134,10 +135,10 @@ async fn a_drain_is_a_job_that_ends_when_nothing_is_left() {
     let _two = controller.kept_node(2).await;
     create(&controller, 1).await;
     let mut nodes = NodeServiceClient::new(controller.admin());
-    let keep = DrainNodeRequest { name: "node-1".to_owned(), keep_replicas: true };
+    let keep = DrainNodeRequest { name: "node-1".to_owned(), keep_replicas: true, ..Default::default() };
     let refused = nodes.drain_node(keep).await.unwrap_err();
     assert!(refused.message().starts_with("node node-1 is not drained: it owns db1"), "{refused}");
-    let drain = DrainNodeRequest { name: "node-1".to_owned(), keep_replicas: false };
+    let drain = DrainNodeRequest { name: "node-1".to_owned(), keep_replicas: false, ..Default::default() };
     let node = nodes.drain_node(drain).await.unwrap().into_inner();
     assert!(node.spec.unwrap().draining && !node.status.unwrap().drained);
     // It gets a copy elsewhere, which is admitted; then the owner is asked to hand over.

@@ -305,6 +305,81 @@ fn no_reservation_and_no_unit_attention_is_lost_with_a_leader() -> anyhow::Resul
     Ok(())
 }
 
+/// The keys that are registered for LUN 0, in rising order.
+fn keys(initiator: &mut Initiator) -> anyhow::Result<Vec<u64>> {
+    let data = initiator.read(0, &cdb::persistent_reserve_in(0), 4096)?.good()?;
+    let mut keys: Vec<u64> = data[8..]
+        .chunks_exact(8)
+        .map(|key| key.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)))
+        .collect();
+    keys.sort_unstable();
+    Ok(keys)
+}
+
+#[test]
+fn a_paused_leader_costs_a_reservation_time_and_not_its_outcome() -> anyhow::Result<()> {
+    let cluster = NetCluster::start(Shape::default())?;
+    let (mut a, mut b) = registered_pair(&cluster)?;
+    let mut now = [KEY_A, KEY_B];
+    let mut good = 0;
+    for round in 0..6 {
+        // Through the owner's node and through the other, before the leader is paused and after.
+        let (at, paused_first) = (round % 2, round % 4 < 2);
+        let host = if at == 0 { &mut a } else { &mut b };
+        let leader = cluster.wait_for("a leader", || cluster.leader())?;
+        let (cdb, list) = cdb::persistent_reserve_out(cdb::REGISTER, 0, now[at], now[at] + 0x10);
+        if paused_first {
+            cluster.signal(&leader, Signal::STOP)?;
+        }
+        host.send(&format!("cdb 0 {cdb} out {list}"))?;
+        if !paused_first {
+            cluster.signal(&leader, Signal::STOP)?;
+        }
+        let answer = host.answer()?;
+        let when = format!("round {round}, {leader} paused first: {paused_first}");
+        match answer.status {
+            GOOD => {
+                good += 1;
+                now[at] += 0x10;
+            }
+            BUSY => {}
+            _ => anyhow::bail!("{when}: neither GOOD nor BUSY: {answer:?}"),
+        }
+        // What was answered is so, while the old leader is away and when it is back.
+        ensure!(keys(&mut a)? == now, "{when}: {answer:?}, but keys are {:x?}, not {now:x?}", keys(&mut a)?);
+        cluster.signal(&leader, Signal::CONT)?;
+        cluster.wait_until_serving()?;
+        ensure!(keys(&mut b)? == now, "{when}: keys changed when the old leader came back");
+    }
+    ensure!(good > 0, "no reservation was carried out while a leader was paused");
+    Ok(())
+}
+
+#[test]
+fn the_command_line_goes_on_while_a_controller_is_stopped() -> anyhow::Result<()> {
+    let cluster = NetCluster::start(Shape { datanodes: 1, hosts: 1, ..Shape::default() })?;
+    for (round, target) in ["leader", "first"].into_iter().enumerate() {
+        let leader = cluster.wait_for("a leader", || cluster.leader())?;
+        // The first is the one that the command line asks first.
+        let stopped = if target == "leader" { leader } else { "ctl-1".to_owned() };
+        cluster.signal(&stopped, Signal::STOP)?;
+        // One try each: the command line itself goes on at another controller, and the change is made once.
+        let name = format!("made-{round}");
+        cluster
+            .cli(&["volume", "create", &name, "--size", "16MiB"])
+            .with_context(|| format!("{stopped}, the {target}, is stopped"))?;
+        let shown = cluster.json(&["volume", "show", &name])?;
+        ensure!(shown["name"] == name.as_str(), "{shown}");
+        cluster.signal(&stopped, Signal::CONT)?;
+        cluster.wait_until_serving()?;
+    }
+    let events = cluster.json(&["audit", "list", "--subject", "volume/"])?;
+    let records = events["records"].as_array().context("records")?;
+    let made = records.iter().filter(|r| r["action"] == "volume.create" && r["outcome"] == "done").count();
+    ensure!(made == 2, "{made} volumes were made: {events}");
+    Ok(())
+}
+
 /// Everything by which a host knows the LU, apart from what a change of owner is meant to change: the ALUA states.
 fn face(initiator: &mut Initiator) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
     let mut face = Vec::new();

@@ -301,7 +301,13 @@ fn a_drained_node_ends_without_volumes_and_copies_and_nothing_goes_round() {
     world.create(3, &[1, 2, 3]);
     world.create(4, &[2, 1]);
     let name = "node-1".to_owned();
-    world.apply(Body::CordonNode(records::CordonNode { name, cordoned: true, drain: true, evacuate: true }));
+    world.apply(Body::CordonNode(records::CordonNode {
+        name,
+        cordoned: true,
+        drain: true,
+        evacuate: true,
+        request: None,
+    }));
     world.run(30_000);
     let node = world.state.node(1).unwrap().clone();
     assert!(world.state.is_drained(&node), "{:?}", world.state.staying(&node));
@@ -326,7 +332,13 @@ fn a_drain_that_is_cancelled_stops_and_the_node_stays_cordoned() {
     world.create(1, &[1, 2]);
     world.obedient = false;
     let name = "node-1".to_owned();
-    world.apply(Body::CordonNode(records::CordonNode { name, cordoned: true, drain: true, evacuate: true }));
+    world.apply(Body::CordonNode(records::CordonNode {
+        name,
+        cordoned: true,
+        drain: true,
+        evacuate: true,
+        request: None,
+    }));
     world.run(500);
     let job = world.state.jobs().next().unwrap().id;
     world.apply(Body::CancelJob(records::CancelJob { request: None, id: job }));
@@ -342,7 +354,13 @@ fn a_drain_that_keeps_copies_hands_over_only() {
     let mut world = World::new(3);
     world.create(1, &[1, 2]);
     let name = "node-1".to_owned();
-    world.apply(Body::CordonNode(records::CordonNode { name, cordoned: true, drain: true, evacuate: false }));
+    world.apply(Body::CordonNode(records::CordonNode {
+        name,
+        cordoned: true,
+        drain: true,
+        evacuate: false,
+        request: None,
+    }));
     world.run(2000);
     assert_eq!((world.volume(1).owner, world.sets(1)), (2, [vec![1, 2], vec![], vec![], vec![]]));
     let node = world.state.node(1).unwrap().clone();
@@ -356,7 +374,13 @@ fn an_owner_that_does_not_hand_over_is_not_waited_for_for_ever() {
     world.create(1, &[1, 2]);
     world.obedient = false;
     let name = "node-1".to_owned();
-    world.apply(Body::CordonNode(records::CordonNode { name, cordoned: true, drain: true, evacuate: false }));
+    world.apply(Body::CordonNode(records::CordonNode {
+        name,
+        cordoned: true,
+        drain: true,
+        evacuate: false,
+        request: None,
+    }));
     world.run(HAND_OVER_MS_MAX * 3 + 5000);
     let asked = world.proposed.iter().filter(|kind| **kind == "hand over").count();
     assert!((3..=4).contains(&asked), "{:?}", world.proposed);
@@ -369,7 +393,7 @@ fn ownership_is_spread_and_then_stays() {
         world.create(id, &[1, 2, 3]);
     }
     world.create(10, &[1]);
-    world.apply(Body::Rebalance(records::Rebalance { on: true, stopped: false }));
+    world.apply(Body::Rebalance(records::Rebalance { on: true, stopped: false, request: None }));
     world.run(10_000);
     let mut counts = [0; 3];
     world.owners().iter().for_each(|owner| counts[*owner as usize - 1] += 1);
@@ -387,7 +411,7 @@ fn spreading_ends_though_an_owner_does_not_hand_over() {
     world.create(1, &[1, 2]);
     world.create(2, &[1, 2]);
     world.obedient = false;
-    world.apply(Body::Rebalance(records::Rebalance { on: true, stopped: false }));
+    world.apply(Body::Rebalance(records::Rebalance { on: true, stopped: false, request: None }));
     world.run(HAND_OVER_MS_MAX * 3);
     assert!(!world.state.cluster().unwrap().rebalancing, "{:?}", world.proposed);
 }
@@ -399,6 +423,7 @@ fn a_copy_whose_node_stays_away_is_replaced_after_the_grace_where_there_is_room(
     world.apply(Body::SetClusterOptions(records::SetClusterOptions {
         replace_after_s: Some(60),
         replace_never: None,
+        request: None,
     }));
     world.up.remove(&2);
     world.run(55_000);
@@ -413,7 +438,11 @@ fn no_copy_is_replaced_where_that_is_not_wished_or_there_is_no_room() {
     for (nodes, never) in [(3, true), (2, false)] {
         let mut world = World::new(nodes);
         world.create(1, &[1, 2]);
-        let options = records::SetClusterOptions { replace_after_s: Some(10), replace_never: Some(never) };
+        let options = records::SetClusterOptions {
+            replace_after_s: Some(10),
+            replace_never: Some(never),
+            request: None,
+        };
         world.apply(Body::SetClusterOptions(options));
         world.up.remove(&2);
         world.run(200_000);
@@ -429,7 +458,12 @@ fn a_copy_that_went_with_its_node_is_made_again() {
     world.up.remove(&2);
     world.run(5000);
     let lease_term = 1;
-    world.apply(Body::RemoveNode(records::RemoveNode { name: "node-2".to_owned(), number: 2, lease_term }));
+    world.apply(Body::RemoveNode(records::RemoveNode {
+        name: "node-2".to_owned(),
+        number: 2,
+        lease_term,
+        request: None,
+    }));
     world.run(5000);
     assert_eq!(world.sets(1), [vec![1, 3], vec![], vec![], vec![]]);
     world.settle();

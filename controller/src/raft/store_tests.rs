@@ -351,6 +351,7 @@ async fn a_change_of_the_members_and_its_record_are_one_entry() {
         name: "ctl-2".to_owned(),
         id: 2,
         address: "127.0.0.1:2".to_owned(),
+        request: None,
     });
     let alice = records::Caller { role: "admin".to_owned(), name: "alice".to_owned() };
     let command = EncodedCommand::new(&Command::new(7, body).by(alice));

@@ -80,9 +80,9 @@ impl NodeAgentService {
 
     /// Number of the calling node.
     fn caller(&self, caller: &Caller) -> Result<u32, Status> {
-        self.raft.read(|state| state.node_by_name(&caller.name).map(|node| node.number)).ok_or_else(|| {
-            Status::unavailable(format!("node {} has not joined yet; nothing was changed", caller.name))
-        })
+        self.raft
+            .read(|state| state.node_by_name(&caller.name).map(|node| node.number))
+            .ok_or_else(|| Status::failed_precondition(format!("node {} has not joined yet", caller.name)))
     }
 
     async fn pass_barrier(&self, index: u64) -> Result<(), Status> {

@@ -223,7 +223,12 @@ pub(super) fn propose(id: u8, expected_version: u64, n: u8, out: &PrOut) -> reco
 }
 
 pub(super) fn remove_node(number: u32, lease_term: u64) -> Body {
-    Body::RemoveNode(records::RemoveNode { name: format!("node-{number}"), number, lease_term })
+    Body::RemoveNode(records::RemoveNode {
+        name: format!("node-{number}"),
+        number,
+        lease_term,
+        request: None,
+    })
 }
 
 /// Node `number` under boot `boot`, in a process of its own.
@@ -353,5 +358,6 @@ pub(super) fn drain(number: u32, evacuate: bool) -> Body {
         cordoned: true,
         drain: true,
         evacuate,
+        request: None,
     })
 }

@@ -57,7 +57,8 @@ fn body() -> impl Strategy<Value = Body> {
                 name: format!("node-{n}"),
                 cordoned,
                 drain: cordoned && drain,
-                evacuate: false
+                evacuate: false,
+                request: None,
             }
         )),
         (request(), 1u8..5, name(), node(), 0u64..4).prop_map(|(request, id, name, node, mib)| {

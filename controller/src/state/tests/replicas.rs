@@ -177,7 +177,12 @@ fn a_request_to_hand_over_changes_no_epoch_and_ends_with_the_change_of_owner() {
     cluster.done(replicated(1, "db1", &[1, 2], true));
     let ask = |cluster: &Cluster, to| {
         let record = cluster.volume("db1").record();
-        Body::RequestHandOver(records::RequestHandOver { volume_id: record.id, expected: record.epoch, to })
+        Body::RequestHandOver(records::RequestHandOver {
+            volume_id: record.id,
+            expected: record.epoch,
+            to,
+            request: None,
+        })
     };
     assert_eq!(
         cluster.refused(ask(&cluster, 3)).to_string(),

@@ -107,6 +107,7 @@ fn node_that_owns_a_volume_is_not_drained_and_stays_as_it_was() {
             cordoned: true,
             drain: true,
             evacuate: false,
+            request: None,
         })
     };
     cluster.done(Body::CreateVolume(volume_of(1, "db1", 1, 1 << 20)));
@@ -136,6 +137,7 @@ fn placement_is_checked_where_it_is_carried_out() {
         cordoned: true,
         drain: false,
         evacuate: false,
+        request: None,
     }));
     assert_eq!(
         cluster.refused(on(1, "default", 1 << 20)).to_string(),
