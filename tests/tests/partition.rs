@@ -318,7 +318,7 @@ fn keys(initiator: &mut Initiator) -> anyhow::Result<Vec<u64>> {
 
 #[test]
 fn a_paused_leader_costs_a_reservation_time_and_not_its_outcome() -> anyhow::Result<()> {
-    let cluster = NetCluster::start(Shape::default())?;
+    let mut cluster = NetCluster::start(Shape::default())?;
     let (mut a, mut b) = registered_pair(&cluster)?;
     let mut now = [KEY_A, KEY_B];
     let mut good = 0;
@@ -357,7 +357,7 @@ fn a_paused_leader_costs_a_reservation_time_and_not_its_outcome() -> anyhow::Res
 
 #[test]
 fn the_command_line_goes_on_while_a_controller_is_stopped() -> anyhow::Result<()> {
-    let cluster = NetCluster::start(Shape { datanodes: 1, hosts: 1, ..Shape::default() })?;
+    let mut cluster = NetCluster::start(Shape { datanodes: 1, hosts: 1, ..Shape::default() })?;
     for (round, target) in ["leader", "first"].into_iter().enumerate() {
         let leader = cluster.wait_for("a leader", || cluster.leader())?;
         // The first is the one that the command line asks first.
@@ -401,6 +401,12 @@ fn face(initiator: &mut Initiator) -> anyhow::Result<Vec<(&'static str, Vec<u8>)
     ] {
         face.push((what, initiator.read(0, cdb, length)?.good().context(what)?));
     }
+    for (what, service_action) in
+        [("PR IN, READ KEYS", 0), ("PR IN, READ RESERVATION", 1), ("PR IN, READ FULL STATUS", 3)]
+    {
+        let cdb = cdb::persistent_reserve_in(service_action);
+        face.push((what, initiator.read(0, &cdb, 4096)?.good().context(what)?));
+    }
     let mut groups = initiator.read(0, cdb::REPORT_TARGET_PORT_GROUPS, 1024)?.good()?;
     // SPC-5 6.36: descriptors of 8 bytes and 4 per port; the state is in bits 0 to 3 of byte 0, the preference in bit 7, why in byte 5.
     let mut at = 4;
@@ -425,6 +431,16 @@ fn same_face(before: &[(&str, Vec<u8>)], after: &[(&str, Vec<u8>)], when: &str) 
 fn a_host_keeps_its_view_through_the_loss_of_owner_and_leader() -> anyhow::Result<()> {
     let mut cluster = NetCluster::start(Shape::default())?;
     cluster.volume_for_both("disk", 0, &["--size", "16MiB", "--node", "node-1"])?;
+    // So that nothing of it is as when it was new: the write cache off, two registrations, a reservation.
+    let mut a = cluster.login("host-1", "node-1", INITIATOR_A, 1)?;
+    a.become_ready(0)?;
+    a.write(0, "151000001800", &format!("000000000812{:036}", 0))?.good()?;
+    a.reserve_out(0, cdb::REGISTER, 0, 0, KEY_A)?.good()?;
+    a.reserve_out(0, cdb::RESERVE, REGISTRANTS, KEY_A, 0)?.good()?;
+    let mut b = cluster.login("host-2", "node-2", INITIATOR_B, 2)?;
+    b.become_ready(0)?;
+    b.reserve_out(0, cdb::REGISTER, 0, 0, KEY_B)?.good()?;
+    drop((a, b));
     let mut views = Vec::new();
     for node in ["node-1", "node-2"] {
         let mut host = cluster.login("host-1", node, INITIATOR_A, 1)?;
