@@ -28,7 +28,8 @@ impl SealingKey {
         Ok(Self(key))
     }
 
-    pub(crate) fn from_text(text: &str) -> Option<Self> {
+    /// From 64 hex digits; `None` for anything else.
+    pub fn from_text(text: &str) -> Option<Self> {
         decode_hex(text.trim()).map(Self)
     }
 

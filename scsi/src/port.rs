@@ -70,8 +70,11 @@ const ANY_GEOMETRY: Option<Geometry> = Geometry::new(512, 1);
 impl<V: Clone + Eq> NexusPort<V> {
     /// A nexus that has just come into being, with its map. Every unit reports `29/00` first: whatever the initiator
     /// believed about it may be out of date.
-    pub fn new(nexus: Nexus, map: LunMap<V>) -> NexusPort<V> {
-        let mut port = NexusPort { nexus, units: BTreeMap::new(), last_id: 0 };
+    ///
+    /// Its Unit Attentions have numbers above `ids_after`, which must differ from session to session of the nexus: an owner that has
+    /// not heard of the end of one must not take the `29/00` of the next for what it has reported already.
+    pub fn new(nexus: Nexus, map: LunMap<V>, ids_after: u64) -> NexusPort<V> {
+        let mut port = NexusPort { nexus, units: BTreeMap::new(), last_id: ids_after };
         for (lun, mapped) in map {
             port.add(lun, mapped);
         }
@@ -243,7 +246,7 @@ mod tests {
     }
 
     fn port(entries: &[(u16, char, bool)]) -> NexusPort<char> {
-        NexusPort::new(Nexus::new(TransportId::sas([1; 8]), RelativePort(1)), map(entries))
+        NexusPort::new(Nexus::new(TransportId::sas([1; 8]), RelativePort(1)), map(entries), 0)
     }
 
     fn lun(number: u16) -> Lun {

@@ -7,6 +7,10 @@ use std::collections::BTreeMap;
 
 use super::linearizable::{self, Model, NotLinearizable, Timed};
 
+const EXCLUSIVE_ACCESS: u8 = 3;
+const WRITE_EXCLUSIVE_REGISTRANTS_ONLY: u8 = 5;
+const EXCLUSIVE_ACCESS_REGISTRANTS_ONLY: u8 = 6;
+
 /// A nexus of the history.
 pub type Nexus = u8;
 
@@ -49,6 +53,15 @@ pub enum Operation {
     ReadKeys(u32, Vec<u64>),
     /// READ RESERVATION: generation, and key and type where there is one.
     ReadReservation(u32, Option<(u64, u8)>),
+    /// A read or a write, carried out or stopped by RESERVATION CONFLICT.
+    Access {
+        /// Whose.
+        nexus: Nexus,
+        /// It changes the medium.
+        writes: bool,
+        /// Carried out.
+        allowed: bool,
+    },
 }
 
 /// Registrations and reservation.
@@ -60,6 +73,14 @@ pub struct State {
 }
 
 impl State {
+    /// SPC-5 table 69, for commands that read or write the medium.
+    fn admits(&self, nexus: Nexus, writes: bool) -> bool {
+        let Some((holder, kind)) = self.held else { return true };
+        let registrants_only = matches!(kind, WRITE_EXCLUSIVE_REGISTRANTS_ONLY | EXCLUSIVE_ACCESS_REGISTRANTS_ONLY);
+        let stops_reads = matches!(kind, EXCLUSIVE_ACCESS | EXCLUSIVE_ACCESS_REGISTRANTS_ONLY);
+        holder == nexus || (registrants_only && self.keys.contains_key(&nexus)) || (!writes && !stops_reads)
+    }
+
     /// What becomes of a request, and the state after it.
     fn apply(&self, nexus: Nexus, request: Request) -> (Answer, State) {
         let mut after = self.clone();
@@ -112,12 +133,14 @@ impl State {
             Request::Preempt(_, _, 0) => Answer::Illegal,
             Request::Preempt(kind, _, victim) => {
                 let holder_key = self.held.and_then(|(holder, _)| self.keys.get(&holder));
-                if holder_key == Some(&victim) {
+                let preempts = holder_key == Some(&victim);
+                if preempts {
                     after.held = Some((nexus, kind));
                 } else if !self.keys.values().any(|key| *key == victim) {
                     return (Answer::Conflict, after);
                 }
-                after.keys.retain(|of, key| *key != victim || *of == nexus);
+                // Where only registrations are removed, one's own key takes one's own registration too.
+                after.keys.retain(|of, key| *key != victim || (preempts && *of == nexus));
                 after.generation += 1;
                 Answer::Good
             }
@@ -158,6 +181,9 @@ impl Model for Unit {
                 let mut held: Vec<u64> = state.keys.values().copied().collect();
                 held.sort_unstable();
                 if *generation == state.generation && *keys == held { vec![state.clone()] } else { vec![] }
+            }
+            Operation::Access { nexus, writes, allowed } => {
+                if state.admits(*nexus, *writes) == *allowed { vec![state.clone()] } else { vec![] }
             }
             Operation::ReadReservation(generation, seen) => {
                 let held = state.held.and_then(|(holder, kind)| Some((*state.keys.get(&holder)?, kind)));

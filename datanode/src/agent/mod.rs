@@ -4,7 +4,7 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | what other threads may ask of it | [`handle`] |
-//! | what the controller says, and when the gate opens | `session` |
+//! | what the controller says, and when the gate opens | [`session`] |
 //! | which controller to talk to | `endpoints` |
 //! | the thread and its loop | `runtime` |
 //! | proposals until their outcome is known | `proposals` |
@@ -22,7 +22,7 @@ pub mod handle;
 pub mod heartbeat;
 mod proposals;
 mod runtime;
-mod session;
+pub mod session;
 #[cfg(test)]
 mod tests;
 

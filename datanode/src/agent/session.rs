@@ -24,7 +24,7 @@ const SNAPSHOT_CHANGES_MAX: usize = 4_000_000;
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SessionError {
+pub enum SessionError {
     /// The controller broke the contract.
     #[error("the controller's message makes no sense: {0}")]
     Protocol(String),
@@ -33,25 +33,36 @@ pub(super) enum SessionError {
     Record(#[from] RecordError),
     /// The controller's picture is older than ours: it is catching up.
     #[error("the controller is behind: it knows log index {theirs}, we are at {ours}")]
-    Behind { theirs: u64, ours: u64 },
+    Behind {
+        /// Log index of its picture.
+        theirs: u64,
+        /// Log index of ours.
+        ours: u64,
+    },
     /// Another process has started under this node's name.
     #[error("another process serves as '{0}' now")]
     NameTaken(String),
 }
 
 /// What stays the same for the life of the process.
-pub(super) struct Facts {
-    pub(super) cluster: ClusterId,
-    pub(super) name: String,
-    pub(super) hello: Hello,
-    pub(super) key: SealingKey,
+pub struct Facts {
+    /// The cluster that it belongs to.
+    pub cluster: ClusterId,
+    /// Its name.
+    pub name: String,
+    /// What it says first; the rest is filled in.
+    pub hello: Hello,
+    /// Opens secrets.
+    pub key: SealingKey,
 }
 
 /// Timing of a session, as the welcome set it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Timing {
-    pub(super) lease_ms: u32,
-    pub(super) renew_interval_ms: u32,
+pub struct Timing {
+    /// Length of a lease.
+    pub lease_ms: u32,
+    /// Between two renewals.
+    pub renew_interval_ms: u32,
 }
 
 struct Welcomed {
@@ -77,7 +88,7 @@ struct Grant {
 }
 
 /// The picture, the lease and the session.
-pub(super) struct Core {
+pub struct Core {
     facts: Facts,
     shared: Arc<Shared>,
     installer: Arc<dyn Installer>,
@@ -94,7 +105,8 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(facts: Facts, shared: Arc<Shared>, installer: Arc<dyn Installer>) -> Core {
+    /// Nothing known yet.
+    pub fn new(facts: Facts, shared: Arc<Shared>, installer: Arc<dyn Installer>) -> Core {
         Core {
             facts,
             shared,
@@ -109,7 +121,7 @@ impl Core {
     }
 
     /// Begins a session: the first message to send. Leases that were granted before run on.
-    pub(super) fn begin(&mut self, pools: Vec<state::Pool>) -> FromNode {
+    pub fn begin(&mut self, pools: Vec<state::Pool>) -> FromNode {
         self.stage = Stage::Opening;
         self.renewals.clear();
         self.grants.clear();
@@ -118,7 +130,7 @@ impl Core {
     }
 
     /// A renewal; `now_ms` is read before anything of it can be on its way.
-    pub(super) fn renew(&mut self, now_ms: u64, data_path_stalled_ms: u32) -> FromNode {
+    pub fn renew(&mut self, now_ms: u64, data_path_stalled_ms: u32) -> FromNode {
         self.next_renewal += 1;
         if self.renewals.len() >= RENEWALS_MAX {
             self.renewals.pop_front();
@@ -130,7 +142,7 @@ impl Core {
     }
 
     /// Every worker has installed this index. Returns false for old news.
-    pub(super) fn installed(&mut self, index: u64) -> bool {
+    pub fn installed(&mut self, index: u64) -> bool {
         if index <= self.installed {
             return false;
         }
@@ -140,7 +152,7 @@ impl Core {
     }
 
     /// Timing, once commits are being followed: renewals make sense only then.
-    pub(super) fn timing(&self) -> Option<Timing> {
+    pub fn timing(&self) -> Option<Timing> {
         match &self.stage {
             Stage::Following(timing, _) => Some(*timing),
             Stage::Opening | Stage::Snapshot(..) => None,
@@ -148,7 +160,7 @@ impl Core {
     }
 
     /// Takes a message. Returns true for a grant, the sign that the leader still leads.
-    pub(super) fn handle(&mut self, message: ToNode) -> Result<bool, SessionError> {
+    pub fn handle(&mut self, message: ToNode) -> Result<bool, SessionError> {
         let message = message.message.ok_or_else(|| protocol("of a kind that this version does not know"))?;
         let result = match message {
             to_node::Message::Welcome(welcome) => self.handle_welcome(welcome).map(|()| false),

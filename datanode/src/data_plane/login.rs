@@ -221,10 +221,12 @@ impl Worker {
             Entry::Entered(tsih) => {
                 let name = waiting.info.login.initiator_name.to_ascii_lowercase();
                 let host = self.view.as_ref().and_then(|view| Some((view, view.host_of(&name)?)));
-                match host {
-                    Some((view, host)) => {
+                // Half of the numbers are left for what is raised later.
+                let ids_after = getrandom::u64().map(|drawn| drawn >> 1);
+                match (host, ids_after) {
+                    (Some((view, host)), Ok(ids_after)) => {
                         let session = Session {
-                            port: NexusPort::new(nexus, lun_map(view, &host.name)),
+                            port: NexusPort::new(nexus, lun_map(view, &host.name), ids_after),
                             host: host.name.clone(),
                             initiator: name,
                             facts: Facts::new(&waiting.info, tsih),
@@ -239,7 +241,14 @@ impl Worker {
                         portal.stage = Stage::Session(Box::new(session));
                         self.answer_start(now, connection, SessionStart::Go(tsih));
                     }
-                    None => {
+                    (Some(_), Err(error)) => {
+                        tracing::error!(%error, "no random numbers: a session was refused");
+                        self.sessions.leave(&nexus, address);
+                        portal.stage = Stage::NoSession;
+                        let refusal = SessionStart::Refuse(LoginStatus::OutOfResources);
+                        self.answer_start(now, connection, refusal);
+                    }
+                    (None, _) => {
                         // The host was removed while the initiator authenticated.
                         self.sessions.leave(&nexus, address);
                         portal.stage = Stage::NoSession;

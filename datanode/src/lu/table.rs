@@ -162,7 +162,8 @@ impl Table {
     }
 }
 
-fn lu_config(volume: &VolumeView) -> LuConfig {
+/// What the unit of a volume is.
+pub fn lu_config(volume: &VolumeView) -> LuConfig {
     LuConfig {
         properties: LuProperties {
             identity: LuIdentity { volume_uuid: volume.id.0, revision: REVISION },
@@ -175,7 +176,7 @@ fn lu_config(volume: &VolumeView) -> LuConfig {
 }
 
 /// The groups as every path reports them: one for each node, the owner's optimized.
-fn topology(view: &ClusterView, volume: &VolumeView) -> Topology {
+pub fn topology(view: &ClusterView, volume: &VolumeView) -> Topology {
     let owner = volume.config.owner().map(|owner| owner.node);
     let group = |(number, node): (&NodeNumber, &Arc<crate::view::NodeView>)| PortGroup {
         id: number.get(),

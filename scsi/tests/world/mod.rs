@@ -140,7 +140,7 @@ impl World {
             now: 0,
         };
         for name in ['A', 'B', 'C'] {
-            world.hosts.insert(name, Host { port: NexusPort::new(nexus(name), usual_map()) });
+            world.hosts.insert(name, Host { port: NexusPort::new(nexus(name), usual_map(), 0) });
             for lun in [0, 1] {
                 world.forget_unit_attentions(name, lun);
             }
@@ -247,8 +247,15 @@ impl World {
         let nexus = self.nexus(host);
         let now = self.tick();
         self.server.handle_nexus_loss(now, &nexus);
+        self.relogin_unheard(host);
+    }
+
+    /// The same, and the owner does not hear of the end.
+    pub(crate) fn relogin_unheard(&mut self, host: char) {
+        let nexus = self.nexus(host);
         let map = self.hosts[&host].port.map().map(|(lun, unit)| (lun, *unit)).collect();
-        self.hosts.insert(host, Host { port: NexusPort::new(nexus, map) });
+        let ids_after = self.fresh_id() << 32;
+        self.hosts.insert(host, Host { port: NexusPort::new(nexus, map, ids_after) });
         self.pump();
     }
 

@@ -1,0 +1,69 @@
+//! `holdfast-sim`: clusters in one thread, one after the other, each from its seed. Exit code 0: no seed showed anything that must not
+//! happen; 1: one did, and how to replay it is told.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::ExitCode,
+    time::Instant,
+};
+
+use clap::Parser;
+use holdfast_chaos::simulation;
+
+/// One seed in so many is run twice: it has to do the same again.
+const AGAIN: u64 = 100;
+
+/// Clusters from seeds.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast-sim", version)]
+struct Arguments {
+    /// The first seed
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    /// How many seeds
+    #[arg(long, default_value_t = 200)]
+    seeds: u64,
+    /// Tell all that happens
+    #[arg(long)]
+    trace: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let begun = Instant::now();
+    let (mut answered, mut changes, mut unknown, mut attentions) = (0, 0, 0, 0);
+    let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut marks: BTreeSet<&str> = BTreeSet::new();
+    for seed in arguments.first..arguments.first.saturating_add(arguments.seeds) {
+        let report = match simulation::run(seed, arguments.trace) {
+            Ok(report) => report,
+            Err(violation) => {
+                println!("{violation}");
+                return ExitCode::FAILURE;
+            }
+        };
+        if seed % AGAIN == 0 && simulation::run(seed, false).map(|again| again.trace_hash).ok() != Some(report.trace_hash) {
+            println!("seed {seed}: another run of it went another way");
+            return ExitCode::FAILURE;
+        }
+        answered += report.answered;
+        changes += report.changes;
+        unknown += report.unknown;
+        attentions += report.attentions;
+        for (kind, count) in report.faults {
+            *faults.entry(kind).or_default() += count;
+        }
+        marks.extend(report.marks);
+    }
+    let hours = begun.elapsed().as_secs_f64() / 3600.0;
+    println!("{} seeds, {:.0} an hour; commands answered {answered}, reservations changed {changes}, of unknown outcome {unknown}, Unit Attentions told {attentions}",
+        arguments.seeds, arguments.seeds as f64 / hours);
+    for (kind, count) in faults {
+        println!("  {count:>8} {kind}");
+    }
+    println!("branches taken:");
+    for mark in marks {
+        println!("  {mark}");
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,618 @@
+//! The controllers: one log, a state machine that applies it, a lease table and a memory for each member, elections.
+//!
+//! Invariants: an entry that was answered for stays in the log; of the others an election keeps a random first part; a member that
+//! was deposed and has not noticed acts on the state as it knew it, and no quorum confirms it.
+
+use std::collections::BTreeMap;
+
+use holdfast_controller::{
+    lease::{
+        LEASE_MS, Millis, RENEW_INTERVAL_MS, TICK_MS,
+        memory::Memory,
+        plan,
+        reports::Reports,
+        table::{Barrier, LeaseTable, Renewal},
+    },
+    state::{Body, Command, Outcome, Refusal, StateMachine, is_node_visible},
+};
+use holdfast_proto::{
+    node::{FromNode, LeaseGrant, Renew, SnapshotPart, ToNode, Welcome, from_node, to_node},
+    state as records,
+};
+
+use super::{Down, Event, HOSTS, MEMBERS, NODES, Place, SessionId, Simulation, Up, VOLUMES};
+
+/// Volume ids are this in every byte, and the number.
+pub(super) fn volume_id(volume: usize) -> Vec<u8> {
+    vec![volume as u8 + 1; 16]
+}
+
+/// The cluster's id.
+pub(super) const CLUSTER: [u8; 16] = [9; 16];
+/// Blocks of a volume.
+pub(super) const BLOCKS: u64 = 2048;
+/// Entries that a member keeps for nodes that come back.
+const KEPT: usize = 40;
+
+/// What a node asks of the leader.
+#[derive(Debug, Clone)]
+pub(super) enum Request {
+    Propose(records::ProposeReservation),
+    Establish(records::EstablishUnitAttention),
+    AwaitBarrier(u64),
+}
+
+/// What it is told.
+#[derive(Debug, Clone)]
+pub(super) enum Answer {
+    Proposal(records::ProposalOutcome),
+    Established(u64),
+    Barrier,
+    /// Nothing happened.
+    Refused(Refused),
+    NotLeading,
+    /// The leader lost its place meanwhile.
+    Unknown,
+}
+
+/// Why nothing happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// No quorum; another attempt may do.
+    Unavailable,
+    /// Its version has passed.
+    Stale,
+    /// Its epoch has passed, or it is wrong.
+    Never,
+}
+
+/// What waits for a quorum's word that the member leads.
+#[derive(Debug, Clone)]
+pub(super) enum Then {
+    Grant { node: usize, session: SessionId, renew: Renew },
+    Append { body: Body, waiter: Waiter },
+    Barrier { index: u64, waiter: Waiter },
+}
+
+/// Who waits for an entry, a barrier.
+#[derive(Debug, Clone)]
+pub(super) enum Waiter {
+    Nobody,
+    Call { session: SessionId, call: u64 },
+    Join { session: SessionId, hello: Box<holdfast_proto::node::Hello> },
+}
+
+struct Pending {
+    ticket: u64,
+    term: u64,
+    member: usize,
+    body: Body,
+    waiter: Waiter,
+}
+
+struct Waiting {
+    index: u64,
+    waiter: Waiter,
+    answer: Answer,
+}
+
+struct Member {
+    /// The term in which it believes to lead.
+    leads: Option<u64>,
+    table: LeaseTable,
+    memory: Memory,
+    reports: Reports,
+    /// The state as it knew it when it was deposed without noticing.
+    stale: Option<(StateMachine, u64)>,
+    sessions: BTreeMap<usize, SessionId>,
+    waiting: Vec<Waiting>,
+}
+
+pub(super) struct Controllers {
+    state: StateMachine,
+    index: u64,
+    commits: Vec<records::Commit>,
+    leader: Option<(usize, u64)>,
+    term: u64,
+    members: Vec<Member>,
+    pending: Vec<Pending>,
+    next_ticket: u64,
+    /// Session, node, member.
+    sessions: BTreeMap<SessionId, (usize, usize)>,
+    proposed: BTreeMap<String, u64>,
+    /// When the last entry was committed.
+    pub(super) committed_at: u64,
+}
+
+impl Controllers {
+    pub(super) fn new() -> Self {
+        let member = || Member {
+            leads: None,
+            table: LeaseTable::new(),
+            memory: Memory::default(),
+            reports: Reports::default(),
+            stale: None,
+            sessions: BTreeMap::new(),
+            waiting: Vec::new(),
+        };
+        Self {
+            state: StateMachine::default(),
+            index: 0,
+            commits: Vec::new(),
+            leader: None,
+            term: 0,
+            members: (0..MEMBERS).map(|_| member()).collect(),
+            pending: Vec::new(),
+            next_ticket: 1,
+            sessions: BTreeMap::new(),
+            proposed: BTreeMap::new(),
+            committed_at: 0,
+        }
+    }
+
+    pub(super) fn leader(&self) -> Option<usize> {
+        self.leader.map(|(member, _)| member)
+    }
+
+    pub(super) fn size_of(&self, volume: usize) -> u64 {
+        let name = format!("volume-{volume}");
+        self.state.volumes().find(|v| v.name == name).map_or(0, |v| v.size_bytes)
+    }
+}
+
+impl Simulation {
+    /// The cluster as an administrator has made it: nodes known, volumes of two copies, hosts, maps.
+    pub(super) fn found(&mut self) {
+        let caller = |body| Command::new(0, body);
+        let mut bodies = vec![Body::ClusterInit(records::ClusterInit {
+            id: CLUSTER.to_vec(),
+            target_iqn: "iqn.2026-11.example:target".to_owned(),
+        })];
+        bodies.push(Body::BeginLeaseTerm(records::BeginLeaseTerm { term: 1 }));
+        for node in 0..NODES {
+            bodies.push(Body::NodeJoin(super::node::join(node, 0)));
+            let number = node as u32 + 1;
+            bodies.push(Body::NodeLive(records::NodeLive { number, incarnation: 1, lease_term: 1 }));
+        }
+        for volume in 0..VOLUMES {
+            let place = |node: usize| (node % NODES) as u32 + 1;
+            bodies.push(Body::CreateVolume(records::CreateVolume {
+                id: volume_id(volume),
+                name: format!("volume-{volume}"),
+                size_bytes: BLOCKS * 512,
+                block_size: 512,
+                physical_block_exponent: 3,
+                write_cache: true,
+                thin: true,
+                replicas: 2,
+                node: place(volume),
+                pool: "default".to_owned(),
+                others: vec![records::ReplicaPlace { node: place(volume + 1), pool: "default".to_owned() }],
+                ..Default::default()
+            }));
+        }
+        for host in 0..HOSTS {
+            bodies.push(Body::CreateHost(records::CreateHost {
+                request: None,
+                host: Some(records::Host {
+                    name: format!("host-{host}"),
+                    initiators: vec![super::host::initiator(host)],
+                    chap: None,
+                }),
+            }));
+            for volume in 0..VOLUMES {
+                bodies.push(Body::CreateMapping(records::CreateMapping {
+                    volume: format!("volume-{volume}"),
+                    host: format!("host-{host}"),
+                    lun: Some(volume as u32),
+                    ..Default::default()
+                }));
+            }
+        }
+        for body in bodies {
+            self.controllers.index += 1;
+            let index = self.controllers.index;
+            let applied = self.controllers.state.apply(index, &caller(body));
+            assert!(applied.response.is_ok(), "{:?}", applied.response);
+            self.controllers.commits.push(applied.commit);
+        }
+        self.controllers.term = 1;
+        self.later(1, Event::Elected { member: 0, term: 2 });
+        for member in 0..MEMBERS {
+            self.later(TICK_MS, Event::MemberTick(member));
+        }
+    }
+
+    pub(super) fn node_of(&self, session: SessionId) -> usize {
+        self.controllers.sessions.get(&session).map_or(0, |(node, _)| *node)
+    }
+
+    pub(super) fn member_of(&self, session: SessionId) -> usize {
+        self.controllers.sessions.get(&session).map_or(0, |(_, member)| *member)
+    }
+
+    pub(super) fn new_session(&mut self, node: usize, member: usize) -> SessionId {
+        let id = self.next_session;
+        self.next_session += 1;
+        self.controllers.sessions.insert(id, (node, member));
+        id
+    }
+
+    /// Leadership goes to another member; the old leader may take its time to notice.
+    pub(super) fn depose(&mut self, notices_after_ms: u64) {
+        let Some((old, term)) = self.controllers.leader.take() else { return };
+        let new = (old + 1 + self.random.below(MEMBERS as u64 - 1) as usize) % MEMBERS;
+        let (state, index) = (self.controllers.state.clone(), self.controllers.index);
+        self.controllers.members[old].stale = Some((state, index));
+        self.note(|| format!("leadership: member {old} has lost it (term {term}); notices after {notices_after_ms} ms"));
+        self.later(notices_after_ms, Event::Deposed { member: old, term });
+        let vacant = 100 + self.random.below(600);
+        let term = self.controllers.term + 1;
+        self.later(vacant, Event::Elected { member: new, term });
+    }
+
+    pub(super) fn elected(&mut self, member: usize, term: u64) {
+        if term <= self.controllers.term {
+            return;
+        }
+        self.controllers.term = term;
+        self.controllers.leader = Some((member, term));
+        // What the old leader had not committed: a first part of it survives.
+        let pending = std::mem::take(&mut self.controllers.pending);
+        let kept = self.random.below(pending.len() as u64 + 1) as usize;
+        for (number, entry) in pending.into_iter().enumerate() {
+            if number < kept {
+                self.mark("an entry outlived its leader");
+                // Whoever asked for it has been told nothing: it asks again.
+                let _ = self.apply(entry.body);
+            } else {
+                self.mark("an entry died with its leader");
+            }
+        }
+        let now = Millis(self.now);
+        let new = &mut self.controllers.members[member];
+        new.leads = Some(term);
+        new.stale = None;
+        new.table.begin(term, now);
+        new.memory = Memory::default();
+        new.reports = Reports::default();
+        self.note(|| format!("leadership: member {member} is elected in term {term}"));
+    }
+
+    pub(super) fn deposed(&mut self, member: usize, term: u64) {
+        let old = &mut self.controllers.members[member];
+        if old.leads != Some(term) {
+            return;
+        }
+        old.leads = None;
+        old.table.end();
+        old.stale = None;
+        let sessions = std::mem::take(&mut old.sessions);
+        for waiting in std::mem::take(&mut old.waiting) {
+            self.tell(member, &waiting.waiter, Answer::Unknown);
+        }
+        for (node, session) in sessions {
+            self.down(member, node, session, Down::Ended);
+        }
+    }
+
+    fn is_leader(&self, member: usize, term: u64) -> bool {
+        self.controllers.leader == Some((member, term))
+    }
+
+    fn down(&mut self, member: usize, node: usize, session: SessionId, message: Down) {
+        let event = Event::ToNode { node, session, message: Box::new(message) };
+        self.send(Place::Member(member), Place::Node(node), event);
+    }
+
+    fn tell(&mut self, member: usize, waiter: &Waiter, answer: Answer) {
+        if let Waiter::Call { session, call } = waiter {
+            let node = self.node_of(*session);
+            self.down(member, node, *session, Down::Answer { call: *call, answer });
+        }
+    }
+
+    pub(super) fn at_member(&mut self, member: usize, session: SessionId, message: Up) {
+        let node = self.node_of(session);
+        let Some(term) = self.controllers.members[member].leads else {
+            return match message {
+                Up::Session(_) => self.down(member, node, session, Down::Elsewhere),
+                Up::Call { call, .. } => self.tell(member, &Waiter::Call { session, call }, Answer::NotLeading),
+            };
+        };
+        let confirm = |simulation: &mut Self, then| {
+            let wait = 1 + simulation.random.below(6);
+            simulation.later(wait, Event::Confirmed { member, term, then });
+        };
+        match message {
+            Up::Session(FromNode { message: Some(message) }) => match message {
+                from_node::Message::Hello(hello) => {
+                    let body = Body::NodeJoin(super::node::join_of(&hello));
+                    let waiter = Waiter::Join { session, hello: Box::new(hello) };
+                    confirm(self, Then::Append { body, waiter });
+                }
+                from_node::Message::Renew(renew) => {
+                    self.heard(member, node, session, renew.applied_index);
+                    confirm(self, Then::Grant { node, session, renew });
+                }
+                from_node::Message::Applied(applied) => {
+                    self.heard(member, node, session, applied.applied_index);
+                }
+                _ => {}
+            },
+            Up::Session(_) => {}
+            Up::Call { call, request } => {
+                let waiter = Waiter::Call { session, call };
+                confirm(self, match request {
+                    Request::Propose(proposal) => Then::Append { body: Body::ProposeReservation(proposal), waiter },
+                    Request::Establish(wanted) => {
+                        Then::Append { body: Body::EstablishUnitAttention(wanted), waiter }
+                    }
+                    Request::AwaitBarrier(index) => Then::Barrier { index, waiter },
+                });
+            }
+        }
+    }
+
+    /// What the node of a session has installed.
+    fn heard(&mut self, member: usize, node: usize, session: SessionId, applied: u64) {
+        let number = node as u32 + 1;
+        let Some(incarnation) = self.nodes[node].session_incarnation(session) else { return };
+        self.controllers.members[member].table.applied(number, incarnation, applied);
+        self.look_at_barriers(member);
+    }
+
+    pub(super) fn confirmed(&mut self, member: usize, term: u64, then: Then) {
+        if !self.is_leader(member, term) {
+            self.mark("a deposed leader was not confirmed");
+            return match then {
+                Then::Grant { node, session, .. } => self.down(member, node, session, Down::Ended),
+                Then::Append { waiter, .. } | Then::Barrier { waiter, .. } => {
+                    self.tell(member, &waiter, Answer::Refused(Refused::Unavailable));
+                }
+            };
+        }
+        match then {
+            Then::Grant { node, session, renew } => {
+                let wait = if self.random.below(40) == 0 { self.random.below(1_500) } else { self.random.below(3) };
+                self.later(wait, Event::Grant { member, node, session, renew });
+            }
+            Then::Append { body, waiter } => self.append(member, term, body, waiter),
+            Then::Barrier { index, waiter } => {
+                if index > self.controllers.index {
+                    return self.tell(member, &waiter, Answer::Refused(Refused::Never));
+                }
+                self.controllers.members[member].waiting.push(Waiting { index, waiter, answer: Answer::Barrier });
+                self.look_at_barriers(member);
+            }
+        }
+    }
+
+    fn append(&mut self, member: usize, term: u64, body: Body, waiter: Waiter) {
+        let ticket = self.controllers.next_ticket;
+        self.controllers.next_ticket += 1;
+        self.controllers.pending.push(Pending { ticket, term, member, body, waiter });
+        let wait = 1 + self.random.below(12);
+        self.later(wait, Event::Committed(ticket));
+    }
+
+    /// Entries are committed in order: this one, and those before it.
+    pub(super) fn committed(&mut self, ticket: u64) {
+        let Some((leader, term)) = self.controllers.leader else { return };
+        while let Some(first) = self.controllers.pending.first() {
+            if first.ticket > ticket || first.term != term || first.member != leader {
+                return;
+            }
+            let entry = self.controllers.pending.remove(0);
+            let (response, index) = self.apply(entry.body);
+            self.respond(leader, entry.waiter, response, index);
+        }
+    }
+
+    fn apply(&mut self, body: Body) -> (holdfast_controller::state::Response, u64) {
+        self.controllers.index += 1;
+        self.controllers.committed_at = self.now;
+        let index = self.controllers.index;
+        let told = format!("{body:?}");
+        let proposal = match &body {
+            Body::ProposeReservation(proposal) => Some(proposal.clone()),
+            _ => None,
+        };
+        let applied = self.controllers.state.apply(index, &Command::new(self.now, body));
+        self.note(|| {
+            let told: String = told.chars().take(160).collect();
+            format!("commit {index}: {told} -> {}", if applied.response.is_ok() { "done" } else { "refused" })
+        });
+        if let (Some(proposal), Ok(Outcome::Proposal(outcome))) = (&proposal, &applied.response)
+            && outcome.version == index
+        {
+            self.change_committed(proposal, index);
+        }
+        let commit = applied.commit;
+        let due: Vec<_> = commit.unit_attentions.clone();
+        self.controllers.commits.push(commit.clone());
+        for event in &due {
+            self.attention_due(event);
+        }
+        let visible: Vec<_> = commit.changes.iter().filter(|change| is_node_visible(change)).cloned().collect();
+        if (!visible.is_empty() || !due.is_empty() || !commit.aborts.is_empty())
+            && let Some((leader, _)) = self.controllers.leader
+        {
+            let message = records::Commit { changes: visible, ..commit };
+            for (node, session) in self.controllers.members[leader].sessions.clone() {
+                let message = to_node::Message::Commit(message.clone());
+                self.down(leader, node, session, Down::Session(ToNode { message: Some(message) }));
+            }
+        }
+        (applied.response, index)
+    }
+
+    fn respond(
+        &mut self,
+        member: usize,
+        waiter: Waiter,
+        response: holdfast_controller::state::Response,
+        index: u64,
+    ) {
+        match (waiter, response) {
+            (Waiter::Join { session, hello }, Ok(Outcome::Node(node))) => self.welcome(member, session, &hello, node),
+            (waiter @ Waiter::Call { .. }, Ok(Outcome::Proposal(outcome))) => {
+                let good = outcome.status == 0;
+                let (index, answer) = (outcome.version, Answer::Proposal(outcome));
+                if good {
+                    self.controllers.members[member].waiting.push(Waiting { index, waiter, answer });
+                    self.look_at_barriers(member);
+                } else {
+                    self.tell(member, &waiter, answer);
+                }
+            }
+            (waiter @ Waiter::Call { .. }, Ok(Outcome::Established(at))) => {
+                let answer = Answer::Established(at);
+                self.controllers.members[member].waiting.push(Waiting { index, waiter, answer });
+                self.look_at_barriers(member);
+            }
+            (waiter @ Waiter::Call { .. }, Err(refusal)) => {
+                let why = match refusal {
+                    Refusal::StaleVersion { .. } | Refusal::StaleLeaseTerm { .. } => Refused::Stale,
+                    Refusal::NotInitialised | Refusal::Exhausted { .. } => Refused::Unavailable,
+                    _ => Refused::Never,
+                };
+                self.tell(member, &waiter, Answer::Refused(why));
+            }
+            (Waiter::Join { session, .. }, _) => {
+                let node = self.node_of(session);
+                self.down(member, node, session, Down::Ended);
+            }
+            _ => {}
+        }
+    }
+
+    fn welcome(&mut self, member: usize, session: SessionId, hello: &holdfast_proto::node::Hello, node: records::Node) {
+        let number = self.node_of(session);
+        let index = self.controllers.index;
+        let at = &mut self.controllers.members[member];
+        at.table.joined(node.number, node.incarnation);
+        if hello.applied_index <= index {
+            at.table.applied(node.number, node.incarnation, hello.applied_index);
+        }
+        at.sessions.insert(number, session);
+        self.nodes[number].session_joined(session, node.incarnation);
+        let kept = self.controllers.commits.len().saturating_sub(KEPT);
+        let first = self.controllers.commits.get(kept).map_or(0, |commit| commit.index);
+        let resumes = hello.applied_index != 0 && hello.applied_index + 1 >= first && self.random.below(4) != 0;
+        let mut messages = vec![to_node::Message::Welcome(Welcome {
+            cluster_id: CLUSTER.to_vec(),
+            target_iqn: "iqn.2026-11.example:target".to_owned(),
+            node: Some(node),
+            lease_ms: LEASE_MS,
+            renew_interval_ms: RENEW_INTERVAL_MS,
+            resumes,
+        })];
+        if resumes {
+            self.mark("a session resumed");
+            let missed = self.controllers.commits.iter().filter(|commit| commit.index > hello.applied_index);
+            messages.extend(missed.filter_map(|commit| {
+                let changes: Vec<_> = commit.changes.iter().filter(|c| is_node_visible(c)).cloned().collect();
+                let nothing = changes.is_empty() && commit.unit_attentions.is_empty() && commit.aborts.is_empty();
+                (!nothing).then(|| to_node::Message::Commit(records::Commit { changes, ..commit.clone() }))
+            }));
+        } else {
+            let changes = self.controllers.state.node_changes();
+            messages.push(to_node::Message::Snapshot(SnapshotPart { index, changes, last: true }));
+        }
+        for message in messages {
+            self.down(member, number, session, Down::Session(ToNode { message: Some(message) }));
+        }
+    }
+
+    pub(super) fn grant(&mut self, member: usize, node: usize, session: SessionId, renew: &Renew) {
+        let now = Millis(self.now);
+        let Some(incarnation) = self.nodes[node].session_incarnation(session) else { return };
+        let head = match &self.controllers.members[member].stale {
+            Some((state, _)) => state.head(),
+            None => self.controllers.state.head(),
+        };
+        let lease_term = match &self.controllers.members[member].stale {
+            Some((state, _)) => state.lease_term(),
+            None => self.controllers.state.lease_term(),
+        };
+        let at = &mut self.controllers.members[member];
+        if at.table.term() != Some(lease_term) {
+            return;
+        }
+        let renewal = Renewal {
+            node: node as u32 + 1,
+            incarnation,
+            data_path_stalled_ms: renew.data_path_stalled_ms,
+            head,
+        };
+        if let Err(why) = at.table.grant(renewal, now) {
+            self.mark("a renewal was not granted");
+            return self.note(|| format!("node {node} is not granted a lease: {why}"));
+        }
+        let grant = LeaseGrant { sequence: renew.sequence, lease_ms: LEASE_MS, applied_index: head };
+        let message = to_node::Message::Lease(grant);
+        self.down(member, node, session, Down::Session(ToNode { message: Some(message) }));
+    }
+
+    fn look_at_barriers(&mut self, member: usize) {
+        let now = Millis(self.now);
+        let at = &mut self.controllers.members[member];
+        let (state, applied) = match &at.stale {
+            Some((state, index)) => (state, *index),
+            None => (&self.controllers.state, self.controllers.index),
+        };
+        if at.table.term() != Some(state.lease_term()) {
+            return;
+        }
+        let nodes: Vec<u32> = state.nodes().map(|node| node.number).collect();
+        let mut passed = Vec::new();
+        let table = &at.table;
+        at.waiting.retain(|waiting| {
+            let done = waiting.index <= applied
+                && table.barrier(waiting.index, nodes.iter().copied(), now) == Barrier::Passed;
+            if done {
+                passed.push((waiting.waiter.clone(), waiting.answer.clone()));
+            }
+            !done
+        });
+        for (waiter, answer) in passed {
+            self.tell(member, &waiter, answer);
+        }
+    }
+
+    pub(super) fn member_tick(&mut self, member: usize) {
+        self.later(TICK_MS, Event::MemberTick(member));
+        self.look_at_barriers(member);
+        let Some(term) = self.controllers.members[member].leads.filter(|term| self.is_leader(member, *term)) else {
+            return;
+        };
+        if self.controllers.state.lease_term() < term {
+            let begin = Body::BeginLeaseTerm(records::BeginLeaseTerm { term });
+            return self.propose_own(member, term, begin);
+        }
+        let now = Millis(self.now);
+        let at = &mut self.controllers.members[member];
+        let bodies = plan::proposals(&self.controllers.state, &at.table, &at.reports, &mut at.memory, now);
+        for body in bodies {
+            self.propose_own(member, term, body);
+        }
+    }
+
+    /// The leader's own proposals: not again while the last one is on its way.
+    fn propose_own(&mut self, member: usize, term: u64, body: Body) {
+        let name = format!("{body:?}");
+        let recently = self.controllers.proposed.get(&name).is_some_and(|at| self.now < at + 250);
+        if !recently {
+            self.controllers.proposed.insert(name, self.now);
+            self.append(member, term, body, Waiter::Nobody);
+        }
+    }
+
+    /// What an administrator asks for through the leader.
+    pub(super) fn administer(&mut self, body: Body) {
+        if let Some((member, term)) = self.controllers.leader {
+            self.append(member, term, body, Waiter::Nobody);
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! A cluster in one thread, from one seed: the controllers' state machine, lease table and plans, the data nodes' sessions, device
+//! servers and ports (all of them the product's own code), hosts with a path through every node, and between them a network,
+//! clocks and processes that fail as the seed has it.
+//!
+//! | Looking for | Module |
+//! |---|---|
+//! | log, elections, leases, barriers | [`controllers`] |
+//! | a data node: its session, its views, its hosts' sessions | [`node`] |
+//! | a logical unit at its owner | [`unit`] |
+//! | what hosts do | [`host`] |
+//! | what goes wrong | [`faults`] |
+//! | what must not happen | [`judge`] |
+//!
+//! What stands in for the product: a log that elections cut off at a random entry (for openraft), one set of blocks per volume that
+//! only the newest epoch may change (for replication, which has a simulation of its own), messages without bytes (for gRPC and iSCSI).
+//!
+//! Invariants: nothing but the seed decides what happens; first trouble, then healing, then every host must get on within
+//! [`HEALED_MS_MAX`].
+
+mod controllers;
+mod faults;
+mod host;
+mod judge;
+mod node;
+mod unit;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
+
+use holdfast_proto::node::{FromNode, ToNode};
+
+use crate::random::Random;
+
+/// Data nodes, controllers, hosts and volumes of a cluster.
+const NODES: usize = 3;
+const MEMBERS: usize = 3;
+const HOSTS: usize = 3;
+const VOLUMES: usize = 2;
+/// How long there is trouble, in milliseconds.
+const TROUBLE_MS: u64 = 12_000;
+/// How long every host may take to get on once nothing is broken, in milliseconds.
+pub const HEALED_MS_MAX: u64 = 30_000;
+/// After so long without an entry nothing more is to be expected, in milliseconds.
+const QUIET_MS: u64 = 3_000;
+/// Lines of the trace that are told.
+const TOLD: usize = 60;
+
+/// What a run has done.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Commands of hosts that were answered.
+    pub answered: u64,
+    /// PERSISTENT RESERVE OUTs answered GOOD.
+    pub changes: u64,
+    /// PERSISTENT RESERVE OUTs of unknown outcome.
+    pub unknown: u64,
+    /// Unit Attentions seen by hosts.
+    pub attentions: u64,
+    /// Faults by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Rare branches that were taken.
+    pub marks: BTreeSet<&'static str>,
+    /// Of all that happened, in order.
+    pub trace_hash: u64,
+}
+
+/// Something that must not happen has happened.
+#[derive(Debug, Clone)]
+pub struct Violation {
+    /// Where it all comes from.
+    pub seed: u64,
+    /// When, in simulated milliseconds.
+    pub at_ms: u64,
+    /// What.
+    pub what: String,
+    /// The last lines before it.
+    pub trace: Vec<String>,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for line in &self.trace {
+            writeln!(f, "  {line}")?;
+        }
+        writeln!(f, "seed {} at {} ms: {}", self.seed, self.at_ms, self.what)?;
+        write!(f, "replay: cargo run --release -p holdfast-chaos --bin holdfast-sim -- --first {0} --seeds 1 --trace", self.seed)
+    }
+}
+
+/// Who sends or gets a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Member(usize),
+    Node(usize),
+}
+
+/// Of a session between a node and a member.
+type SessionId = u64;
+
+#[derive(Debug)]
+enum Event {
+    /// A member looks at its leases.
+    MemberTick(usize),
+    /// A quorum was asked whether the member leads.
+    Confirmed { member: usize, term: u64, then: controllers::Then },
+    /// The lease is granted, after the leader was sure that it led.
+    Grant { member: usize, node: usize, session: SessionId, renew: holdfast_proto::node::Renew },
+    /// An entry is on a quorum.
+    Committed(u64),
+    Elected { member: usize, term: u64 },
+    /// A member notices that another one leads.
+    Deposed { member: usize, term: u64 },
+    ToMember { member: usize, session: SessionId, message: Box<Up> },
+    ToNode { node: usize, session: SessionId, message: Box<Down> },
+    NodeTick { node: usize, process: u64 },
+    /// A worker gets to its next view.
+    Worker { node: usize, process: u64, worker: usize },
+    /// The owner has asked all replicas what they have.
+    Recovered { node: usize, process: u64, unit: u64 },
+    Io { node: usize, process: u64, unit: u64, io: unit::Io },
+    Peer { to: usize, message: Box<node::PeerMessage> },
+    /// A forwarded command has had its time.
+    ForwardDue { node: usize, process: u64, request: u64 },
+    HostStep(usize),
+    ToPort { host: usize, node: usize, command: Box<host::Sent> },
+    Answer { host: usize, number: u64, answer: host::Answer },
+    Fault,
+    Heal(faults::Healing),
+}
+
+/// From a node to a member, within a session.
+#[derive(Debug, Clone)]
+enum Up {
+    Session(FromNode),
+    Call { call: u64, request: controllers::Request },
+}
+
+/// From a member to a node, within a session.
+#[derive(Debug, Clone)]
+enum Down {
+    Session(ToNode),
+    /// This member does not lead.
+    Elsewhere,
+    Ended,
+    Answer { call: u64, answer: controllers::Answer },
+}
+
+struct Simulation {
+    now: u64,
+    order: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    random: Random,
+    controllers: controllers::Controllers,
+    nodes: Vec<node::Node>,
+    hosts: Vec<host::Host>,
+    blocks: Vec<unit::Blocks>,
+    judge: judge::Judge,
+    /// Ways that are cut, and when the last message on each way arrives: messages of one way keep their order.
+    cut: BTreeSet<(Place, Place)>,
+    last: BTreeMap<(Place, Place), u64>,
+    /// Sessions of which a message was lost: nothing more comes through.
+    broken: BTreeSet<SessionId>,
+    next_session: SessionId,
+    trouble: bool,
+    trace: Option<Vec<String>>,
+    lines: Vec<String>,
+    hash: DefaultHasher,
+    report: Report,
+    violation: Option<String>,
+}
+
+/// Runs the cluster of a seed.
+///
+/// # Errors
+/// What must not have happened.
+pub fn run(seed: u64, trace: bool) -> Result<Report, Box<Violation>> {
+    let mut simulation = Simulation::new(seed, trace);
+    let result = simulation.whole();
+    if let Some(lines) = &simulation.trace {
+        for line in lines {
+            println!("{line}");
+        }
+    }
+    simulation.report.trace_hash = simulation.hash.finish();
+    match result {
+        Ok(()) => Ok(simulation.report),
+        Err(what) => Err(Box::new(Violation { seed, at_ms: simulation.now, what, trace: simulation.lines })),
+    }
+}
+
+impl Simulation {
+    fn new(seed: u64, trace: bool) -> Self {
+        let mut random = Random::new(seed);
+        let controllers = controllers::Controllers::new();
+        let nodes = (0..NODES).map(|_| node::Node::new(&mut random)).collect();
+        Self {
+            now: 0,
+            order: 0,
+            queue: BTreeMap::new(),
+            controllers,
+            nodes,
+            hosts: (0..HOSTS).map(|_| host::Host::new()).collect(),
+            blocks: (0..VOLUMES).map(|_| unit::Blocks::default()).collect(),
+            judge: judge::Judge::default(),
+            cut: BTreeSet::new(),
+            last: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            next_session: 1,
+            trouble: true,
+            trace: trace.then(Vec::new),
+            lines: Vec::new(),
+            hash: DefaultHasher::new(),
+            report: Report::default(),
+            violation: None,
+            random,
+        }
+    }
+
+    fn whole(&mut self) -> Result<(), String> {
+        self.found();
+        for node in 0..NODES {
+            self.start_node(node);
+        }
+        for host in 0..HOSTS {
+            self.later(1_000 + 10 * host as u64, Event::HostStep(host));
+        }
+        self.later(1_500, Event::Fault);
+        self.until(TROUBLE_MS, |_| false)?;
+        self.heal_all();
+        self.all_get_on()?;
+        // What the healing itself has brought about is told too, once nothing more comes.
+        let deadline = self.now + HEALED_MS_MAX;
+        self.until(deadline, |simulation| simulation.now > simulation.controllers.committed_at + QUIET_MS)?;
+        self.hosts.iter_mut().for_each(host::Host::ask_all);
+        self.all_get_on()?;
+        self.judge.finish()
+    }
+
+    fn all_get_on(&mut self) -> Result<(), String> {
+        let deadline = self.now + HEALED_MS_MAX;
+        self.until(deadline, |simulation| simulation.hosts.iter().all(host::Host::is_content))?;
+        match self.hosts.iter().position(|host| !host.is_content()) {
+            Some(host) => Err(format!("host {host} does not get on: {}", self.hosts[host].wants())),
+            None => Ok(()),
+        }
+    }
+
+    fn until(&mut self, deadline: u64, done: impl Fn(&Self) -> bool) -> Result<(), String> {
+        while !done(self) {
+            let Some(((at, _), event)) = self.queue.pop_first() else { return Err("nothing happens any more".into()) };
+            if at > deadline {
+                self.order += 1;
+                self.queue.insert((at, self.order), event);
+                self.now = deadline;
+                return Ok(());
+            }
+            self.now = at;
+            self.happen(event);
+            if let Some(what) = self.violation.take() {
+                return Err(what);
+            }
+        }
+        Ok(())
+    }
+
+    fn happen(&mut self, event: Event) {
+        if let Some(until) = self.paused_until(&event) {
+            let wait = until - self.now;
+            return self.later(wait, event);
+        }
+        match event {
+            Event::MemberTick(member) => self.member_tick(member),
+            Event::Confirmed { member, term, then } => self.confirmed(member, term, then),
+            Event::Grant { member, node, session, renew } => self.grant(member, node, session, &renew),
+            Event::Committed(ticket) => self.committed(ticket),
+            Event::Elected { member, term } => self.elected(member, term),
+            Event::Deposed { member, term } => self.deposed(member, term),
+            Event::ToMember { member, session, message } => {
+                if self.arrives(Place::Node(self.node_of(session)), Place::Member(member), session) {
+                    self.at_member(member, session, *message);
+                }
+            }
+            Event::ToNode { node, session, message } => {
+                let from = Place::Member(self.member_of(session));
+                if self.arrives(from, Place::Node(node), session) {
+                    self.at_node(node, session, *message);
+                }
+            }
+            Event::NodeTick { node, process } if self.lives(node, process) => self.node_tick(node),
+            Event::Worker { node, process, worker } if self.lives(node, process) => self.worker(node, worker),
+            Event::Recovered { node, process, unit } if self.lives(node, process) => self.recovered(node, unit),
+            Event::Io { node, process, unit, io } => self.perform(node, process, unit, io),
+            Event::Peer { to, message } => self.at_peer(to, *message),
+            Event::ForwardDue { node, process, request } if self.lives(node, process) => self.forward_due(node, request),
+            Event::NodeTick { .. } | Event::Worker { .. } | Event::Recovered { .. } | Event::ForwardDue { .. } => {}
+            Event::HostStep(host) => self.host_step(host),
+            Event::ToPort { host, node, command } => self.at_port(host, node, *command),
+            Event::Answer { host, number, answer } => self.answered(host, number, answer),
+            Event::Fault => self.fault(),
+            Event::Heal(healing) => self.heal(healing),
+        }
+    }
+
+    /// Until when the one whom an event concerns is stopped.
+    fn paused_until(&self, event: &Event) -> Option<u64> {
+        let node = match event {
+            Event::ToNode { node, .. }
+            | Event::NodeTick { node, .. }
+            | Event::Worker { node, .. }
+            | Event::Recovered { node, .. }
+            | Event::ForwardDue { node, .. }
+            | Event::ToPort { node, .. }
+            | Event::Peer { to: node, .. } => *node,
+            // What was submitted to the disks goes on; its end is noticed later.
+            _ => return None,
+        };
+        Some(self.nodes[node].paused_until).filter(|until| *until > self.now)
+    }
+
+    fn later(&mut self, ms: u64, event: Event) {
+        self.order += 1;
+        self.queue.insert((self.now + ms, self.order), event);
+    }
+
+    /// Sends on a way that keeps the order of messages. What is lost breaks the session.
+    fn send(&mut self, from: Place, to: Place, event: Event) {
+        let spread = if self.random.below(20) == 0 { 60 } else { 4 };
+        let at = (self.now + 1 + self.random.below(spread)).max(self.last.get(&(from, to)).copied().unwrap_or(0));
+        self.last.insert((from, to), at);
+        let wait = at - self.now;
+        self.later(wait, event);
+    }
+
+    fn is_cut(&self, from: Place, to: Place) -> bool {
+        self.cut.contains(&(from, to))
+    }
+
+    fn arrives(&mut self, from: Place, to: Place, session: SessionId) -> bool {
+        if self.is_cut(from, to) {
+            self.broken.insert(session);
+        }
+        !self.broken.contains(&session)
+    }
+
+    fn lives(&self, node: usize, process: u64) -> bool {
+        self.nodes[node].process == process && self.nodes[node].up
+    }
+
+    fn violated(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        let mut text = String::new();
+        let _ = write!(text, "{:>6} {}", self.now, line());
+        text.hash(&mut self.hash);
+        if let Some(trace) = &mut self.trace {
+            trace.push(text.clone());
+        }
+        if self.lines.len() >= 2 * TOLD {
+            self.lines.drain(..TOLD);
+        }
+        self.lines.push(text);
+    }
+
+    fn mark(&mut self, mark: &'static str) {
+        self.report.marks.insert(mark);
+    }
+}

@@ -1,0 +1,673 @@
+//! A data node: the product's session with the controllers ([`Core`]), workers with the product's ports, proposals that are asked for
+//! again until their outcome is known, commands forwarded to owners.
+//!
+//! Invariants (the shell's, as in the product): units follow a view before the workers do; an index is confirmed by the last worker;
+//! nothing is answered while the gate is closed; a request of unknown outcome is repeated under its id while the lease lasts.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use holdfast_datanode::{
+    agent::{Install, Installer, session::{Core, Facts}},
+    view::{ClusterId, ClusterView, Shared, VolumeId},
+};
+use holdfast_pki::SealingKey;
+use holdfast_proto::{node::Hello, state as records};
+use holdfast_replica::epoch::Epoch;
+use holdfast_scsi::{
+    lun::Lun,
+    nexus::{Nexus, RelativePort},
+    port::{LunMap, MappedUnit, NexusPort, Route},
+    sense::asc,
+    transport_id::TransportId,
+    ua::UnitAttention,
+};
+
+use super::{
+    Down, Event, Place, SessionId, Simulation, Up,
+    controllers::{Answer, CLUSTER, Refused, Request},
+    host::{self, Sent},
+    unit::{Asker, CallFor, Outcome, Unit},
+};
+use crate::random::Random;
+
+/// Threads that hosts' sessions are spread over.
+const WORKERS: usize = 2;
+const TICK_MS: u64 = 10;
+/// A leader that is silent for so long is left.
+const SILENCE_MS: u64 = 1_000;
+/// A request that never reached a leader is given up after this time.
+const UNSENT_MS: u64 = 5_000;
+/// A forwarded command is carried out within this time, or not at all.
+const FORWARD_MS: u64 = 1_500;
+/// By then its owner's word must have come.
+const FORWARD_SLACK_MS: u64 = 100;
+
+/// Posts views where the simulation takes them from.
+#[derive(Default)]
+struct Inbox(Mutex<VecDeque<Install>>);
+
+impl Installer for Inbox {
+    fn install(&self, install: Install) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(install);
+    }
+}
+
+/// An I_T nexus at its port.
+pub(super) struct Port {
+    pub(super) nexus: NexusPort<VolumeId>,
+    host: String,
+    /// Of the login.
+    pub(super) session: u64,
+}
+
+#[derive(Default)]
+struct Worker {
+    queue: VecDeque<Rc<Install>>,
+    view: Option<Arc<ClusterView>>,
+    ports: BTreeMap<usize, Port>,
+}
+
+struct Session {
+    id: SessionId,
+    incarnation: Option<u64>,
+    heard: u64,
+    renew_at: u64,
+}
+
+/// A command that a host waits for.
+struct Asked {
+    host: usize,
+    number: u64,
+    session: u64,
+    lun: u16,
+}
+
+/// A request to the leader.
+struct Call {
+    request: Request,
+    asker: CallFor,
+    maybe_sent: bool,
+    sent_on: Option<SessionId>,
+    begun: u64,
+    /// Known, but this node has not installed it.
+    known: Option<(u64, Answer)>,
+}
+
+/// Between nodes.
+#[derive(Debug, Clone)]
+pub(super) enum PeerMessage {
+    Command(Forwarded),
+    Done { from: usize, process: u64, request: u64, outcome: Outcome },
+}
+
+/// A command on its way to its owner.
+#[derive(Debug, Clone)]
+pub(super) struct Forwarded {
+    pub(super) from: usize,
+    pub(super) process: u64,
+    pub(super) request: u64,
+    pub(super) volume: VolumeId,
+    pub(super) epoch: Epoch,
+    pub(super) command: PortCommand,
+    pub(super) execute_by: u64,
+}
+
+/// A command as a port hands it on.
+#[derive(Debug, Clone)]
+pub(super) struct PortCommand {
+    pub(super) nexus: Nexus,
+    pub(super) cdb: Vec<u8>,
+    pub(super) data: Vec<u8>,
+    pub(super) unit_attention: Option<UnitAttention>,
+    pub(super) read_only: bool,
+}
+
+pub(super) struct Node {
+    pub(super) up: bool,
+    /// Counts processes; names the present one.
+    pub(super) process: u64,
+    pub(super) paused_until: u64,
+    offset_ms: u64,
+    drift_ppm: u64,
+    core: Option<Core>,
+    pub(super) shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    session: Option<Session>,
+    installed: u64,
+    confirmed: BTreeMap<u64, usize>,
+    workers: Vec<Worker>,
+    pub(super) units: BTreeMap<u64, Unit>,
+    pub(super) next: u64,
+    requests: BTreeMap<u64, Asked>,
+    calls: BTreeMap<u64, Call>,
+}
+
+pub(super) fn join(node: usize, process: u64) -> records::NodeJoin {
+    join_of(&hello(node, process))
+}
+
+fn hello(node: usize, process: u64) -> Hello {
+    let number = node + 1;
+    Hello {
+        name: format!("node-{number}"),
+        boot_id: vec![number as u8; 16],
+        process_id: u128::from(process + 1).to_be_bytes().to_vec(),
+        portals: vec![format!("127.0.0.{number}:3260")],
+        interconnect: format!("127.0.0.{number}:3270"),
+        pools: vec![records::Pool { name: "default".to_owned(), capacity_bytes: 2 << 30, free_bytes: 1 << 30 }],
+        replicates: true,
+        ..Default::default()
+    }
+}
+
+pub(super) fn join_of(hello: &Hello) -> records::NodeJoin {
+    records::NodeJoin {
+        name: hello.name.clone(),
+        boot_id: hello.boot_id.clone(),
+        process_id: hello.process_id.clone(),
+        portals: hello.portals.clone(),
+        interconnect: hello.interconnect.clone(),
+        pools: hello.pools.clone(),
+        version: hello.version.clone(),
+        replicates: hello.replicates,
+    }
+}
+
+impl Node {
+    pub(super) fn new(random: &mut Random) -> Self {
+        Self {
+            up: false,
+            process: 0,
+            paused_until: 0,
+            offset_ms: 1 + random.below(1 << 40),
+            drift_ppm: random.below(100),
+            core: None,
+            shared: Arc::default(),
+            inbox: Arc::default(),
+            session: None,
+            installed: 0,
+            confirmed: BTreeMap::new(),
+            workers: Vec::new(),
+            units: BTreeMap::new(),
+            next: 1,
+            requests: BTreeMap::new(),
+            calls: BTreeMap::new(),
+        }
+    }
+
+    /// Its boot-time clock.
+    pub(super) fn clock(&self, now: u64) -> u64 {
+        self.offset_ms + now + now * self.drift_ppm / 1_000_000
+    }
+
+    pub(super) fn leased(&self, now: u64) -> bool {
+        self.up && self.shared.gate.open(self.clock(now))
+    }
+
+    pub(super) fn session_incarnation(&self, session: SessionId) -> Option<u64> {
+        self.session.as_ref().filter(|s| s.id == session)?.incarnation
+    }
+
+    pub(super) fn session_joined(&mut self, session: SessionId, incarnation: u64) {
+        if let Some(own) = self.session.as_mut().filter(|s| s.id == session) {
+            own.incarnation = Some(incarnation);
+        }
+    }
+
+    pub(super) fn ports(&self) -> impl Iterator<Item = (usize, &Port)> {
+        self.workers.iter().flat_map(|worker| worker.ports.iter().map(|(host, port)| (*host, port)))
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+impl Simulation {
+    pub(super) fn start_node(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.up = true;
+        node.process += 1;
+        node.shared = Arc::default();
+        node.inbox = Arc::default();
+        let key = SealingKey::from_text(&"5a".repeat(32));
+        let Some(key) = key else { return self.violated("no key".into()) };
+        let facts = Facts {
+            cluster: ClusterId(CLUSTER),
+            name: format!("node-{}", at + 1),
+            hello: hello(at, node.process),
+            key,
+        };
+        let installer: Arc<dyn Installer> = Arc::<Inbox>::clone(&node.inbox);
+        node.core = Some(Core::new(facts, Arc::clone(&node.shared), installer));
+        node.installed = 0;
+        node.workers = (0..WORKERS).map(|_| Worker::default()).collect();
+        let process = node.process;
+        self.note(|| format!("node {at} starts as process {process}"));
+        self.later(1, Event::NodeTick { node: at, process });
+    }
+
+    /// Everything but the disks is gone.
+    pub(super) fn crash_node(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.up = false;
+        node.core = None;
+        node.session = None;
+        node.confirmed.clear();
+        node.units.clear();
+        node.calls.clear();
+        node.paused_until = 0;
+        let gone: Vec<_> = node.workers.drain(..).flat_map(|w| w.ports.into_iter()).collect();
+        let asked = std::mem::take(&mut node.requests);
+        for (host, port) in gone {
+            self.judge.session_ended(host, at, port.session);
+            self.later(1, Event::Answer { host, number: 0, answer: host::Answer::SessionGone { node: at } });
+        }
+        for asked in asked.into_values() {
+            let (host, number) = (asked.host, asked.number);
+            self.later(1, Event::Answer { host, number, answer: host::Answer::Unknown });
+        }
+        self.note(|| format!("node {at} crashes"));
+    }
+
+    fn up(&mut self, at: usize, message: Up) {
+        let Some(session) = self.nodes[at].session.as_ref().map(|s| s.id) else { return };
+        let member = self.member_of(session);
+        let event = Event::ToMember { member, session, message: Box::new(message) };
+        self.send(Place::Node(at), Place::Member(member), event);
+    }
+
+    fn begin_session(&mut self, at: usize) {
+        let member = match self.controllers.leader() {
+            Some(leader) if self.random.below(3) > 0 => leader,
+            _ => self.random.below(super::MEMBERS as u64) as usize,
+        };
+        let id = self.new_session(at, member);
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let Some(core) = &mut node.core else { return };
+        let hello = core.begin(super::node::hello(at, node.process).pools);
+        node.session = Some(Session { id, incarnation: None, heard: now, renew_at: now });
+        self.up(at, Up::Session(hello));
+    }
+
+    pub(super) fn node_tick(&mut self, at: usize) {
+        let process = self.nodes[at].process;
+        self.later(TICK_MS, Event::NodeTick { node: at, process });
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        if node.session.as_ref().is_some_and(|s| now > s.heard + SILENCE_MS) {
+            node.session = None;
+        }
+        if node.session.is_none() {
+            self.begin_session(at);
+        }
+        let node = &mut self.nodes[at];
+        let clock = node.clock(now);
+        let mut renewal = None;
+        if let (Some(core), Some(session)) = (&mut node.core, &mut node.session)
+            && let Some(timing) = core.timing()
+            && now >= session.renew_at
+        {
+            session.renew_at = now + u64::from(timing.renew_interval_ms);
+            renewal = Some(core.renew(clock, 0));
+        }
+        if let Some(renewal) = renewal {
+            self.up(at, Up::Session(renewal));
+        }
+        if !self.nodes[at].leased(now) {
+            self.drop_host_sessions(at);
+        }
+        self.drive_calls(at);
+        self.tick_units(at);
+    }
+
+    /// Without a lease a node serves nobody.
+    fn drop_host_sessions(&mut self, at: usize) {
+        let hosts: Vec<usize> = self.nodes[at].ports().map(|(host, _)| host).collect();
+        if !hosts.is_empty() {
+            self.mark("a node dropped its sessions with its lease");
+        }
+        for host in hosts {
+            self.end_port(at, host);
+        }
+    }
+
+    /// The session of a host ends.
+    pub(super) fn end_port(&mut self, at: usize, host: usize) {
+        let node = &mut self.nodes[at];
+        let Some(port) = node.workers.iter_mut().find_map(|worker| worker.ports.remove(&host)) else { return };
+        let nexus = *port.nexus.nexus();
+        let gone: Vec<u64> =
+            node.requests.iter().filter(|(_, a)| a.session == port.session).map(|(id, _)| *id).collect();
+        let asked: Vec<Asked> = gone.iter().filter_map(|id| node.requests.remove(id)).collect();
+        self.judge.session_ended(host, at, port.session);
+        self.note(|| format!("the session of host {host} with node {at} ends"));
+        for asked in asked {
+            let number = asked.number;
+            self.later(1, Event::Answer { host, number, answer: host::Answer::Unknown });
+        }
+        self.later(1, Event::Answer { host, number: 0, answer: host::Answer::SessionGone { node: at } });
+        let units: Vec<u64> = self.nodes[at].units.keys().copied().collect();
+        for unit in units {
+            self.with_unit(at, unit, |unit, now| unit.server.handle_nexus_loss(now, &nexus));
+        }
+    }
+
+    pub(super) fn at_node(&mut self, at: usize, session: SessionId, message: Down) {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let Some(own) = node.session.as_mut().filter(|s| s.id == session) else { return };
+        own.heard = now;
+        match message {
+            Down::Elsewhere | Down::Ended => node.session = None,
+            Down::Answer { call, answer } => self.call_answered(at, session, call, answer),
+            Down::Session(message) => {
+                let Some(core) = &mut node.core else { return };
+                let result = core.handle(message);
+                if let Err(error) = result {
+                    self.note(|| format!("node {at}: {error}"));
+                    self.mark("a node ended its session");
+                    self.nodes[at].session = None;
+                }
+                self.take_installs(at);
+            }
+        }
+    }
+
+    fn take_installs(&mut self, at: usize) {
+        loop {
+            let next = {
+                let inbox = &self.nodes[at].inbox;
+                inbox.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+            };
+            let Some(install) = next else { return };
+            let install = Rc::new(install);
+            self.follow(at, &install);
+            let process = self.nodes[at].process;
+            for worker in 0..WORKERS {
+                self.nodes[at].workers[worker].queue.push_back(Rc::clone(&install));
+                let wait = if self.random.below(30) == 0 { self.random.below(300) } else { self.random.below(5) };
+                self.later(wait, Event::Worker { node: at, process, worker });
+            }
+        }
+    }
+
+    /// A worker applies its next view.
+    pub(super) fn worker(&mut self, at: usize, number: usize) {
+        let node = &mut self.nodes[at];
+        let Some(install) = node.workers[number].queue.pop_front() else { return };
+        let view = &install.view;
+        let worker = &mut node.workers[number];
+        let mut unwelcome = Vec::new();
+        let mut lost = Vec::new();
+        for (host, port) in &mut worker.ports {
+            if view.host_of(&host::initiator(*host)).is_none_or(|known| known.name != port.host) {
+                unwelcome.push(*host);
+                continue;
+            }
+            port.nexus.install_map(lun_map(view, &port.host));
+            if install.events_lost {
+                port.nexus.raise_everywhere(asc::POWER_ON_OR_RESET);
+                lost.push((*host, port.session));
+            }
+            for event in &install.unit_attentions {
+                let own = *port.nexus.nexus();
+                let meant = event.only.is_none_or(|only| only == own)
+                    && event.except != Some(own)
+                    && event.host.as_ref().is_none_or(|host| *host == port.host);
+                match &event.volume {
+                    Some(volume) if meant => port.nexus.raise(volume, event.additional),
+                    None if meant => port.nexus.raise_everywhere(event.additional),
+                    _ => {}
+                }
+            }
+        }
+        worker.view = Some(Arc::clone(view));
+        let index = view.index;
+        let done = node.confirmed.entry(index).or_default();
+        *done += 1;
+        let all = *done == WORKERS;
+        for (host, session) in lost {
+            self.judge.events_lost(host, at, session);
+        }
+        for host in unwelcome {
+            self.end_port(at, host);
+        }
+        if all {
+            let node = &mut self.nodes[at];
+            node.confirmed.remove(&index);
+            if node.core.as_mut().is_some_and(|core| core.installed(index)) {
+                node.installed = index;
+                let applied = holdfast_proto::node::from_node::Message::Applied(holdfast_proto::node::Applied {
+                    applied_index: index,
+                });
+                self.up(at, Up::Session(holdfast_proto::node::FromNode { message: Some(applied) }));
+            }
+            self.drive_calls(at);
+        }
+    }
+
+    // ---- hosts ----
+
+    pub(super) fn at_port(&mut self, host: usize, at: usize, sent: Sent) {
+        let number = sent.number;
+        let now = self.now;
+        let gone = host::Answer::SessionGone { node: at };
+        if !self.nodes[at].leased(now) {
+            return self.later(1, Event::Answer { host, number, answer: gone });
+        }
+        let Some(view) = self.nodes[at].shared.view.load_full() else {
+            return self.later(1, Event::Answer { host, number, answer: gone });
+        };
+        let Some(command) = sent.command else {
+            return self.log_in(host, at, number, &view);
+        };
+        let node = &mut self.nodes[at];
+        let Some(lun) = Lun::from_number(command.lun) else { return };
+        let port = node.workers.iter_mut().find_map(|worker| worker.ports.get_mut(&host));
+        let Some(port) = port.filter(|port| port.session == sent.session) else {
+            return self.later(1, Event::Answer { host, number, answer: gone });
+        };
+        let asked = Asked { host, number, session: port.session, lun: command.lun };
+        let nexus = *port.nexus.nexus();
+        let (volume, read_only, unit_attention) = match port.nexus.classify(&lun, &command.cdb) {
+            Route::Answer(completion) => {
+                let outcome = Outcome::of(&completion, &[]);
+                return self.answer_host(at, &asked, outcome);
+            }
+            Route::Forward { volume, read_only, unit_attention } => (volume, read_only, unit_attention),
+        };
+        let request = node.fresh();
+        let (process, clock) = (node.process, node.clock(now));
+        let told = PortCommand { nexus, cdb: command.cdb, data: command.data, unit_attention, read_only };
+        let owner = view.volumes.get(&volume).and_then(|v| Some((v.config.owner()?, v.config.epoch())));
+        let Some((owner, epoch)) = owner else { return self.answer_host(at, &asked, Outcome::NotExecuted) };
+        node.requests.insert(request, asked);
+        let asker = Asker { node: at, process, request };
+        if owner.node == view.me {
+            return self.submit(at, volume, epoch, asker, told, clock + 60_000);
+        }
+        self.mark("a command was forwarded");
+        let to = usize::from(owner.node.get()) - 1;
+        let execute_by = now + FORWARD_MS;
+        self.later(FORWARD_MS + FORWARD_SLACK_MS, Event::ForwardDue { node: at, process, request });
+        let forwarded = Forwarded { from: at, process, request, volume, epoch, command: told, execute_by };
+        let message = Box::new(PeerMessage::Command(forwarded));
+        self.send(Place::Node(at), Place::Node(to), Event::Peer { to, message });
+    }
+
+    fn log_in(&mut self, host: usize, at: usize, number: u64, view: &Arc<ClusterView>) {
+        self.end_port(at, host);
+        let name = host::initiator(host);
+        let found = view.host_of(&name).map(|known| known.name.clone());
+        let port = view.my_node().and_then(|own| own.ports.first()).map(|port| port.relative_port);
+        let id = TransportId::iscsi(&name, [host as u8 + 1; 6]);
+        let (Some(host_name), Some(RelativePort(port)), Ok(id)) = (found, port, id) else {
+            return self.later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
+        };
+        let node = &mut self.nodes[at];
+        let session = node.fresh();
+        // The worker's own view: what it has not applied yet, it will raise for this session too.
+        let worker = &mut node.workers[(host + at) % WORKERS];
+        let Some(seen) = &worker.view else {
+            return self.later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
+        };
+        let nexus = NexusPort::new(Nexus::new(id, RelativePort(port)), lun_map(seen, &host_name), session << 32);
+        worker.ports.insert(host, Port { nexus, host: host_name, session });
+        self.judge.session_began(host, at, session);
+        self.note(|| format!("host {host} has logged in to node {at}"));
+        self.later(1, Event::Answer { host, number, answer: host::Answer::LoggedIn { node: at, session } });
+    }
+
+    /// The owner's word on a request of a host here.
+    pub(super) fn request_done(&mut self, at: usize, request: u64, outcome: Outcome) {
+        if let Some(asked) = self.nodes[at].requests.remove(&request) {
+            self.answer_host(at, &asked, outcome);
+        }
+    }
+
+    fn answer_host(&mut self, at: usize, asked: &Asked, outcome: Outcome) {
+        let leased = self.nodes[at].leased(self.now);
+        let port = self.nodes[at].workers.iter_mut().find_map(|worker| worker.ports.get_mut(&asked.host));
+        if let (Some(port), Outcome::Reply(reply)) = (port.filter(|p| p.session == asked.session), &outcome)
+            && let (Some(id), Some(lun)) = (reply.unit_attention_reported, Lun::from_number(asked.lun))
+            && leased
+        {
+            port.nexus.reported(&lun, id);
+        }
+        let answer = match outcome {
+            _ if !leased => host::Answer::Unknown,
+            Outcome::Reply(reply) => host::Answer::Reply(Box::new(reply)),
+            Outcome::NotExecuted => host::Answer::Busy,
+            Outcome::Unknown | Outcome::Aborted => host::Answer::Unknown,
+        };
+        let (host, number) = (asked.host, asked.number);
+        let wait = self.random.below(2);
+        self.later(wait, Event::Answer { host, number, answer });
+    }
+
+    pub(super) fn forward_due(&mut self, at: usize, request: u64) {
+        if self.nodes[at].requests.contains_key(&request) {
+            self.mark("a forwarded command was not answered in time");
+            self.request_done(at, request, Outcome::Unknown);
+        }
+    }
+
+    pub(super) fn at_peer(&mut self, to: usize, message: PeerMessage) {
+        let from = match &message {
+            PeerMessage::Command(forwarded) => forwarded.from,
+            PeerMessage::Done { from, .. } => *from,
+        };
+        if !self.nodes[to].up || self.is_cut(Place::Node(from), Place::Node(to)) {
+            return;
+        }
+        match message {
+            PeerMessage::Done { process, request, outcome, .. } => {
+                if self.lives(to, process) {
+                    self.request_done(to, request, outcome);
+                }
+            }
+            PeerMessage::Command(f) => {
+                let asker = Asker { node: f.from, process: f.process, request: f.request };
+                let left = f.execute_by.saturating_sub(self.now);
+                let execute_by = self.nodes[to].clock(self.now) + left;
+                self.submit(to, f.volume, f.epoch, asker, f.command, execute_by);
+            }
+        }
+    }
+
+    // ---- requests to the leader ----
+
+    pub(super) fn ask_leader(&mut self, at: usize, request: Request, asker: CallFor) {
+        let call = Call { request, asker, maybe_sent: false, sent_on: None, begun: self.now, known: None };
+        let id = self.nodes[at].fresh();
+        self.nodes[at].calls.insert(id, call);
+        self.drive_calls(at);
+    }
+
+    fn drive_calls(&mut self, at: usize) {
+        let ids: Vec<u64> = self.nodes[at].calls.keys().copied().collect();
+        for id in ids {
+            self.drive_call(at, id);
+        }
+    }
+
+    fn drive_call(&mut self, at: usize, id: u64) {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let leased = node.leased(now);
+        let session = node.session.as_ref().filter(|s| s.incarnation.is_some()).map(|s| s.id);
+        let installed = node.installed;
+        let Some(call) = node.calls.get_mut(&id) else { return };
+        if let Some((index, answer)) = &call.known {
+            if installed >= *index {
+                let answer = answer.clone();
+                return self.call_done(at, id, answer);
+            }
+            if !leased {
+                return self.call_done(at, id, Answer::Unknown);
+            }
+            return;
+        }
+        if call.sent_on.is_some() && call.sent_on != session {
+            // Its session has ended: nobody knows what became of it.
+            call.sent_on = None;
+            call.maybe_sent = true;
+        }
+        if !leased && (call.maybe_sent || call.sent_on.is_some()) {
+            return self.call_done(at, id, Answer::Unknown);
+        }
+        if !leased || (session.is_none() && !call.maybe_sent && now > call.begun + UNSENT_MS) {
+            return self.call_done(at, id, Answer::Refused(Refused::Unavailable));
+        }
+        if call.sent_on.is_none() && session.is_some() {
+            if call.maybe_sent {
+                self.mark("a request of unknown outcome was asked for again");
+            }
+            let node = &mut self.nodes[at];
+            let Some(call) = node.calls.get_mut(&id) else { return };
+            call.sent_on = session;
+            let request = call.request.clone();
+            self.up(at, Up::Call { call: id, request });
+        }
+    }
+
+    fn call_answered(&mut self, at: usize, session: SessionId, id: u64, answer: Answer) {
+        let Some(call) = self.nodes[at].calls.get_mut(&id) else { return };
+        if call.sent_on != Some(session) || call.known.is_some() {
+            return;
+        }
+        match answer {
+            Answer::Refused(_) if !call.maybe_sent => return self.call_done(at, id, answer),
+            // Its version has passed for good, but the attempt before may have been in time.
+            Answer::Refused(Refused::Stale | Refused::Never) => return self.call_done(at, id, Answer::Unknown),
+            Answer::Refused(Refused::Unavailable) | Answer::NotLeading => call.sent_on = None,
+            Answer::Unknown => {
+                call.sent_on = None;
+                call.maybe_sent = true;
+            }
+            Answer::Proposal(ref outcome) if outcome.status == 0 => call.known = Some((outcome.version, answer)),
+            Answer::Established(index) => call.known = Some((index, answer)),
+            known => return self.call_done(at, id, known),
+        }
+        self.drive_call(at, id);
+    }
+
+    fn call_done(&mut self, at: usize, id: u64, answer: Answer) {
+        let Some(call) = self.nodes[at].calls.remove(&id) else { return };
+        self.leader_said(at, call.asker, answer);
+    }
+}
+
+fn lun_map(view: &ClusterView, host: &str) -> LunMap<VolumeId> {
+    let mapped = |m: &holdfast_datanode::view::MappingView| {
+        (m.lun, MappedUnit { volume: m.volume, read_only: m.read_only })
+    };
+    view.mappings_of(host).iter().map(mapped).collect()
+}

@@ -1,0 +1,584 @@
+//! A logical unit at its owner: the product's device server, with what carries its actions out.
+//!
+//! Invariants: no command enters before the owner has recovered, nor under another epoch; blocks take a change only from the newest
+//! epoch; no answer leaves as executed unless the unit may still be answered for.
+
+use std::collections::BTreeMap;
+
+use holdfast_datanode::{
+    lu::table::{lu_config, topology},
+    view::VolumeId,
+};
+use holdfast_proto::state as records;
+use holdfast_replica::epoch::Epoch;
+use holdfast_scsi::{
+    device_server::{
+        Action, CommandRequest, Completion, DataIn, DataOut, DeviceServer, IoDone, IoFailure, OWN_WORK,
+        ProposalOutcome, Response, TaskId, UaScope, UnitEvent,
+    },
+    geometry::Extent,
+    lu_state::UnixMillis,
+    nexus::{Nexus, RelativePort},
+    sense::Sense,
+    status::Status,
+    task_set::TaskAttribute,
+    time::Instant,
+    transport_id::TransportId,
+};
+
+use super::{
+    Event, Place, Simulation,
+    controllers::{Answer, Refused, Request},
+    node::{PeerMessage, PortCommand},
+};
+
+/// By when a change of the reservations has passed its barrier although nobody could be asked, in milliseconds.
+const BARRIER_MS_MAX: u64 = 15_000;
+const BLOCK: usize = 512;
+
+/// The blocks of a volume, as all replicas have them.
+#[derive(Debug, Default)]
+pub(super) struct Blocks {
+    values: BTreeMap<u64, u64>,
+    /// The newest epoch that has asked for them.
+    promised: Epoch,
+    /// The newest epoch in which a host was served.
+    pub(super) served: Epoch,
+}
+
+/// Who waits for a command: a request of a node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker {
+    pub(super) node: usize,
+    pub(super) process: u64,
+    pub(super) request: u64,
+}
+
+/// What a host is sent.
+#[derive(Debug, Clone)]
+pub(super) struct Reply {
+    pub(super) status: Status,
+    pub(super) sense: Option<Sense>,
+    pub(super) data: Vec<u8>,
+    pub(super) unit_attention_reported: Option<u64>,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone)]
+pub(super) enum Outcome {
+    Reply(Reply),
+    NotExecuted,
+    Unknown,
+    Aborted,
+}
+
+impl Outcome {
+    pub(super) fn of(completion: &Completion, read: &[u8]) -> Self {
+        let data = match &completion.data_in {
+            DataIn::None => Vec::new(),
+            DataIn::Bytes(bytes) => bytes.clone(),
+            DataIn::FromRead { offset, len } => {
+                read.iter().skip(*offset as usize).take(*len as usize).copied().collect()
+            }
+        };
+        Self::Reply(Reply {
+            status: completion.status,
+            sense: completion.sense,
+            data,
+            unit_attention_reported: completion.unit_attention_reported,
+        })
+    }
+}
+
+/// Whom the leader's word is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CallFor {
+    pub(super) unit: u64,
+    pub(super) what: CallKind,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CallKind {
+    Task(TaskId),
+    Event(u64),
+    Attention(u64),
+    Barrier(u64),
+}
+
+/// I/O at the disks.
+#[derive(Debug)]
+pub(super) struct Io {
+    task: TaskId,
+    volume: usize,
+    epoch: Epoch,
+    execute_by: u64,
+    what: IoKind,
+}
+
+#[derive(Debug)]
+enum IoKind {
+    Read(Extent),
+    Write(Extent, Vec<u8>),
+    Flush,
+    /// Not of these histories.
+    Other,
+}
+
+struct Task {
+    asker: Asker,
+    data: Vec<u8>,
+    read: Vec<u8>,
+    execute_by: u64,
+    changed: bool,
+    changing: bool,
+    refused: bool,
+    io: bool,
+}
+
+pub(super) struct Unit {
+    volume: VolumeId,
+    epoch: Epoch,
+    recovered: bool,
+    pub(super) server: DeviceServer,
+    tasks: BTreeMap<u64, Task>,
+    installed: Option<u64>,
+    passed: u64,
+    awaited: Vec<(u64, u64)>,
+}
+
+fn number_of(volume: VolumeId) -> usize {
+    usize::from(volume.0[0]) - 1
+}
+
+impl Simulation {
+    /// Units follow a view.
+    pub(super) fn follow(&mut self, at: usize, install: &holdfast_datanode::agent::Install) {
+        let view = &install.view;
+        let process = self.nodes[at].process;
+        let closed: Vec<u64> = self.nodes[at]
+            .units
+            .iter()
+            .filter(|(_, unit)| view.owned_volume(unit.volume).is_none_or(|v| v.config.epoch() != unit.epoch))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in closed {
+            self.close_unit(at, id);
+        }
+        for volume in view.volumes.values().filter(|volume| view.owns(volume)) {
+            let known = self.nodes[at].units.iter().find(|(_, unit)| unit.volume == volume.id).map(|(id, _)| *id);
+            let id = known.unwrap_or_else(|| {
+                let node = &mut self.nodes[at];
+                node.next += 1;
+                let unit = Unit {
+                    volume: volume.id,
+                    epoch: volume.config.epoch(),
+                    recovered: false,
+                    server: DeviceServer::new(lu_config(volume)),
+                    tasks: BTreeMap::new(),
+                    installed: None,
+                    passed: 0,
+                    awaited: Vec::new(),
+                };
+                let id = node.next;
+                node.units.insert(id, unit);
+                self.note(|| format!("node {at} owns {} in epoch {:?}", volume.name, volume.config.epoch()));
+                let wait = 2 + self.random.below(60);
+                self.later(wait, Event::Recovered { node: at, process, unit: id });
+                id
+            });
+            let aborts: Vec<Nexus> = install
+                .aborts
+                .iter()
+                .filter(|abort| abort.volume == volume.id)
+                .flat_map(|abort| abort.nexuses.clone())
+                .collect();
+            let clock = self.nodes[at].clock(self.now);
+            self.with_unit(at, id, |unit, now| {
+                unit.server.install_clock(now, UnixMillis(clock));
+                if !aborts.is_empty() {
+                    unit.server.abort_tasks_of(now, &aborts);
+                }
+                let version = volume.reservations.version;
+                if unit.installed.is_none_or(|before| version > before) {
+                    unit.installed = Some(version);
+                    unit.server.install_state(now, version, volume.reservations.state.clone());
+                }
+                unit.server.install_topology(topology(view, volume));
+                unit.server.install_config(lu_config(volume));
+            });
+        }
+    }
+
+    fn close_unit(&mut self, at: usize, id: u64) {
+        let Some(unit) = self.nodes[at].units.remove(&id) else { return };
+        for task in unit.tasks.into_values() {
+            let outcome = if task.changed || task.changing { Outcome::Unknown } else { Outcome::NotExecuted };
+            self.finish(at, task.asker, outcome);
+        }
+    }
+
+    pub(super) fn recovered(&mut self, at: usize, id: u64) {
+        let leased = self.nodes[at].leased(self.now);
+        let process = self.nodes[at].process;
+        let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
+        if !leased {
+            return self.later(20, Event::Recovered { node: at, process, unit: id });
+        }
+        unit.recovered = true;
+        let (volume, epoch) = (number_of(unit.volume), unit.epoch);
+        if self.blocks[volume].promised > epoch {
+            return;
+        }
+        self.blocks[volume].promised = epoch;
+        self.note(|| format!("node {at} serves volume {volume} in epoch {epoch:?}"));
+    }
+
+    /// A command enters the unit of a volume, if this node serves it in this epoch.
+    pub(super) fn submit(
+        &mut self,
+        at: usize,
+        volume: VolumeId,
+        epoch: Epoch,
+        asker: Asker,
+        command: PortCommand,
+        execute_by: u64,
+    ) {
+        let leased = self.nodes[at].leased(self.now);
+        let node = &mut self.nodes[at];
+        let found = node.units.iter().find(|(_, u)| u.volume == volume && u.epoch == epoch && u.recovered);
+        let Some(id) = found.map(|(id, _)| *id).filter(|_| leased) else {
+            return self.finish(at, asker, Outcome::NotExecuted);
+        };
+        node.next += 1;
+        let task = node.next;
+        self.with_unit(at, id, |unit, now| {
+            let data = if command.data.is_empty() { DataOut::None } else { DataOut::Ready(&command.data) };
+            unit.tasks.insert(task, Task {
+                asker,
+                data: command.data.clone(),
+                read: Vec::new(),
+                execute_by,
+                changed: false,
+                changing: false,
+                refused: false,
+                io: false,
+            });
+            let request = CommandRequest {
+                task: TaskId(task),
+                nexus: &command.nexus,
+                cdb: &command.cdb,
+                attribute: TaskAttribute::Simple,
+                data_out_len: command.data.len() as u32,
+                unit_attention: command.unit_attention,
+                read_only: command.read_only,
+            };
+            // Names are never used twice.
+            let _ = unit.server.handle_command(now, request, data);
+        });
+    }
+
+    /// Does something with a unit, and then what its device server wants.
+    pub(super) fn with_unit(&mut self, at: usize, id: u64, act: impl FnOnce(&mut Unit, Instant)) {
+        let now = Instant(self.nodes[at].clock(self.now));
+        let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
+        act(unit, now);
+        while let Some(action) = self.nodes[at].units.get_mut(&id).and_then(|unit| unit.server.poll_action()) {
+            self.act(at, id, action);
+        }
+    }
+
+    fn act(&mut self, at: usize, id: u64, action: Action) {
+        let clock = self.nodes[at].clock(self.now);
+        let now = Instant(clock);
+        let leased = self.nodes[at].leased(self.now);
+        let process = self.nodes[at].process;
+        let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
+        let (task, what, changes) = match action {
+            Action::Read { task, extent, .. } => (task, IoKind::Read(extent), false),
+            Action::Write { task, extent, data_offset, .. } => {
+                let data = unit.tasks.get(&task.0).map(|t| t.data.clone()).unwrap_or_default();
+                (task, IoKind::Write(extent, data.into_iter().skip(data_offset as usize).collect()), true)
+            }
+            Action::WriteBytes { task, extent, data, .. } => (task, IoKind::Write(extent, data), true),
+            Action::Flush { task, .. } => (task, IoKind::Flush, false),
+            Action::WriteSame { task, .. } | Action::Unmap { task, .. } | Action::QueryAllocation { task, .. } => {
+                (task, IoKind::Other, false)
+            }
+            Action::ProposeChange { task, nexus, expected_version, cdb, parameter_list } => {
+                if let Some(entry) = unit.tasks.get_mut(&task.0) {
+                    if clock > entry.execute_by {
+                        return unit.server.handle_proposal(now, task, ProposalOutcome::NotProposed);
+                    }
+                    entry.changing = true;
+                }
+                let asker = CallFor { unit: id, what: CallKind::Task(task) };
+                let command = (cdb.to_vec(), parameter_list, records::UnitEvent::Unspecified);
+                return self.propose(at, asker, &nexus, expected_version, command);
+            }
+            Action::ProposeEvent { id: event_id, event, expected_version } => {
+                let nobody = || Nexus::new(TransportId::sas([0; 8]), RelativePort(0));
+                let (nexus, event) = match event {
+                    UnitEvent::NexusLost(nexus) => (nexus, records::UnitEvent::NexusLost),
+                    UnitEvent::Reset(nexus) => (nexus, records::UnitEvent::Reset),
+                    UnitEvent::OperationEnded { failed: false } => (nobody(), records::UnitEvent::OperationComplete),
+                    UnitEvent::OperationEnded { failed: true } => (nobody(), records::UnitEvent::OperationFailed),
+                };
+                let asker = CallFor { unit: id, what: CallKind::Event(event_id) };
+                return self.propose(at, asker, &nexus, expected_version, (Vec::new(), Vec::new(), event));
+            }
+            Action::EstablishUnitAttention { id: wanted, additional, scope } => {
+                let (only, except) = match &scope {
+                    UaScope::All => (None, None),
+                    UaScope::Only(nexus) => (Some(name_of(nexus)), None),
+                    UaScope::AllExcept(nexus) => (None, Some(name_of(nexus))),
+                };
+                let request = records::EstablishUnitAttention {
+                    request_id: self.random_id(),
+                    epoch: Some(epoch_record(self.nodes[at].units[&id].epoch)),
+                    proposer: at as u32 + 1,
+                    event: Some(records::UnitAttentionEvent {
+                        volume_id: self.nodes[at].units[&id].volume.0.to_vec(),
+                        additional: u32::from(u16::from_be_bytes([additional.asc, additional.ascq])),
+                        only,
+                        except,
+                        ..Default::default()
+                    }),
+                };
+                let asker = CallFor { unit: id, what: CallKind::Attention(wanted) };
+                return self.ask_leader(at, Request::Establish(request), asker);
+            }
+            Action::AwaitBarrier { version } => {
+                if version <= unit.passed {
+                    return unit.server.handle_barrier(now, version);
+                }
+                let asked = unit.awaited.iter().any(|(awaited, _)| *awaited == version);
+                unit.awaited.push((version, clock + BARRIER_MS_MAX));
+                if !asked {
+                    let asker = CallFor { unit: id, what: CallKind::Barrier(version) };
+                    self.ask_leader(at, Request::AwaitBarrier(version), asker);
+                }
+                return;
+            }
+            Action::Complete { task, response } => return self.completed(at, id, task, response),
+            Action::TaskManagementDone { .. } | Action::ReservationsDrained { .. } => return,
+        };
+        let (volume, epoch) = (number_of(unit.volume), unit.epoch);
+        let mut execute_by = u64::MAX;
+        if let Some(entry) = unit.tasks.get_mut(&task.0) {
+            entry.changing = changes;
+            entry.io = true;
+            execute_by = entry.execute_by;
+        }
+        if !leased {
+            if let Some(entry) = unit.tasks.get_mut(&task.0) {
+                entry.changing = false;
+                entry.refused = true;
+            }
+            return unit.server.handle_io(now, task, IoDone::Failed(IoFailure::NotExecuted));
+        }
+        let io = Io { task, volume, epoch, execute_by, what };
+        let wait = if self.random.below(25) == 0 { self.random.below(900) } else { self.random.below(5) };
+        self.later(wait, Event::Io { node: at, process, unit: id, io });
+    }
+
+    /// The disks do it. They do it also for an owner that has died meanwhile, but not for one of an old epoch.
+    pub(super) fn perform(&mut self, at: usize, process: u64, id: u64, io: Io) {
+        let fenced = io.epoch < self.blocks[io.volume].promised;
+        let overdue = self.nodes[at].clock(self.now) > io.execute_by;
+        let mut read = Vec::new();
+        if let (IoKind::Write(extent, data), false, false) = (&io.what, fenced, overdue) {
+            for (lba, block) in (extent.lba..).zip(data.chunks(BLOCK)).take(extent.blocks as usize) {
+                self.blocks[io.volume].values.insert(lba, value_of(block));
+            }
+        }
+        if let IoKind::Read(extent) = &io.what {
+            for lba in extent.lba..extent.end() {
+                let value = self.blocks[io.volume].values.get(&lba).copied().unwrap_or_default();
+                read.extend(block_of(value));
+            }
+        }
+        if !self.lives(at, process) {
+            return;
+        }
+        if fenced {
+            self.mark("the I/O of an old epoch was refused");
+        }
+        self.with_unit(at, id, |unit, now| {
+            let Some(entry) = unit.tasks.get_mut(&io.task.0) else {
+                if io.task == OWN_WORK {
+                    unit.server.handle_io(now, io.task, IoDone::Done);
+                }
+                return;
+            };
+            let changing = std::mem::take(&mut entry.changing);
+            let done = match &io.what {
+                IoKind::Write(..) if fenced => {
+                    entry.refused = true;
+                    IoDone::Failed(IoFailure::NotExecuted)
+                }
+                IoKind::Write(..) if overdue => IoDone::Failed(IoFailure::Unknown),
+                IoKind::Read(_) => IoDone::Read(&read),
+                IoKind::Write(..) | IoKind::Flush => IoDone::Done,
+                IoKind::Other => IoDone::Failed(IoFailure::Hardware),
+            };
+            entry.changed |= changing && !entry.refused;
+            entry.read = read.clone();
+            unit.server.handle_io(now, io.task, done);
+        });
+    }
+
+    fn completed(&mut self, at: usize, id: u64, task: TaskId, response: Response) {
+        let leased = self.nodes[at].leased(self.now);
+        let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
+        let (volume, epoch) = (number_of(unit.volume), unit.epoch);
+        let Some(task) = unit.tasks.remove(&task.0) else { return };
+        let may_change = task.changed || task.changing;
+        let kept = || if may_change { Outcome::Unknown } else { Outcome::NotExecuted };
+        let outcome = match response {
+            Response::Aborted => Outcome::Aborted,
+            Response::Completed(_) if task.refused || !leased => kept(),
+            Response::Completed(completion) => Outcome::of(&completion, &task.read),
+        };
+        if let Outcome::Reply(reply) = &outcome
+            && reply.status == Status::Good
+            && task.io
+        {
+            if epoch < self.blocks[volume].served {
+                let served = self.blocks[volume].served;
+                self.violated(format!("node {at} serves volume {volume} in epoch {epoch:?} after epoch {served:?} did"));
+            }
+            self.blocks[volume].served = epoch;
+        }
+        self.finish(at, task.asker, outcome);
+    }
+
+    fn finish(&mut self, at: usize, asker: Asker, outcome: Outcome) {
+        if asker.node == at {
+            if self.lives(at, asker.process) {
+                self.request_done(at, asker.request, outcome);
+            }
+            return;
+        }
+        let to = asker.node;
+        let (process, request) = (asker.process, asker.request);
+        let message = Box::new(PeerMessage::Done { from: at, process, request, outcome });
+        self.send(Place::Node(at), Place::Node(to), Event::Peer { to, message });
+    }
+
+    fn propose(
+        &mut self,
+        at: usize,
+        asker: CallFor,
+        nexus: &Nexus,
+        expected_version: u64,
+        (cdb, parameter_list, event): (Vec<u8>, Vec<u8>, records::UnitEvent),
+    ) {
+        let proposal_id = self.random_id();
+        let now_unix_ms = self.now;
+        let unit = &self.nodes[at].units[&asker.unit];
+        let proposal = records::ProposeReservation {
+            proposal_id,
+            volume_id: unit.volume.0.to_vec(),
+            epoch: Some(epoch_record(unit.epoch)),
+            proposer: at as u32 + 1,
+            expected_version,
+            nexus: Some(name_of(nexus)),
+            cdb,
+            parameter_list,
+            now_unix_ms,
+            event: event.into(),
+        };
+        self.ask_leader(at, Request::Propose(proposal), asker);
+    }
+
+    fn random_id(&mut self) -> Vec<u8> {
+        [self.random.draw().to_be_bytes(), self.random.draw().to_be_bytes()].concat()
+    }
+
+    /// The leader's word, or that there is none.
+    pub(super) fn leader_said(&mut self, at: usize, asker: CallFor, answer: Answer) {
+        let outcome = match &answer {
+            Answer::Proposal(record) => match Status::from_code(record.status as u8) {
+                Some(Status::Good) => ProposalOutcome::Committed { version: record.version },
+                Some(Status::ReservationConflict) => ProposalOutcome::Conflict,
+                _ => Sense::parse(&record.sense).map_or(ProposalOutcome::Unknown, ProposalOutcome::Refused),
+            },
+            Answer::Refused(Refused::Stale) => ProposalOutcome::VersionChanged,
+            Answer::Refused(_) | Answer::NotLeading => ProposalOutcome::NotProposed,
+            Answer::Established(_) | Answer::Barrier | Answer::Unknown => ProposalOutcome::Unknown,
+        };
+        self.with_unit(at, asker.unit, |unit, now| match asker.what {
+            CallKind::Task(task) => {
+                if let Some(entry) = unit.tasks.get_mut(&task.0) {
+                    entry.changing = false;
+                    entry.changed |= matches!(outcome, ProposalOutcome::Committed { .. } | ProposalOutcome::Unknown);
+                }
+                unit.server.handle_proposal(now, task, outcome);
+                unit.barrier_of(outcome, now);
+            }
+            CallKind::Event(id) => {
+                unit.server.handle_event_proposal(now, id, outcome);
+                unit.barrier_of(outcome, now);
+            }
+            CallKind::Attention(id) => {
+                unit.server.handle_unit_attention(now, id, matches!(answer, Answer::Established(_)));
+            }
+            CallKind::Barrier(version) => {
+                if matches!(answer, Answer::Barrier) {
+                    unit.barrier_passed(version, now);
+                }
+            }
+        });
+    }
+
+    pub(super) fn tick_units(&mut self, at: usize) {
+        let clock = self.nodes[at].clock(self.now);
+        let ids: Vec<u64> = self.nodes[at].units.keys().copied().collect();
+        for id in ids {
+            self.with_unit(at, id, |unit, now| {
+                unit.server.handle_tick(now);
+                let due = unit.awaited.iter().filter(|(_, by)| *by <= clock).map(|(version, _)| *version).max();
+                if let Some(version) = due {
+                    unit.barrier_passed(version, now);
+                }
+            });
+        }
+    }
+}
+
+impl Unit {
+    fn barrier_of(&mut self, outcome: ProposalOutcome, now: Instant) {
+        if let ProposalOutcome::Committed { version } = outcome {
+            self.barrier_passed(version, now);
+        }
+    }
+
+    fn barrier_passed(&mut self, version: u64, now: Instant) {
+        self.passed = self.passed.max(version);
+        self.awaited.retain(|(awaited, _)| *awaited > version);
+        self.server.handle_barrier(now, version);
+    }
+}
+
+/// A block that holds a value.
+pub(super) fn block_of(value: u64) -> Vec<u8> {
+    let mut block = vec![0; BLOCK];
+    block[..8].copy_from_slice(&value.to_be_bytes());
+    block
+}
+
+/// The value that a block holds.
+pub(super) fn value_of(block: &[u8]) -> u64 {
+    block.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+pub(super) fn name_of(nexus: &Nexus) -> records::NexusName {
+    records::NexusName {
+        transport_id: nexus.initiator.as_bytes().to_vec(),
+        relative_port: u32::from(nexus.port.0),
+    }
+}
+
+fn epoch_record(epoch: Epoch) -> records::Epoch {
+    records::Epoch { generation: epoch.generation, number: epoch.number }
+}
