@@ -11,7 +11,7 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test bench conformance differential chaos kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
+.PHONY: help build demo run test bench conformance differential chaos sim mutants kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,8 +52,14 @@ vm-test: ready-kmod ready-test ## the kernel module on Debian's kernels, in QEMU
 
 chaos: ready-test ## MINUTES=n [SEED=s] [REPLICAS=n] [DATANODES=n]: break a cluster of real processes, and judge what its hosts saw
 	@$(MAKE) --no-print-directory release
-	HOLDFAST_BIN_DIR=$(target_dir)/release cargo run --release -q -p holdfast-chaos $(locked) -- --minutes $(or $(MINUTES),5) \
+	HOLDFAST_BIN_DIR=$(target_dir)/release cargo run --release -q -p holdfast-chaos --bin holdfast-chaos $(locked) -- --minutes $(or $(MINUTES),5) \
 		$(if $(SEED),--seed $(SEED)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(DATANODES),--datanodes $(DATANODES))
+
+sim: ready-test ## SEEDS=n [FIRST=s]: clusters in one thread, each from its seed, judged; every seed can be replayed
+	cargo run --release -q -p holdfast-chaos --bin holdfast-sim $(locked) -- --seeds $(or $(SEEDS),5000) --first $(or $(FIRST),1)
+
+mutants: ready-test ## [SEEDS=n]: faults planted one by one into a copy of the tree; each has to be found by the simulation
+	chaos/mutants.sh
 
 lint: ready-test ## format, clippy, purity of the cores, licences
 	cargo fmt --all --check

@@ -23,6 +23,9 @@ struct Arguments {
     /// How many seeds
     #[arg(long, default_value_t = 200)]
     seeds: u64,
+    /// Go on after a violation, and tell only in how many seeds there was one
+    #[arg(long)]
+    count: bool,
     /// Tell all that happens
     #[arg(long)]
     trace: bool,
@@ -30,6 +33,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.count {
+        count(&arguments);
+        return ExitCode::SUCCESS;
+    }
     let begun = Instant::now();
     let (mut answered, mut changes, mut unknown, mut attentions) = (0, 0, 0, 0);
     let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
@@ -42,7 +49,9 @@ fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        if seed % AGAIN == 0 && simulation::run(seed, false).map(|again| again.trace_hash).ok() != Some(report.trace_hash) {
+        if seed % AGAIN == 0
+            && simulation::run(seed, false).map(|again| again.trace_hash).ok() != Some(report.trace_hash)
+        {
             println!("seed {seed}: another run of it went another way");
             return ExitCode::FAILURE;
         }
@@ -56,8 +65,11 @@ fn main() -> ExitCode {
         marks.extend(report.marks);
     }
     let hours = begun.elapsed().as_secs_f64() / 3600.0;
-    println!("{} seeds, {:.0} an hour; commands answered {answered}, reservations changed {changes}, of unknown outcome {unknown}, Unit Attentions told {attentions}",
-        arguments.seeds, arguments.seeds as f64 / hours);
+    println!(
+        "{} seeds, {:.0} an hour; commands answered {answered}, reservations changed {changes}, of unknown outcome {unknown}, Unit Attentions told {attentions}",
+        arguments.seeds,
+        arguments.seeds as f64 / hours
+    );
     for (kind, count) in faults {
         println!("  {count:>8} {kind}");
     }
@@ -66,4 +78,14 @@ fn main() -> ExitCode {
         println!("  {mark}");
     }
     ExitCode::SUCCESS
+}
+
+/// In how many seeds something is wrong. Code that is broken on purpose may panic too.
+fn count(arguments: &Arguments) {
+    let seeds = arguments.first..arguments.first.saturating_add(arguments.seeds);
+    let found: Vec<u64> = seeds
+        .filter(|seed| !matches!(std::panic::catch_unwind(|| simulation::run(*seed, false)), Ok(Ok(_))))
+        .collect();
+    let first = found.first().map(|seed| format!(", first by seed {seed}")).unwrap_or_default();
+    println!("{} of {} seeds{first}", found.len(), arguments.seeds);
 }

@@ -76,7 +76,8 @@ impl State {
     /// SPC-5 table 69, for commands that read or write the medium.
     fn admits(&self, nexus: Nexus, writes: bool) -> bool {
         let Some((holder, kind)) = self.held else { return true };
-        let registrants_only = matches!(kind, WRITE_EXCLUSIVE_REGISTRANTS_ONLY | EXCLUSIVE_ACCESS_REGISTRANTS_ONLY);
+        let registrants_only =
+            matches!(kind, WRITE_EXCLUSIVE_REGISTRANTS_ONLY | EXCLUSIVE_ACCESS_REGISTRANTS_ONLY);
         let stops_reads = matches!(kind, EXCLUSIVE_ACCESS | EXCLUSIVE_ACCESS_REGISTRANTS_ONLY);
         holder == nexus || (registrants_only && self.keys.contains_key(&nexus)) || (!writes && !stops_reads)
     }
@@ -183,7 +184,11 @@ impl Model for Unit {
                 if *generation == state.generation && *keys == held { vec![state.clone()] } else { vec![] }
             }
             Operation::Access { nexus, writes, allowed } => {
-                if state.admits(*nexus, *writes) == *allowed { vec![state.clone()] } else { vec![] }
+                if state.admits(*nexus, *writes) == *allowed {
+                    vec![state.clone()]
+                } else {
+                    vec![]
+                }
             }
             Operation::ReadReservation(generation, seen) => {
                 let held = state.held.and_then(|(holder, kind)| Some((*state.keys.get(&holder)?, kind)));

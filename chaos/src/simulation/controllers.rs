@@ -244,7 +244,9 @@ impl Simulation {
         let new = (old + 1 + self.random.below(MEMBERS as u64 - 1) as usize) % MEMBERS;
         let (state, index) = (self.controllers.state.clone(), self.controllers.index);
         self.controllers.members[old].stale = Some((state, index));
-        self.note(|| format!("leadership: member {old} has lost it (term {term}); notices after {notices_after_ms} ms"));
+        self.note(|| {
+            format!("leadership: member {old} has lost it (term {term}); notices after {notices_after_ms} ms")
+        });
         self.later(notices_after_ms, Event::Deposed { member: old, term });
         let vacant = 100 + self.random.below(600);
         let term = self.controllers.term + 1;
@@ -317,7 +319,9 @@ impl Simulation {
         let Some(term) = self.controllers.members[member].leads else {
             return match message {
                 Up::Session(_) => self.down(member, node, session, Down::Elsewhere),
-                Up::Call { call, .. } => self.tell(member, &Waiter::Call { session, call }, Answer::NotLeading),
+                Up::Call { call, .. } => {
+                    self.tell(member, &Waiter::Call { session, call }, Answer::NotLeading)
+                }
             };
         };
         let confirm = |simulation: &mut Self, then| {
@@ -343,13 +347,18 @@ impl Simulation {
             Up::Session(_) => {}
             Up::Call { call, request } => {
                 let waiter = Waiter::Call { session, call };
-                confirm(self, match request {
-                    Request::Propose(proposal) => Then::Append { body: Body::ProposeReservation(proposal), waiter },
-                    Request::Establish(wanted) => {
-                        Then::Append { body: Body::EstablishUnitAttention(wanted), waiter }
-                    }
-                    Request::AwaitBarrier(index) => Then::Barrier { index, waiter },
-                });
+                confirm(
+                    self,
+                    match request {
+                        Request::Propose(proposal) => {
+                            Then::Append { body: Body::ProposeReservation(proposal), waiter }
+                        }
+                        Request::Establish(wanted) => {
+                            Then::Append { body: Body::EstablishUnitAttention(wanted), waiter }
+                        }
+                        Request::AwaitBarrier(index) => Then::Barrier { index, waiter },
+                    },
+                );
             }
         }
     }
@@ -374,7 +383,8 @@ impl Simulation {
         }
         match then {
             Then::Grant { node, session, renew } => {
-                let wait = if self.random.below(40) == 0 { self.random.below(1_500) } else { self.random.below(3) };
+                let wait =
+                    if self.random.below(40) == 0 { self.random.below(1_500) } else { self.random.below(3) };
                 self.later(wait, Event::Grant { member, node, session, renew });
             }
             Then::Append { body, waiter } => self.append(member, term, body, waiter),
@@ -382,7 +392,11 @@ impl Simulation {
                 if index > self.controllers.index {
                     return self.tell(member, &waiter, Answer::Refused(Refused::Never));
                 }
-                self.controllers.members[member].waiting.push(Waiting { index, waiter, answer: Answer::Barrier });
+                self.controllers.members[member].waiting.push(Waiting {
+                    index,
+                    waiter,
+                    answer: Answer::Barrier,
+                });
                 self.look_at_barriers(member);
             }
         }
@@ -434,7 +448,8 @@ impl Simulation {
         for event in &due {
             self.attention_due(event);
         }
-        let visible: Vec<_> = commit.changes.iter().filter(|change| is_node_visible(change)).cloned().collect();
+        let visible: Vec<_> =
+            commit.changes.iter().filter(|change| is_node_visible(change)).cloned().collect();
         if (!visible.is_empty() || !due.is_empty() || !commit.aborts.is_empty())
             && let Some((leader, _)) = self.controllers.leader
         {
@@ -455,7 +470,9 @@ impl Simulation {
         index: u64,
     ) {
         match (waiter, response) {
-            (Waiter::Join { session, hello }, Ok(Outcome::Node(node))) => self.welcome(member, session, &hello, node),
+            (Waiter::Join { session, hello }, Ok(Outcome::Node(node))) => {
+                self.welcome(member, session, &hello, node)
+            }
             (waiter @ Waiter::Call { .. }, Ok(Outcome::Proposal(outcome))) => {
                 let good = outcome.status == 0;
                 let (index, answer) = (outcome.version, Answer::Proposal(outcome));
@@ -487,7 +504,13 @@ impl Simulation {
         }
     }
 
-    fn welcome(&mut self, member: usize, session: SessionId, hello: &holdfast_proto::node::Hello, node: records::Node) {
+    fn welcome(
+        &mut self,
+        member: usize,
+        session: SessionId,
+        hello: &holdfast_proto::node::Hello,
+        node: records::Node,
+    ) {
         let number = self.node_of(session);
         let index = self.controllers.index;
         let at = &mut self.controllers.members[member];
@@ -499,7 +522,8 @@ impl Simulation {
         self.nodes[number].session_joined(session, node.incarnation);
         let kept = self.controllers.commits.len().saturating_sub(KEPT);
         let first = self.controllers.commits.get(kept).map_or(0, |commit| commit.index);
-        let resumes = hello.applied_index != 0 && hello.applied_index + 1 >= first && self.random.below(4) != 0;
+        let resumes =
+            hello.applied_index != 0 && hello.applied_index + 1 >= first && self.random.below(4) != 0;
         let mut messages = vec![to_node::Message::Welcome(Welcome {
             cluster_id: CLUSTER.to_vec(),
             target_iqn: "iqn.2026-11.example:target".to_owned(),
@@ -513,7 +537,8 @@ impl Simulation {
             let missed = self.controllers.commits.iter().filter(|commit| commit.index > hello.applied_index);
             messages.extend(missed.filter_map(|commit| {
                 let changes: Vec<_> = commit.changes.iter().filter(|c| is_node_visible(c)).cloned().collect();
-                let nothing = changes.is_empty() && commit.unit_attentions.is_empty() && commit.aborts.is_empty();
+                let nothing =
+                    changes.is_empty() && commit.unit_attentions.is_empty() && commit.aborts.is_empty();
                 (!nothing).then(|| to_node::Message::Commit(records::Commit { changes, ..commit.clone() }))
             }));
         } else {
@@ -584,7 +609,8 @@ impl Simulation {
     pub(super) fn member_tick(&mut self, member: usize) {
         self.later(TICK_MS, Event::MemberTick(member));
         self.look_at_barriers(member);
-        let Some(term) = self.controllers.members[member].leads.filter(|term| self.is_leader(member, *term)) else {
+        let Some(term) = self.controllers.members[member].leads.filter(|term| self.is_leader(member, *term))
+        else {
             return;
         };
         if self.controllers.state.lease_term() < term {

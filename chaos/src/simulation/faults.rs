@@ -65,7 +65,11 @@ impl Simulation {
                 let volume = self.random.below(VOLUMES as u64) as usize;
                 let size_bytes = self.controllers.size_of(volume) + 4096;
                 let name = format!("volume-{volume}");
-                self.administer(Body::ResizeVolume(records::ResizeVolume { request: None, name, size_bytes }));
+                self.administer(Body::ResizeVolume(records::ResizeVolume {
+                    request: None,
+                    name,
+                    size_bytes,
+                }));
                 "a volume grows"
             }
             _ => {
@@ -100,8 +104,8 @@ impl Simulation {
         self.note(|| "all heals".to_owned());
         self.trouble = false;
         self.cut.clear();
+        // A node that is stopped goes on when its time has come.
         for node in 0..NODES {
-            self.nodes[node].paused_until = 0;
             if !self.nodes[node].up {
                 self.start_node(node);
             }

@@ -45,8 +45,13 @@ pub(super) struct Command {
 /// What comes back.
 #[derive(Debug, Clone)]
 pub(super) enum Answer {
-    LoggedIn { node: usize, session: u64 },
-    SessionGone { node: usize },
+    LoggedIn {
+        node: usize,
+        session: u64,
+    },
+    SessionGone {
+        node: usize,
+    },
     Reply(Box<Reply>),
     /// Not executed: to be sent again.
     Busy,
@@ -161,10 +166,11 @@ impl Simulation {
     }
 
     fn next_command(&mut self, at: usize) {
-        let (node, lun) = match self.hosts[at].left.as_ref().map(|left| left.iter().copied().collect::<Vec<_>>()) {
-            Some(left) => *self.random.pick(&left),
-            None => (self.random.below(NODES as u64) as usize, self.random.below(VOLUMES as u64) as u16),
-        };
+        let (node, lun) =
+            match self.hosts[at].left.as_ref().map(|left| left.iter().copied().collect::<Vec<_>>()) {
+                Some(left) => *self.random.pick(&left),
+                None => (self.random.below(NODES as u64) as usize, self.random.below(VOLUMES as u64) as u16),
+            };
         let nexus = nexus_of(at, node);
         let volume = usize::from(lun);
         let own = self.hosts[at].keys[node][volume];
@@ -276,8 +282,15 @@ impl Simulation {
         let nexus = nexus_of(at, node);
         let Some(session) = self.hosts[at].paths[node] else { return };
         self.note(|| {
-            let sense = reply.sense.map(|s| format!("{:?}/{:02x}/{:02x}", s.key, s.additional.asc, s.additional.ascq));
-            format!("host {at} via node {node} LUN {lun}: {:?}: {:?} {}", flight.want, reply.status, sense.unwrap_or_default())
+            let sense = reply
+                .sense
+                .map(|s| format!("{:?}/{:02x}/{:02x}", s.key, s.additional.asc, s.additional.ascq));
+            format!(
+                "host {at} via node {node} LUN {lun}: {:?}: {:?} {}",
+                flight.want,
+                reply.status,
+                sense.unwrap_or_default()
+            )
         });
         let check = match reply.status {
             Status::CheckCondition => reply.sense,
@@ -294,7 +307,8 @@ impl Simulation {
                 0xb => self.ended_unknown(at, flight),
                 0x5 => {
                     if let Want::Out(request, _) = flight.want {
-                        let operation = reservations::Operation::Out(nexus, request, reservations::Answer::Illegal);
+                        let operation =
+                            reservations::Operation::Out(nexus, request, reservations::Answer::Illegal);
                         self.judge.reserved(volume, flight.sent, Some(now), operation);
                     }
                 }
@@ -339,7 +353,8 @@ impl Simulation {
                 }
             }
             Want::ReadKeys if good => {
-                let mut keys: Vec<u64> = reply.data.get(8..).unwrap_or_default().chunks_exact(8).map(value_of).collect();
+                let mut keys: Vec<u64> =
+                    reply.data.get(8..).unwrap_or_default().chunks_exact(8).map(value_of).collect();
                 keys.sort_unstable();
                 let operation = reservations::Operation::ReadKeys(generation_of(&reply.data), keys);
                 self.judge.reserved(volume, flight.sent, Some(now), operation);

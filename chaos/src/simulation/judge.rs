@@ -141,7 +141,11 @@ impl Judge {
 
     pub(super) fn read(&mut self, volume: usize, lba: u64, value: u64, sent: u64, answered: u64) {
         let operation = block::Operation::Read(value);
-        self.blocks.entry((volume, lba)).or_default().push(Timed { sent, answered: Some(answered), operation });
+        self.blocks.entry((volume, lba)).or_default().push(Timed {
+            sent,
+            answered: Some(answered),
+            operation,
+        });
     }
 
     pub(super) fn reserved(
@@ -162,7 +166,8 @@ impl Judge {
     /// At the end.
     pub(super) fn finish(&self) -> Result<(), String> {
         for ((volume, lba), history) in &self.blocks {
-            block::check(history, None).map_err(|found| told(&format!("block {lba} of volume {volume}"), history, &found))?;
+            block::check(history, None)
+                .map_err(|found| told(&format!("block {lba} of volume {volume}"), history, &found))?;
         }
         for (volume, history) in &self.reservations {
             reservations::check(history, None)
@@ -183,7 +188,8 @@ impl Judge {
 }
 
 fn told<O: std::fmt::Debug>(of: &str, history: &[Timed<O>], found: &NotLinearizable) -> String {
-    let mut text = format!("{of} are not linearizable{}", if found.undecided { " (search given up)" } else { "" });
+    let mut text =
+        format!("{of} are not linearizable{}", if found.undecided { " (search given up)" } else { "" });
     for number in found.explained.iter().chain([&found.stuck]) {
         text += &format!("\n    {:?}", history[*number]);
     }

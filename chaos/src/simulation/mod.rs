@@ -86,7 +86,11 @@ impl std::fmt::Display for Violation {
             writeln!(f, "  {line}")?;
         }
         writeln!(f, "seed {} at {} ms: {}", self.seed, self.at_ms, self.what)?;
-        write!(f, "replay: cargo run --release -p holdfast-chaos --bin holdfast-sim -- --first {0} --seeds 1 --trace", self.seed)
+        write!(
+            f,
+            "replay: cargo run --release -p holdfast-chaos --bin holdfast-sim -- --first {0} --seeds 1 --trace",
+            self.seed
+        )
     }
 }
 
@@ -105,28 +109,82 @@ enum Event {
     /// A member looks at its leases.
     MemberTick(usize),
     /// A quorum was asked whether the member leads.
-    Confirmed { member: usize, term: u64, then: controllers::Then },
+    Confirmed {
+        member: usize,
+        term: u64,
+        then: controllers::Then,
+    },
     /// The lease is granted, after the leader was sure that it led.
-    Grant { member: usize, node: usize, session: SessionId, renew: holdfast_proto::node::Renew },
+    Grant {
+        member: usize,
+        node: usize,
+        session: SessionId,
+        renew: holdfast_proto::node::Renew,
+    },
     /// An entry is on a quorum.
     Committed(u64),
-    Elected { member: usize, term: u64 },
+    Elected {
+        member: usize,
+        term: u64,
+    },
     /// A member notices that another one leads.
-    Deposed { member: usize, term: u64 },
-    ToMember { member: usize, session: SessionId, message: Box<Up> },
-    ToNode { node: usize, session: SessionId, message: Box<Down> },
-    NodeTick { node: usize, process: u64 },
+    Deposed {
+        member: usize,
+        term: u64,
+    },
+    ToMember {
+        member: usize,
+        session: SessionId,
+        message: Box<Up>,
+    },
+    ToNode {
+        node: usize,
+        session: SessionId,
+        message: Box<Down>,
+    },
+    NodeTick {
+        node: usize,
+        process: u64,
+    },
     /// A worker gets to its next view.
-    Worker { node: usize, process: u64, worker: usize },
+    Worker {
+        node: usize,
+        process: u64,
+        worker: usize,
+    },
     /// The owner has asked all replicas what they have.
-    Recovered { node: usize, process: u64, unit: u64 },
-    Io { node: usize, process: u64, unit: u64, io: unit::Io },
-    Peer { to: usize, message: Box<node::PeerMessage> },
+    Recovered {
+        node: usize,
+        process: u64,
+        unit: u64,
+    },
+    Io {
+        node: usize,
+        process: u64,
+        unit: u64,
+        io: unit::Io,
+    },
+    Peer {
+        to: usize,
+        message: Box<node::PeerMessage>,
+    },
     /// A forwarded command has had its time.
-    ForwardDue { node: usize, process: u64, request: u64 },
+    ForwardDue {
+        node: usize,
+        process: u64,
+        request: u64,
+    },
     HostStep(usize),
-    ToPort { host: usize, node: usize, command: Box<host::Sent> },
-    Answer { host: usize, number: u64, answer: host::Answer },
+    ToPort {
+        host: usize,
+        node: usize,
+        command: Box<host::Sent>,
+    },
+    Answer {
+        host: usize,
+        number: u64,
+        answer: host::Answer,
+    },
     Fault,
     Heal(faults::Healing),
 }
@@ -145,7 +203,10 @@ enum Down {
     /// This member does not lead.
     Elsewhere,
     Ended,
-    Answer { call: u64, answer: controllers::Answer },
+    Answer {
+        call: u64,
+        answer: controllers::Answer,
+    },
 }
 
 struct Simulation {
@@ -250,7 +311,9 @@ impl Simulation {
 
     fn until(&mut self, deadline: u64, done: impl Fn(&Self) -> bool) -> Result<(), String> {
         while !done(self) {
-            let Some(((at, _), event)) = self.queue.pop_first() else { return Err("nothing happens any more".into()) };
+            let Some(((at, _), event)) = self.queue.pop_first() else {
+                return Err("nothing happens any more".into());
+            };
             if at > deadline {
                 self.order += 1;
                 self.queue.insert((at, self.order), event);
@@ -291,11 +354,18 @@ impl Simulation {
             }
             Event::NodeTick { node, process } if self.lives(node, process) => self.node_tick(node),
             Event::Worker { node, process, worker } if self.lives(node, process) => self.worker(node, worker),
-            Event::Recovered { node, process, unit } if self.lives(node, process) => self.recovered(node, unit),
+            Event::Recovered { node, process, unit } if self.lives(node, process) => {
+                self.recovered(node, unit)
+            }
             Event::Io { node, process, unit, io } => self.perform(node, process, unit, io),
             Event::Peer { to, message } => self.at_peer(to, *message),
-            Event::ForwardDue { node, process, request } if self.lives(node, process) => self.forward_due(node, request),
-            Event::NodeTick { .. } | Event::Worker { .. } | Event::Recovered { .. } | Event::ForwardDue { .. } => {}
+            Event::ForwardDue { node, process, request } if self.lives(node, process) => {
+                self.forward_due(node, request)
+            }
+            Event::NodeTick { .. }
+            | Event::Worker { .. }
+            | Event::Recovered { .. }
+            | Event::ForwardDue { .. } => {}
             Event::HostStep(host) => self.host_step(host),
             Event::ToPort { host, node, command } => self.at_port(host, node, *command),
             Event::Answer { host, number, answer } => self.answered(host, number, answer),
@@ -328,7 +398,8 @@ impl Simulation {
     /// Sends on a way that keeps the order of messages. What is lost breaks the session.
     fn send(&mut self, from: Place, to: Place, event: Event) {
         let spread = if self.random.below(20) == 0 { 60 } else { 4 };
-        let at = (self.now + 1 + self.random.below(spread)).max(self.last.get(&(from, to)).copied().unwrap_or(0));
+        let at =
+            (self.now + 1 + self.random.below(spread)).max(self.last.get(&(from, to)).copied().unwrap_or(0));
         self.last.insert((from, to), at);
         let wait = at - self.now;
         self.later(wait, event);

@@ -11,7 +11,10 @@ use std::{
 };
 
 use holdfast_datanode::{
-    agent::{Install, Installer, session::{Core, Facts}},
+    agent::{
+        Install, Installer,
+        session::{Core, Facts},
+    },
     view::{ClusterId, ClusterView, Shared, VolumeId},
 };
 use holdfast_pki::SealingKey;
@@ -158,7 +161,11 @@ fn hello(node: usize, process: u64) -> Hello {
         process_id: u128::from(process + 1).to_be_bytes().to_vec(),
         portals: vec![format!("127.0.0.{number}:3260")],
         interconnect: format!("127.0.0.{number}:3270"),
-        pools: vec![records::Pool { name: "default".to_owned(), capacity_bytes: 2 << 30, free_bytes: 1 << 30 }],
+        pools: vec![records::Pool {
+            name: "default".to_owned(),
+            capacity_bytes: 2 << 30,
+            free_bytes: 1 << 30,
+        }],
         replicates: true,
         ..Default::default()
     }
@@ -341,7 +348,9 @@ impl Simulation {
     /// The session of a host ends.
     pub(super) fn end_port(&mut self, at: usize, host: usize) {
         let node = &mut self.nodes[at];
-        let Some(port) = node.workers.iter_mut().find_map(|worker| worker.ports.remove(&host)) else { return };
+        let Some(port) = node.workers.iter_mut().find_map(|worker| worker.ports.remove(&host)) else {
+            return;
+        };
         let nexus = *port.nexus.nexus();
         let gone: Vec<u64> =
             node.requests.iter().filter(|(_, a)| a.session == port.session).map(|(id, _)| *id).collect();
@@ -392,7 +401,8 @@ impl Simulation {
             let process = self.nodes[at].process;
             for worker in 0..WORKERS {
                 self.nodes[at].workers[worker].queue.push_back(Rc::clone(&install));
-                let wait = if self.random.below(30) == 0 { self.random.below(300) } else { self.random.below(5) };
+                let wait =
+                    if self.random.below(30) == 0 { self.random.below(300) } else { self.random.below(5) };
                 self.later(wait, Event::Worker { node: at, process, worker });
             }
         }
@@ -444,9 +454,10 @@ impl Simulation {
             node.confirmed.remove(&index);
             if node.core.as_mut().is_some_and(|core| core.installed(index)) {
                 node.installed = index;
-                let applied = holdfast_proto::node::from_node::Message::Applied(holdfast_proto::node::Applied {
-                    applied_index: index,
-                });
+                let applied =
+                    holdfast_proto::node::from_node::Message::Applied(holdfast_proto::node::Applied {
+                        applied_index: index,
+                    });
                 self.up(at, Up::Session(holdfast_proto::node::FromNode { message: Some(applied) }));
             }
             self.drive_calls(at);
@@ -509,16 +520,19 @@ impl Simulation {
         let port = view.my_node().and_then(|own| own.ports.first()).map(|port| port.relative_port);
         let id = TransportId::iscsi(&name, [host as u8 + 1; 6]);
         let (Some(host_name), Some(RelativePort(port)), Ok(id)) = (found, port, id) else {
-            return self.later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
+            return self
+                .later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
         };
         let node = &mut self.nodes[at];
         let session = node.fresh();
         // The worker's own view: what it has not applied yet, it will raise for this session too.
         let worker = &mut node.workers[(host + at) % WORKERS];
         let Some(seen) = &worker.view else {
-            return self.later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
+            return self
+                .later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
         };
-        let nexus = NexusPort::new(Nexus::new(id, RelativePort(port)), lun_map(seen, &host_name), session << 32);
+        let nexus =
+            NexusPort::new(Nexus::new(id, RelativePort(port)), lun_map(seen, &host_name), session << 32);
         worker.ports.insert(host, Port { nexus, host: host_name, session });
         self.judge.session_began(host, at, session);
         self.note(|| format!("host {host} has logged in to node {at}"));
@@ -646,13 +660,17 @@ impl Simulation {
         match answer {
             Answer::Refused(_) if !call.maybe_sent => return self.call_done(at, id, answer),
             // Its version has passed for good, but the attempt before may have been in time.
-            Answer::Refused(Refused::Stale | Refused::Never) => return self.call_done(at, id, Answer::Unknown),
+            Answer::Refused(Refused::Stale | Refused::Never) => {
+                return self.call_done(at, id, Answer::Unknown);
+            }
             Answer::Refused(Refused::Unavailable) | Answer::NotLeading => call.sent_on = None,
             Answer::Unknown => {
                 call.sent_on = None;
                 call.maybe_sent = true;
             }
-            Answer::Proposal(ref outcome) if outcome.status == 0 => call.known = Some((outcome.version, answer)),
+            Answer::Proposal(ref outcome) if outcome.status == 0 => {
+                call.known = Some((outcome.version, answer))
+            }
             Answer::Established(index) => call.known = Some((index, answer)),
             known => return self.call_done(at, id, known),
         }

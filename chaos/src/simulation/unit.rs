@@ -165,7 +165,8 @@ impl Simulation {
             self.close_unit(at, id);
         }
         for volume in view.volumes.values().filter(|volume| view.owns(volume)) {
-            let known = self.nodes[at].units.iter().find(|(_, unit)| unit.volume == volume.id).map(|(id, _)| *id);
+            let known =
+                self.nodes[at].units.iter().find(|(_, unit)| unit.volume == volume.id).map(|(id, _)| *id);
             let id = known.unwrap_or_else(|| {
                 let node = &mut self.nodes[at];
                 node.next += 1;
@@ -253,16 +254,19 @@ impl Simulation {
         let task = node.next;
         self.with_unit(at, id, |unit, now| {
             let data = if command.data.is_empty() { DataOut::None } else { DataOut::Ready(&command.data) };
-            unit.tasks.insert(task, Task {
-                asker,
-                data: command.data.clone(),
-                read: Vec::new(),
-                execute_by,
-                changed: false,
-                changing: false,
-                refused: false,
-                io: false,
-            });
+            unit.tasks.insert(
+                task,
+                Task {
+                    asker,
+                    data: command.data.clone(),
+                    read: Vec::new(),
+                    execute_by,
+                    changed: false,
+                    changing: false,
+                    refused: false,
+                    io: false,
+                },
+            );
             let request = CommandRequest {
                 task: TaskId(task),
                 nexus: &command.nexus,
@@ -282,7 +286,8 @@ impl Simulation {
         let now = Instant(self.nodes[at].clock(self.now));
         let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
         act(unit, now);
-        while let Some(action) = self.nodes[at].units.get_mut(&id).and_then(|unit| unit.server.poll_action()) {
+        while let Some(action) = self.nodes[at].units.get_mut(&id).and_then(|unit| unit.server.poll_action())
+        {
             self.act(at, id, action);
         }
     }
@@ -301,9 +306,9 @@ impl Simulation {
             }
             Action::WriteBytes { task, extent, data, .. } => (task, IoKind::Write(extent, data), true),
             Action::Flush { task, .. } => (task, IoKind::Flush, false),
-            Action::WriteSame { task, .. } | Action::Unmap { task, .. } | Action::QueryAllocation { task, .. } => {
-                (task, IoKind::Other, false)
-            }
+            Action::WriteSame { task, .. }
+            | Action::Unmap { task, .. }
+            | Action::QueryAllocation { task, .. } => (task, IoKind::Other, false),
             Action::ProposeChange { task, nexus, expected_version, cdb, parameter_list } => {
                 if let Some(entry) = unit.tasks.get_mut(&task.0) {
                     if clock > entry.execute_by {
@@ -320,8 +325,12 @@ impl Simulation {
                 let (nexus, event) = match event {
                     UnitEvent::NexusLost(nexus) => (nexus, records::UnitEvent::NexusLost),
                     UnitEvent::Reset(nexus) => (nexus, records::UnitEvent::Reset),
-                    UnitEvent::OperationEnded { failed: false } => (nobody(), records::UnitEvent::OperationComplete),
-                    UnitEvent::OperationEnded { failed: true } => (nobody(), records::UnitEvent::OperationFailed),
+                    UnitEvent::OperationEnded { failed: false } => {
+                        (nobody(), records::UnitEvent::OperationComplete)
+                    }
+                    UnitEvent::OperationEnded { failed: true } => {
+                        (nobody(), records::UnitEvent::OperationFailed)
+                    }
                 };
                 let asker = CallFor { unit: id, what: CallKind::Event(event_id) };
                 return self.propose(at, asker, &nexus, expected_version, (Vec::new(), Vec::new(), event));
@@ -445,7 +454,9 @@ impl Simulation {
         {
             if epoch < self.blocks[volume].served {
                 let served = self.blocks[volume].served;
-                self.violated(format!("node {at} serves volume {volume} in epoch {epoch:?} after epoch {served:?} did"));
+                self.violated(format!(
+                    "node {at} serves volume {volume} in epoch {epoch:?} after epoch {served:?} did"
+                ));
             }
             self.blocks[volume].served = epoch;
         }
@@ -511,7 +522,8 @@ impl Simulation {
             CallKind::Task(task) => {
                 if let Some(entry) = unit.tasks.get_mut(&task.0) {
                     entry.changing = false;
-                    entry.changed |= matches!(outcome, ProposalOutcome::Committed { .. } | ProposalOutcome::Unknown);
+                    entry.changed |=
+                        matches!(outcome, ProposalOutcome::Committed { .. } | ProposalOutcome::Unknown);
                 }
                 unit.server.handle_proposal(now, task, outcome);
                 unit.barrier_of(outcome, now);
@@ -537,7 +549,8 @@ impl Simulation {
         for id in ids {
             self.with_unit(at, id, |unit, now| {
                 unit.server.handle_tick(now);
-                let due = unit.awaited.iter().filter(|(_, by)| *by <= clock).map(|(version, _)| *version).max();
+                let due =
+                    unit.awaited.iter().filter(|(_, by)| *by <= clock).map(|(version, _)| *version).max();
                 if let Some(version) = due {
                     unit.barrier_passed(version, now);
                 }
