@@ -70,7 +70,7 @@ pub(super) enum Refused {
 #[derive(Debug, Clone)]
 pub(super) enum Then {
     Grant { node: usize, session: SessionId, renew: Renew },
-    Append { body: Body, waiter: Waiter },
+    Append { body: Box<Body>, waiter: Waiter },
     Barrier { index: u64, waiter: Waiter },
 }
 
@@ -333,7 +333,7 @@ impl Simulation {
                 from_node::Message::Hello(hello) => {
                     let body = Body::NodeJoin(super::node::join_of(&hello));
                     let waiter = Waiter::Join { session, hello: Box::new(hello) };
-                    confirm(self, Then::Append { body, waiter });
+                    confirm(self, Then::Append { body: Box::new(body), waiter });
                 }
                 from_node::Message::Renew(renew) => {
                     self.heard(member, node, session, renew.applied_index);
@@ -351,10 +351,10 @@ impl Simulation {
                     self,
                     match request {
                         Request::Propose(proposal) => {
-                            Then::Append { body: Body::ProposeReservation(proposal), waiter }
+                            Then::Append { body: Box::new(Body::ProposeReservation(proposal)), waiter }
                         }
                         Request::Establish(wanted) => {
-                            Then::Append { body: Body::EstablishUnitAttention(wanted), waiter }
+                            Then::Append { body: Box::new(Body::EstablishUnitAttention(wanted)), waiter }
                         }
                         Request::AwaitBarrier(index) => Then::Barrier { index, waiter },
                     },
@@ -387,7 +387,7 @@ impl Simulation {
                     if self.random.below(40) == 0 { self.random.below(1_500) } else { self.random.below(3) };
                 self.later(wait, Event::Grant { member, node, session, renew });
             }
-            Then::Append { body, waiter } => self.append(member, term, body, waiter),
+            Then::Append { body, waiter } => self.append(member, term, *body, waiter),
             Then::Barrier { index, waiter } => {
                 if index > self.controllers.index {
                     return self.tell(member, &waiter, Answer::Refused(Refused::Never));

@@ -103,7 +103,7 @@ struct Call {
 /// Between nodes.
 #[derive(Debug, Clone)]
 pub(super) enum PeerMessage {
-    Command(Forwarded),
+    Command(Box<Forwarded>),
     Done { from: usize, process: u64, request: u64, outcome: Outcome },
 }
 
@@ -509,7 +509,7 @@ impl Simulation {
         let execute_by = now + FORWARD_MS;
         self.later(FORWARD_MS + FORWARD_SLACK_MS, Event::ForwardDue { node: at, process, request });
         let forwarded = Forwarded { from: at, process, request, volume, epoch, command: told, execute_by };
-        let message = Box::new(PeerMessage::Command(forwarded));
+        let message = Box::new(PeerMessage::Command(Box::new(forwarded)));
         self.send(Place::Node(at), Place::Node(to), Event::Peer { to, message });
     }
 
