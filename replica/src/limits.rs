@@ -63,5 +63,10 @@ pub const COPY_BYTES: u64 = 1024 * 1024;
 pub const COPIES_MAX: usize = 4;
 /// A replica that leaves something unanswered for so long is removed from the in-sync set, in milliseconds.
 pub const REPLICA_SILENCE_MS_MAX: u64 = 1_000;
+/// A learner that has not promised for so long is asked again on a new connection, in milliseconds: long enough for a disk that is slow.
+pub const PROMISE_AGAIN_MS: u64 = 5_000;
+/// An owner whose own disk leaves something undone for so long gives the volume to another in-sync replica, in milliseconds. Longer than
+/// for the others: it costs hosts a failover.
+pub const OWN_DISK_STALL_MS_MAX: u64 = 5_000;
 /// How long the owner of a new volume waits for a replica to be made, in milliseconds.
 pub const REPLICA_MADE_MS_MAX: u64 = 10_000;

@@ -7,7 +7,7 @@ use holdfast_replica::{
     epoch::Epoch,
     faults::Faults,
     ids::{BootId, Incarnation, NodeNumber, VolumeId},
-    limits::{LIVE_EXTENTS_MAX, REPLICA_SILENCE_MS_MAX},
+    limits::{LIVE_EXTENTS_MAX, OWN_DISK_STALL_MS_MAX, REPLICA_SILENCE_MS_MAX},
     primary::{Change, Instant, Outcome, Output, Primary, Refusal, Start, Stop},
     replication::{Answer, Body, Failure, FromReplica, Promise, Request, ToReplica},
     secondary::{Command, Opened, Part, Secondary},
@@ -365,6 +365,34 @@ mod owner {
         assert_eq!(o.other, [Output::Propose(Change::Evict(node(2)), o.primary.epoch())]);
         o.answer(1, number, Answer::Failed(Failure::Io));
         assert_eq!(o.other.last(), Some(&Output::Stopped(Stop::ReplicaFailed)));
+    }
+
+    #[test]
+    fn own_disk_that_stalls_ends_the_owner_where_another_replica_can_serve() {
+        let late = Instant(T0.0 + OWN_DISK_STALL_MS_MAX);
+        let stopped = |o: &mut Owned| {
+            o.primary.set_lease(Instant(late.0 + 1));
+            o.primary.tick(late);
+            o.drain();
+            o.other.contains(&Output::Stopped(Stop::ReplicaFailed))
+        };
+        let mut o = Owned::new(1);
+        o.write(1, 0).unwrap();
+        let number = o.last_number();
+        o.answer(2, number, Answer::Done);
+        assert!(stopped(&mut o));
+        let mut o = Owned::new(1);
+        o.primary.read(T0, 1, span(0, 1)).unwrap();
+        assert!(stopped(&mut o));
+        // The other one is silent as well.
+        let mut o = Owned::new(1);
+        o.write(1, 0).unwrap();
+        assert!(!stopped(&mut o));
+        // All is done.
+        let mut o = Owned::new(1);
+        o.primary.read(T0, 1, span(0, 1)).unwrap();
+        o.primary.read_done(T0, 1, true);
+        assert!(!stopped(&mut o));
     }
 
     #[test]

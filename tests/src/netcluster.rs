@@ -22,6 +22,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    bad_disk::BadDisk,
     cluster::{INITIATOR_A, INITIATOR_B, binaries},
     initiator::Initiator,
     netns::Network,
@@ -31,6 +32,8 @@ use crate::{
 const CONTROLLER_PORT: u16 = 7700;
 const PORTAL_PORT: u16 = 3260;
 const INTERCONNECT_PORT: u16 = 7800;
+/// Size of a controller's disk, where it is one that fails on command.
+const CONTROLLER_DISK_SIZE: u64 = 256 << 20;
 /// File that takes a pool's room.
 const FILLER: &str = ".filler";
 
@@ -47,6 +50,9 @@ pub struct Shape {
     pub pool_size: String,
     /// Seconds by which the boot-time and monotonic clocks of a member are ahead of the machine's.
     pub clock_offsets_s: BTreeMap<String, u32>,
+    /// Data nodes and controllers keep their state on disks that fail on command ([`NetCluster::disk`]), and data nodes see a boot id of
+    /// their own.
+    pub bad_disks: bool,
     /// Where the logs go; without it into a temporary folder that stays when the test panics. By default a folder of this process
     /// in `HOLDFAST_TEST_LOGS`, where that is set.
     pub logs: Option<PathBuf>,
@@ -60,6 +66,7 @@ impl Default for Shape {
             hosts: 2,
             pool_size: "512m".to_owned(),
             clock_offsets_s: BTreeMap::new(),
+            bad_disks: false,
             logs: env::var_os("HOLDFAST_TEST_LOGS")
                 .map(|folder| Path::new(&folder).join(std::process::id().to_string())),
         }
@@ -76,9 +83,17 @@ pub struct NetCluster {
     shape: Shape,
     recipes: BTreeMap<String, Vec<String>>,
     running: BTreeMap<String, Child>,
+    disks: BTreeMap<String, BadDisk>,
+    boots: u32,
     folder: PathBuf,
     logs: PathBuf,
     temporary: Option<TempDir>,
+}
+
+/// "512m" as a number.
+fn bytes_of(size: &str) -> anyhow::Result<u64> {
+    let mebibytes: u64 = size.strip_suffix('m').context("a size in mebibytes")?.parse()?;
+    Ok(mebibytes << 20)
 }
 
 fn numbered(kind: &str, count: u8) -> impl Iterator<Item = String> {
@@ -111,6 +126,8 @@ impl NetCluster {
             target: String::new(),
             recipes: BTreeMap::new(),
             running: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            boots: 0,
             folder,
             logs,
             temporary: Some(temporary),
@@ -191,6 +208,9 @@ impl NetCluster {
         for (name, id) in self.controllers().into_iter().zip(1..) {
             let listen = self.at(&name, CONTROLLER_PORT)?.to_string();
             let (state, tls) = (self.path(&[&name]), self.path(&["tls", &name]));
+            if self.shape.bad_disks {
+                self.bad_disk(&name, &state, CONTROLLER_DISK_SIZE)?;
+            }
             let id = id.to_string();
             let recipe = self.recipe(
                 "holdfast-controller",
@@ -208,8 +228,13 @@ impl NetCluster {
         for name in self.datanodes() {
             let pool = self.path(&[&name, "pool"]);
             self.tool(&["mkdir", "-p", &pool])?;
-            let size = format!("size={}", self.shape.pool_size);
-            self.tool(&["mount", "-t", "tmpfs", "-o", &size, "holdfast-pool", &pool])?;
+            if self.shape.bad_disks {
+                self.bad_disk(&name, &pool, bytes_of(&self.shape.pool_size)?)?;
+                self.boot(&name)?;
+            } else {
+                let size = format!("size={}", self.shape.pool_size);
+                self.tool(&["mount", "-t", "tmpfs", "-o", &size, "holdfast-pool", &pool])?;
+            }
             let (portal, interconnect) =
                 (self.portal(&name)?.to_string(), self.at(&name, INTERCONNECT_PORT)?.to_string());
             let (state, tls) = (self.path(&[&name]), self.path(&["tls", &name]));
@@ -227,6 +252,46 @@ impl NetCluster {
                 ],
             );
             self.recipes.insert(name, recipe);
+        }
+        Ok(())
+    }
+
+    fn bad_disk(&mut self, name: &str, folder: &str, size: u64) -> anyhow::Result<()> {
+        self.tool(&["mkdir", "-p", folder])?;
+        self.disks.insert(name.to_owned(), BadDisk::mount(&self.network, folder, size)?);
+        Ok(())
+    }
+
+    /// The disk of a data node (its pool) or controller (its folder).
+    ///
+    /// # Errors
+    /// When it has none that fails on command.
+    pub fn disk(&self, name: &str) -> anyhow::Result<&BadDisk> {
+        self.disks.get(name).with_context(|| format!("{name} has no disk that fails on command"))
+    }
+
+    /// The machine of a data node boots: its kernel tells another boot id from now on.
+    fn boot(&mut self, name: &str) -> anyhow::Result<()> {
+        self.boots += 1;
+        let id = format!("{:08x}-0000-4000-8000-{:012x}", self.boots, std::process::id());
+        let file = self.path(&[&format!("boot-{name}")]);
+        self.tool(&["sh", "-c", &format!("echo {id} >{file}")])
+    }
+
+    /// Loss of power of these machines: their processes end, and what their disks had not been told to keep is gone. `tear`: a seed that
+    /// decides which sectors of that got there all the same.
+    ///
+    /// # Errors
+    /// When a process does not run or its disk is an ordinary one.
+    pub fn lose_power_of(&mut self, names: &[String], tear: Option<u64>) -> anyhow::Result<()> {
+        for name in names {
+            self.kill(name)?;
+        }
+        let command = tear.map_or("power-loss".to_owned(), |seed| format!("power-loss tear {seed}"));
+        for name in names {
+            let lost = self.disk(name)?.tell(&command)?;
+            println!("{name} lost {lost} pages");
+            self.boot(name)?;
         }
         Ok(())
     }
@@ -253,7 +318,18 @@ impl NetCluster {
         let recipe = self.recipes.get(name).with_context(|| format!("no process {name}"))?;
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.logs.join(format!("{name}.log")))?;
+        let boot = format!("mount --bind {} /proc/sys/kernel/random/boot_id && exec \"$@\"", {
+            self.path(&[&format!("boot-{name}")])
+        });
         let mut command = match self.shape.clock_offsets_s.get(name) {
+            None if self.shape.bad_disks
+                && !self.controllers().iter().any(|controller| controller == name) =>
+            {
+                // `unshare` becomes the shell, and that the program.
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", &boot, "sh"]).args(recipe);
+                command
+            }
             // `unshare` becomes the program: the process id stays.
             Some(offset) => {
                 let mut command = Command::new("unshare");
@@ -278,6 +354,68 @@ impl NetCluster {
         let child = self.network.spawn(name, command)?;
         self.running.insert(name.to_owned(), child);
         Ok(())
+    }
+
+    /// Starts a process that must end by itself at once; gives the last line that it said.
+    ///
+    /// # Errors
+    /// When it goes on running, or ends well.
+    pub fn launch_refused(&mut self, name: &str) -> anyhow::Result<String> {
+        self.launch(name)?;
+        let mut child = self.running.remove(name).context("just launched")?;
+        let status = patience::wait_for(
+            "the process to end",
+            PATIENCE,
+            || child.try_wait()?.context("it runs"),
+            || format!("logs: {}", self.tails()),
+        );
+        if status.is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        ensure!(!status?.success(), "{name} ended well");
+        let log = fs::read_to_string(self.logs.join(format!("{name}.log")))?;
+        Ok(log.lines().last().unwrap_or_default().to_owned())
+    }
+
+    /// A second data node on the pool of one that runs; gives what it said.
+    ///
+    /// # Errors
+    /// When it does not end by itself.
+    pub fn second_process(&self, node: &str) -> anyhow::Result<String> {
+        let recipe = self.recipes.get(node).with_context(|| format!("no process {node}"))?;
+        let (state, any_port) = (self.path(&["second"]), self.at(node, 0)?.to_string());
+        let mut arguments = vec!["timeout".to_owned(), "30".to_owned()];
+        let mut before = "";
+        for word in recipe {
+            arguments.push(match before {
+                "--dir" => state.clone(),
+                "--interconnect" => any_port.clone(),
+                _ => word.clone(),
+            });
+            before = word;
+        }
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = self.network.spawner.output(Some(&self.network.member(node)?.namespace), &words)?;
+        ensure!(!output.status.success(), "a second process runs");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Runs a line of shell in a node's pool; its folder is `..`.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn in_pool(&self, node: &str, line: &str) -> anyhow::Result<()> {
+        self.tool(&["sh", "-euc", &format!("cd {} && {line}", self.path(&[node, "pool"]))])
+    }
+
+    /// Copies all replicas of one node into the pool of another.
+    ///
+    /// # Errors
+    /// What the tool said.
+    pub fn copy_replicas(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let pool = self.path(&[from, "pool"]);
+        self.in_pool(to, &format!("cp -r {pool}/*-*-*-*-* ."))
     }
 
     /// True while the process has not been ended by [`Self::kill`] or [`Self::stop`].
@@ -310,6 +448,30 @@ impl NetCluster {
         let child = self.running.get(name).with_context(|| format!("{name} does not run"))?;
         let pid = Pid::from_raw(child.id().try_into()?).context("a process id")?;
         kill_process(pid, signal).with_context(|| name.to_owned())
+    }
+
+    /// Memory that a process has in use, in bytes.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn memory_bytes(&self, name: &str) -> anyhow::Result<u64> {
+        let child = self.running.get(name).with_context(|| format!("{name} does not run"))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let kibibytes: u64 = resident.split_whitespace().next().context("a number")?.parse()?;
+        Ok(kibibytes << 10)
+    }
+
+    /// Bytes that a member has got over its network so far.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn received_bytes(&self, name: &str) -> anyhow::Result<u64> {
+        let namespace = &self.network.member(name)?.namespace;
+        let output = self.network.spawner.output(Some(namespace), &["cat", "/proc/thread-self/net/dev"])?;
+        let text = String::from_utf8(output.stdout)?;
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("eth0")?;
+        Ok(line.split_whitespace().next().context("a number")?.parse()?)
     }
 
     /// `kill -9`, and waits for the end.

@@ -3,11 +3,13 @@
 //!
 //! Invariants: a write is repeated with the same value until it is answered GOOD, so after it exactly that value may be read; what
 //! is not GOOD, BUSY, a Unit Attention, ABORTED COMMAND or an access state that asks for another path ends the run with an error.
+//! After [`Verifier::power_was_lost`] each block may hold any value that it has held since the last flush that was answered, and what was found
+//! there stays.
 
 use std::{
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -23,7 +25,9 @@ const SLOTS: u32 = 48;
 const STRIDE: u32 = 2048;
 /// Blocks of a slot.
 const BLOCKS: u16 = 8;
+const BLOCK: usize = 512;
 const BUSY: u8 = 0x08;
+const SYNCHRONIZE_CACHE: &str = "35000000000000000000";
 /// A host gives its disk up after this time.
 const GIVE_UP: Duration = Duration::from_secs(90);
 
@@ -49,10 +53,25 @@ pub struct Report {
     pub busy: u64,
     /// Commands answered ABORTED COMMAND, and sent again.
     pub aborted: u64,
+    /// Flushes answered GOOD.
+    pub flushes: u64,
+    /// Blocks that were back to an older value after a loss of power.
+    pub older: u64,
     /// Longest time from a command's first sending to its GOOD.
     pub stall_max: Duration,
-    /// What must be in each slot.
-    pub values: Vec<u8>,
+}
+
+/// A value for each block of a slot.
+type Values = [u8; BLOCKS as usize];
+
+/// What is known of a slot.
+#[derive(Debug, Clone)]
+struct Slot {
+    now: Values,
+    /// What it held at the last flush, and every value since.
+    since_flush: Vec<Values>,
+    /// The power was lost: it may be any of those.
+    unsure: bool,
 }
 
 /// Commands answered so far, and who waits for more of them.
@@ -73,6 +92,7 @@ impl Progress {
 pub struct Verifier {
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
+    losses: Arc<AtomicU64>,
     thread: Option<JoinHandle<anyhow::Result<Report>>>,
 }
 
@@ -83,6 +103,10 @@ struct Run {
     path: usize,
     session: Option<Initiator>,
     report: Report,
+    slots: Vec<Slot>,
+    last_value: u8,
+    losses: Arc<AtomicU64>,
+    losses_seen: u64,
     random: u64,
 }
 
@@ -90,12 +114,24 @@ impl Verifier {
     /// Begins, on path 0 of so many.
     pub fn start(login: Login, paths: usize, lun: u16, seed: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let progress = Arc::new(Progress::default());
-        let (stopped, told) = (Arc::clone(&stop), Arc::clone(&progress));
+        let (progress, losses) = (Arc::new(Progress::default()), Arc::new(AtomicU64::new(0)));
+        let (stopped, told, lost) = (Arc::clone(&stop), Arc::clone(&progress), Arc::clone(&losses));
         let thread = thread::spawn(move || {
-            let report = Report { values: vec![0; SLOTS as usize], ..Report::default() };
-            let random = seed.wrapping_mul(2).wrapping_add(1);
-            let mut run = Run { login, paths, lun, path: 0, session: None, report, random };
+            let zeroes = [0; BLOCKS as usize];
+            let slot = Slot { now: zeroes, since_flush: vec![zeroes], unsure: false };
+            let mut run = Run {
+                login,
+                paths,
+                lun,
+                path: 0,
+                session: None,
+                report: Report::default(),
+                slots: vec![slot; SLOTS as usize],
+                last_value: 0,
+                losses: lost,
+                losses_seen: 0,
+                random: seed.wrapping_mul(2).wrapping_add(1),
+            };
             while !stopped.load(Ordering::Relaxed) {
                 run.one()?;
                 told.one_more();
@@ -105,7 +141,7 @@ impl Verifier {
             }
             Ok(run.report)
         });
-        Self { stop, progress, thread: Some(thread) }
+        Self { stop, progress, losses, thread: Some(thread) }
     }
 
     /// Waits until so many more commands are answered.
@@ -128,6 +164,11 @@ impl Verifier {
             answered = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
+    }
+
+    /// Every machine has lost its power, and none is on again yet: what was answered and not flushed may be gone.
+    pub fn power_was_lost(&self) {
+        self.losses.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ends the run, and reads everything once more on every path.
@@ -157,35 +198,75 @@ impl Run {
 
     fn one(&mut self) -> anyhow::Result<()> {
         let slot = self.random(SLOTS);
-        if self.random(3) == 0 {
-            return self.check(slot);
+        match self.random(24) {
+            0 => return self.flush(),
+            1..=8 => return self.check(slot),
+            _ => {}
         }
-        let before = self.report.values.get(slot as usize).copied().context("a slot")?;
-        let value = if before == u8::MAX { 1 } else { before + 1 };
+        self.last_value = if self.last_value == u8::MAX { 1 } else { self.last_value + 1 };
+        let value = self.last_value;
         let durable = self.random(8) == 0;
         self.until_good(|session, lun| {
             if durable {
                 let cdb = format!("2a08{:08x}00{BLOCKS:04x}00", slot * STRIDE);
-                let fill = format!("cdb {lun} {cdb} fill {value} {}", u32::from(BLOCKS) * 512);
+                let fill = format!("cdb {lun} {cdb} fill {value} {}", usize::from(BLOCKS) * BLOCK);
                 session.send(&fill)?;
                 return session.answer();
             }
             session.write_blocks(lun, slot * STRIDE, BLOCKS, value)
         })?;
-        *self.report.values.get_mut(slot as usize).context("a slot")? = value;
+        self.note_losses();
+        let slot = self.slots.get_mut(slot as usize).context("a slot")?;
+        slot.now = [value; BLOCKS as usize];
+        slot.unsure = false;
+        if durable {
+            slot.since_flush.clear();
+        }
+        slot.since_flush.push(slot.now);
         self.report.writes += 1;
         Ok(())
     }
 
-    fn check(&mut self, slot: u32) -> anyhow::Result<()> {
-        let data = self.until_good(|session, lun| session.read_blocks(lun, slot * STRIDE, BLOCKS))?;
-        let value = self.report.values.get(slot as usize).copied().context("a slot")?;
-        let wrong = data.iter().find(|byte| **byte != value);
-        ensure!(
-            wrong.is_none() && data.len() == usize::from(BLOCKS) * 512,
-            "slot {slot} holds {wrong:?} instead of {value} after {} writes",
-            self.report.writes
-        );
+    fn flush(&mut self) -> anyhow::Result<()> {
+        self.until_good(|session, lun| session.command(lun, SYNCHRONIZE_CACHE))?;
+        self.note_losses();
+        for slot in self.slots.iter_mut().filter(|slot| !slot.unsure) {
+            slot.since_flush = vec![slot.now];
+        }
+        self.report.flushes += 1;
+        Ok(())
+    }
+
+    fn note_losses(&mut self) {
+        let losses = self.losses.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.losses_seen, losses) != losses {
+            self.slots.iter_mut().for_each(|slot| slot.unsure = true);
+        }
+    }
+
+    fn check(&mut self, number: u32) -> anyhow::Result<()> {
+        let data = self.until_good(|session, lun| session.read_blocks(lun, number * STRIDE, BLOCKS))?;
+        self.note_losses();
+        let writes = self.report.writes;
+        let slot = self.slots.get_mut(number as usize).context("a slot")?;
+        ensure!(data.len() == slot.now.len() * BLOCK, "slot {number}: {} bytes were read", data.len());
+        let mut found = slot.now;
+        for ((at, value), block) in found.iter_mut().enumerate().zip(data.chunks(BLOCK)) {
+            let first = *block.first().context("a block")?;
+            let whole = block.iter().all(|byte| *byte == first);
+            let may = |values: &Values| values.get(at) == Some(&first);
+            let right = if slot.unsure { slot.since_flush.iter().any(may) } else { first == *value };
+            ensure!(
+                whole && right,
+                "block {at} of slot {number} holds {first} (whole: {whole}) instead of {value} after {writes} writes; {slot:?}"
+            );
+            self.report.older += u64::from(first != *value);
+            *value = first;
+        }
+        if std::mem::replace(&mut slot.unsure, false) {
+            slot.since_flush = vec![found];
+        }
+        slot.now = found;
         self.report.reads += 1;
         Ok(())
     }

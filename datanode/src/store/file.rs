@@ -143,7 +143,7 @@ impl FileStore {
 
     fn give_up(&self, error: &io::Error) {
         self.out_of_service.store(true, Ordering::Release);
-        tracing::error!(%error, "a flush failed: the replica is out of service until the process starts anew");
+        tracing::error!(%error, "a flush failed: the replica is out of service until it is opened anew");
     }
 
     /// Where the run that `offset` lies in ends, and whether it is data.

@@ -10,7 +10,7 @@
 //! Invariants of every [`Store`]: what was never written, or was unmapped or zeroed, reads as zeroes; a write that
 //! returned with [`Durability::OnMedium`], and every write before a [`Store::flush`] that returned, survives a loss of
 //! power; once a flush has failed nobody knows what is on the medium, so every later call fails until the
-//! process starts anew and reconciles.
+//! replica is opened anew and reconciled.
 
 pub mod file;
 pub mod io_threads;
@@ -64,7 +64,7 @@ pub enum StoreError {
     /// Anything else the system reports.
     #[error("input/output failed: {0}")]
     Hardware(#[source] io::Error),
-    /// An earlier flush failed: the replica is out of service until the process starts anew.
+    /// An earlier flush failed: the replica is out of service until it is opened anew and reconciled.
     #[error("out of service since a flush failed")]
     OutOfService,
     /// Beyond the end: the caller's fault.

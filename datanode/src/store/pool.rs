@@ -68,7 +68,6 @@ pub enum PoolError {
         /// What was tried.
         action: &'static str,
         /// What the system said.
-        #[source]
         error: io::Error,
     },
 }
@@ -101,7 +100,15 @@ impl Pool {
     pub fn open(name: &str, directory: &Path, cluster: ClusterId, node: &str) -> Result<Pool, PoolError> {
         let failed =
             |action| move |error| PoolError::Io { directory: directory.to_path_buf(), action, error };
-        fs::create_dir_all(directory).map_err(failed("create"))?;
+        // Not `create_dir_all` alone: it says of a disk that cannot be read that the directory exists.
+        match fs::metadata(directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(directory).map_err(failed("create"))?;
+            }
+            found => {
+                found.map_err(failed("look at it"))?;
+            }
+        }
         let lock = lock(directory)?;
         check_or_write_marker(directory, cluster, node)?;
         let pool = Pool { name: name.to_owned(), directory: directory.to_path_buf(), cluster, _lock: lock };

@@ -26,12 +26,16 @@ use holdfast_scsi::device_server::LuConfig;
 use super::engine::{Engine, Surroundings, without_inline_io};
 use super::pulse::Pulse;
 use super::{Links, Volume};
+use crate::clock;
 use crate::store::StoreError;
 use crate::store::io_threads::Lane;
 use crate::store::pool::Pool;
 use crate::store::replica::{Replica, ReplicaError, ReplicaShape};
 use crate::view::{BootId, ClusterView, NodeNumber, VolumeId, VolumeView, parse};
 
+/// A replica that cannot be used is looked at again after this time, and after twice as long each time it still cannot, in milliseconds.
+const LOOK_AGAIN_MS: u64 = 2_000;
+const LOOK_AGAIN_MS_MAX: u64 = 60_000;
 /// A volume at a later epoch has been served before, so its replicas have to be there.
 const NEW_UNTIL: Epoch = Epoch { generation: 0, number: 2 };
 
@@ -104,6 +108,24 @@ struct State {
     wanted: HashMap<VolumeId, Wanted>,
     slots: HashMap<VolumeId, Slot>,
     removing: HashSet<VolumeId>,
+    /// Replicas that cannot be used.
+    failed: HashMap<VolumeId, LookAgain>,
+}
+
+/// When a replica that cannot be used is looked at again.
+#[derive(Clone, Copy)]
+struct LookAgain {
+    /// None: it is in use again, and has not proved itself yet.
+    at_ms: Option<u64>,
+    wait_ms: u64,
+}
+
+impl LookAgain {
+    fn after(before: Option<LookAgain>) -> LookAgain {
+        let wait_ms = before.map_or(LOOK_AGAIN_MS, |before| before.wait_ms.saturating_mul(2));
+        let wait_ms = wait_ms.min(LOOK_AGAIN_MS_MAX);
+        LookAgain { at_ms: Some(clock::now_ms().saturating_add(wait_ms)), wait_ms }
+    }
 }
 
 /// Why a replica could not be prepared.
@@ -143,8 +165,11 @@ impl fmt::Debug for Hosting {
 impl Hosting {
     /// Of the replicas in these pools.
     pub(crate) fn new(around: Surroundings, pools: Vec<Pool>) -> Hosting {
-        let pulse = Arc::new(Pulse::start(&around));
-        Hosting { around, pools: Arc::new(pools), state: Arc::default(), pulse }
+        let hosting =
+            Hosting { around, pools: Arc::new(pools), state: Arc::default(), pulse: Arc::new(Pulse::none()) };
+        let again = hosting.clone();
+        let pulse = Arc::new(Pulse::start(&hosting.around, move || again.look_again()));
+        Hosting { pulse, ..hosting }
     }
 
     /// Ends all of it. The I/O threads still run.
@@ -196,6 +221,9 @@ impl Hosting {
         let quick = stands.is_some_and(|stands| stands.is_like(&wanted)) && wanted.role != Role::Nothing;
         let same_owner =
             stands.is_some_and(|stands| stands.role == Role::Owner && wanted.role == Role::Owner);
+        if matches!(wanted.role, Role::Owner | Role::InSync) {
+            state.failed.remove(&id);
+        }
         state.wanted.insert(id, wanted.clone());
         if quick
             && let Some(engine) = self.links().engine(id).filter(|engine| !engine.is_broken())
@@ -215,6 +243,7 @@ impl Hosting {
     /// The volume is gone from the view.
     pub(crate) fn forget(&self, id: VolumeId) {
         let mut state = self.lock();
+        state.failed.remove(&id);
         if state.wanted.remove(&id).is_none() {
             return;
         }
@@ -247,7 +276,7 @@ impl Hosting {
             },
             me: Owner { node: view.me, incarnation: view.my_incarnation },
             boot: view.my_node()?.boot,
-            pool: volume.replica_of(view.me).map(|member| member.pool.clone()).unwrap_or_default(),
+            pool: volume.any_replica_of(view.me).map(|member| member.pool.clone()).unwrap_or_default(),
             unit: unit.filter(|_| role == Role::Owner),
         })
     }
@@ -279,12 +308,28 @@ impl Hosting {
         if let Err(error) = &prepared {
             tracing::error!(volume = %id, %epoch, %error, "the replica cannot be used");
         }
-        self.report(id, wanted, prepared.as_ref().err());
-        let state = self.lock();
-        if state.wanted.get(&id) != Some(wanted) {
-            return;
+        if prepared.is_err() && matches!(wanted.role, Role::Learner | Role::Nothing) {
+            // The next look begins with what is on the disk then. What it lacks is in its log, and it gets that before it counts.
+            self.close(id, &mut hosted);
+        }
+        let mut state = self.lock();
+        let before = state.failed.get(&id).copied();
+        if prepared.is_err() {
+            state.failed.insert(id, LookAgain::after(before));
+        } else if let Some(again) = state.failed.get_mut(&id) {
+            again.at_ms = None;
         }
         drop(state);
+        match prepared.as_ref().err() {
+            Some(error) => self.report(id, wanted, error.to_string()),
+            None if before.is_some_and(|again| again.at_ms.is_some()) => {
+                self.report(id, wanted, String::new());
+            }
+            None => {}
+        }
+        if !is_newest() {
+            return;
+        }
         match (prepared, &wanted.unit, &hosted.engine, &hosted.replica) {
             (Ok(()), _, Some(engine), _) => self.direct(&Arc::clone(engine), wanted),
             (Ok(()), Some(unit), None, Some(replica)) => {
@@ -309,6 +354,12 @@ impl Hosting {
     ) -> Result<(), PrepareError> {
         if wanted.role == Role::Nothing {
             self.close(id, hosted);
+            let failed = self.lock().failed.get(&id).is_some_and(|again| again.at_ms.is_some());
+            let pool = self.pools.iter().find(|pool| pool.name() == wanted.pool);
+            if let Some(pool) = pool.filter(|pool| failed && pool.has_replica(id)) {
+                // Only to see whether it can be used again: the controller then lets it catch up.
+                pool.open_replica(id, wanted.me.node, &wanted.shape)?;
+            }
             return Ok(());
         }
         if hosted.engine.as_ref().is_some_and(|engine| engine.is_broken()) {
@@ -392,16 +443,42 @@ impl Hosting {
         }
     }
 
-    fn report(&self, id: VolumeId, wanted: &Wanted, error: Option<&PrepareError>) {
-        let Some(error) = error else { return };
+    /// Tells the controller that the replica cannot be used, for this reason; an empty one: that it can be tried again.
+    fn report(&self, id: VolumeId, wanted: &Wanted, failed: String) {
+        let phase = if failed.is_empty() { ReplicaPhase::Connecting } else { ReplicaPhase::Failed };
         self.around.agent.report_replicas(vec![ReplicaState {
             volume_id: id.0.to_vec(),
             node: u32::from(wanted.me.node.get()),
             epoch: Some(parse::epoch_record(wanted.config.epoch())),
-            phase: ReplicaPhase::Failed.into(),
-            failed: error.to_string(),
+            phase: phase.into(),
+            failed,
             ..ReplicaState::default()
         }]);
+    }
+
+    /// Looks at replicas again that could not be used: a disk may be mended or have room again. One that serves in the in-sync set is
+    /// not touched; its owner decides.
+    fn look_again(&self) {
+        let now_ms = clock::now_ms();
+        let mut state = self.lock();
+        let state = &mut *state;
+        for (id, wanted) in &state.wanted {
+            if !matches!(wanted.role, Role::Learner | Role::Nothing) {
+                continue;
+            }
+            let before = state.failed.get(id).copied();
+            let noted = before.is_some_and(|again| again.at_ms.is_some());
+            if !noted && self.links().engine(*id).is_some_and(|engine| engine.is_broken()) {
+                state.failed.insert(*id, LookAgain::after(before));
+            }
+            let due = |again: &&mut LookAgain| again.at_ms.is_some_and(|at_ms| at_ms <= now_ms);
+            let Some(again) = state.failed.get_mut(id).filter(due) else { continue };
+            // Moved on at once, so that it is looked at once however long that takes.
+            again.at_ms = Some(now_ms.saturating_add(LOOK_AGAIN_MS_MAX));
+            let (hosting, id, wanted) = (self.clone(), *id, wanted.clone());
+            let slot = Arc::clone(state.slots.entry(id).or_default());
+            self.around.io.submit(lane(id), Box::new(move || hosting.prepare(id, &slot, &wanted)));
+        }
     }
 
     fn remove(&self, state: &mut State, id: VolumeId, pool_name: String) {

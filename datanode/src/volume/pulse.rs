@@ -26,11 +26,18 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Starts the thread. Without it nothing replicated could go on, so a system that gives none ends the process.
-    pub(super) fn start(around: &Surroundings) -> Pulse {
+    /// No thread.
+    pub(super) fn none() -> Pulse {
+        Pulse { thread: Mutex::new(None) }
+    }
+
+    /// Starts the thread, which also calls `each_second` about so often. Without it nothing replicated could go on, so a system that gives none ends the process.
+    pub(super) fn start(around: &Surroundings, each_second: impl Fn() + Send + 'static) -> Pulse {
         let around = around.clone();
         let (stop, stopped) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("pulse".into()).spawn(move || run(&around, &stopped));
+        let thread = std::thread::Builder::new()
+            .name("pulse".into())
+            .spawn(move || run(&around, &stopped, &each_second));
         match thread {
             Ok(thread) => Pulse { thread: Mutex::new(Some((stop, thread))) },
             Err(error) => {
@@ -56,7 +63,7 @@ impl Drop for Pulse {
     }
 }
 
-fn run(around: &Surroundings, stopped: &mpsc::Receiver<()>) {
+fn run(around: &Surroundings, stopped: &mpsc::Receiver<()>, each_second: &dyn Fn()) {
     let mut told: HashMap<(Vec<u8>, u32), ReplicaState> = HashMap::new();
     let mut report_at = 0;
     loop {
@@ -74,6 +81,7 @@ fn run(around: &Surroundings, stopped: &mpsc::Receiver<()>) {
             continue;
         }
         report_at = now_ms.saturating_add(REPORT_MS);
+        each_second();
         let states: Vec<ReplicaState> = engines.iter().flat_map(|engine| engine.replica_states()).collect();
         told.retain(|key, _| states.iter().any(|state| (&state.volume_id, state.node) == (&key.0, key.1)));
         let mut news = Vec::new();

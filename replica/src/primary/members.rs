@@ -12,7 +12,7 @@ use crate::{
     config::VolumeConfig,
     faults::Fault,
     ids::NodeNumber,
-    limits::{REPLICA_MADE_MS_MAX, REPLICA_SILENCE_MS_MAX},
+    limits::{OWN_DISK_STALL_MS_MAX, PROMISE_AGAIN_MS, REPLICA_MADE_MS_MAX, REPLICA_SILENCE_MS_MAX},
     replication::{Answer, Failure, FromReplica, Request},
     span::Shape,
 };
@@ -200,6 +200,10 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         }
         self.refill(now);
         let me = self.start.me.node;
+        if self.own_disk_stalls(now) {
+            self.end(Stop::ReplicaFailed);
+            return;
+        }
         let silent =
             self.peers.iter().find(|(node, p)| **node != me && p.in_sync() && self.is_silent(now, **node));
         if let Some(node) = silent.map(|(node, _)| *node)
@@ -212,6 +216,14 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
                 return;
             }
             self.propose(Change::Evict(node));
+        }
+        // One that could not make its promise durable says nothing. It may have been opened anew since.
+        let late =
+            |p: &Peer| p.session.is_some() && !p.promised && now.millis_since(p.asked) >= PROMISE_AGAIN_MS;
+        let late: Vec<NodeNumber> =
+            self.peers.iter().filter(|(_, p)| !p.in_sync() && late(p)).map(|(node, _)| *node).collect();
+        for node in late {
+            self.disconnected(now, node);
         }
         let learners: Vec<NodeNumber> = self.peers.keys().copied().collect();
         for node in learners {
@@ -231,6 +243,19 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         let oldest = self.in_flight.values().filter(owes).map(|r| r.issued).min();
         let promise_late = !peer.promised && now.millis_since(peer.asked) >= patience;
         peer.failed || peer.lost || promise_late || oldest.is_some_and(late)
+    }
+
+    /// The own disk has kept something for too long, and another replica could serve: hosts are better off there.
+    fn own_disk_stalls(&self, now: Instant) -> bool {
+        let me = self.start.me.node;
+        let oldest_write =
+            self.in_flight.values().filter(|r| r.waiting.contains(&me)).map(|r| r.issued).min();
+        let oldest = oldest_write.into_iter().chain(self.reading.values().min().copied()).min();
+        let well = |(node, p): (&NodeNumber, &Peer)| {
+            *node != me && p.in_sync() && p.promised && !self.is_silent(now, *node)
+        };
+        oldest.is_some_and(|since| now.millis_since(since) >= OWN_DISK_STALL_MS_MAX)
+            && self.peers.iter().any(well)
     }
 
     pub(super) fn propose(&mut self, change: Change) {

@@ -262,6 +262,8 @@ pub struct Primary<B> {
     ranges: Ranges,
     holders: BTreeMap<Ticket, Holder>,
     hosts: BTreeMap<u64, Host<B>>,
+    /// Reads that are at the own disk, since when.
+    reading: BTreeMap<u64, Instant>,
     host_bytes: u64,
     in_flight: BTreeMap<u64, InFlight<B>>,
     extents: BTreeMap<u64, LiveExtent>,
@@ -292,6 +294,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             ranges: Ranges::default(),
             holders: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            reading: BTreeMap::new(),
             host_bytes: 0,
             in_flight: BTreeMap::new(),
             extents: BTreeMap::new(),
@@ -384,20 +387,26 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         }
         if self.start.faults.has(Fault::ReadWithoutWaiting) {
             self.hosts.insert(id, Host::Read { span, ticket: None });
-            self.outputs.push_back(Output::Read(id, span));
+            self.begin_read(now, id, span);
             return Ok(());
         }
         let (ticket, granted) = self.ranges.lock(span, Mode::Shared);
         self.holders.insert(ticket, Holder::Host(id));
         self.hosts.insert(id, Host::Read { span, ticket: Some(ticket) });
         if granted {
-            self.outputs.push_back(Output::Read(id, span));
+            self.begin_read(now, id, span);
         }
         Ok(())
     }
 
+    fn begin_read(&mut self, now: Instant, id: u64, span: Span) {
+        self.reading.insert(id, now);
+        self.outputs.push_back(Output::Read(id, span));
+    }
+
     /// The blocks of a read are there, or cannot be read.
     pub fn read_done(&mut self, now: Instant, id: u64, ok: bool) {
+        self.reading.remove(&id);
         let Some(Host::Read { ticket, .. }) = self.hosts.get(&id) else { return };
         let ticket = *ticket;
         self.hosts.remove(&id);
@@ -464,7 +473,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
     fn granted(&mut self, now: Instant, ticket: Ticket) {
         match self.holders.get(&ticket).copied() {
             Some(Holder::Host(id)) => match self.hosts.get(&id) {
-                Some(Host::Read { span, .. }) => self.outputs.push_back(Output::Read(id, *span)),
+                Some(Host::Read { span, .. }) => self.begin_read(now, id, *span),
                 _ => self.begin_write(now, id),
             },
             Some(Holder::Copy(copy)) => self.begin_copy(copy),
