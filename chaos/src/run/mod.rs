@@ -178,6 +178,7 @@ fn start(plan: &Plan, random: &mut Random, chronicle: &Chronicle) -> anyhow::Res
         datanodes: plan.datanodes,
         hosts: 2,
         pool_size: "96m".to_owned(),
+        bad_disks: false,
         clock_offsets_s,
         logs: Some(plan.folder.join("log")),
     };
