@@ -11,7 +11,7 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test bench conformance differential chaos sim mutants kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
+.PHONY: help build demo run test bench conformance differential fuzz chaos sim mutants kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,7 @@ test: ready-test ## lint, then all tests, also those with real processes and ini
 	cargo build --workspace --all-targets $(locked)
 	@$(MAKE) --no-print-directory lint
 	HOLDFAST_BIN_DIR=$(target_dir)/debug build/test.sh $(locked)
+	$(if $(CI),@$(MAKE) --no-print-directory fuzz MINUTES=1)
 
 conformance: ready-conformance ## libiscsi's whole suite against Holdfast and, for comparison, against tgt and istgt (needs root for tgt)
 	cargo build $(subst --bins,,$(binaries)) -p holdfast-tests --bins $(locked)
@@ -39,6 +40,10 @@ conformance: ready-conformance ## libiscsi's whole suite against Holdfast and, f
 differential: ready-conformance ## 10,000 random commands to Holdfast and to tgt: every difference has its rule (needs root for tgt)
 	cargo build $(subst --bins,,$(binaries)) -p holdfast-tests --bins $(locked)
 	HOLDFAST_BIN_DIR=$(target_dir)/debug PATH=$$PATH:/usr/sbin:/sbin timeout -k 10 900 $(target_dir)/debug/holdfast-differential 10000 $(or $(SEED),1)
+
+fuzz: ready-test ## MINUTES=n: every decoder and machine that reads what a peer or a disk says, with libFuzzer, for so many minutes in all
+	fuzz/run.sh $$(( $(or $(MINUTES),3) * 60 / $$(ls fuzz/fuzz_targets | wc -l) ))
+
 bench: ready-bench ## Holdfast beside tgt, istgt and the bare network; tables and plots in target/bench (arguments: BENCH="--set full")
 	@$(MAKE) --no-print-directory release
 	cargo build --release -p holdfast-bench $(locked)

@@ -96,28 +96,35 @@ pub fn holdfast(cluster: &Cluster) -> anyhow::Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// Runs the suite against the peers with both block sizes, each path given twice to the tests that want two.
+/// Runs the suite against the peers with both block sizes, thin and thick, each path given twice to the tests that want two.
 ///
 /// # Errors
 /// When a peer is not installed or does not start.
 pub fn peers() -> anyhow::Result<Vec<Run>> {
-    let kinds = [(Kind::Tgt, 512), (Kind::Tgt, 4096), (Kind::Istgt, 512), (Kind::Istgt, 4096)];
+    // istgt knows no thin provisioning.
+    let kinds = [
+        (Kind::Tgt, 512, true),
+        (Kind::Tgt, 512, false),
+        (Kind::Tgt, 4096, true),
+        (Kind::Istgt, 512, false),
+        (Kind::Istgt, 4096, false),
+    ];
     // Side by side: what takes time is waiting for a peer that hangs.
     thread::scope(|scope| {
         let runs: Vec<_> =
-            kinds.into_iter().map(|(kind, size)| scope.spawn(move || peer(kind, size))).collect();
+            kinds.into_iter().map(|(kind, size, thin)| scope.spawn(move || peer(kind, size, thin))).collect();
         runs.into_iter()
             .map(|run| run.join().map_err(|_| anyhow!("a run against a peer panicked"))?)
             .collect()
     })
 }
 
-fn peer(kind: Kind, block_size: u32) -> anyhow::Result<Run> {
-    let mut peer = Peer::start(kind, block_size, kind == Kind::Tgt)?;
+fn peer(kind: Kind, block_size: u32, thin: bool) -> anyhow::Result<Run> {
+    let mut peer = Peer::start(kind, block_size, thin)?;
     let urls = [peer.url(), peer.url()];
     let mut outcomes = suite::run(&suite::all_tests()?, &urls, || peer.restart())?;
     Faults::read()?.excuse(&mut outcomes, block_size);
-    let thin = if kind == Kind::Tgt { "thin" } else { "thick" };
+    let thin = if thin { "thin" } else { "thick" };
     Ok(Run { target: kind.version()?, unit: format!("{block_size}, {thin}"), outcomes })
 }
 

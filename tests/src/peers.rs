@@ -172,9 +172,12 @@ impl Peer {
         let (node, name) = TARGET.split_once(':').context("a target's name")?;
         let (portal, control, disk) = (self.ports[0], self.ports[1], disk.display());
         let block_size = self.block_size;
+        // With its own defaults for the lengths it gives a command a buffer of 8192 bytes, and no answer at all to one that asks for more
+        // (the suite's first does): it would seem to hang in every test. Its sample configuration has these.
         let config = format!(
             "[Global]\nNodeBase \"{node}\"\nPidFile {folder}/pid\nAuthFile {folder}/auth\nMediaDirectory {folder}\n\
              Timeout 30\nNopInInterval 20\nDiscoveryAuthMethod None\nMaxSessions 16\nMaxConnections 4\nMaxR2T 32\n\
+             FirstBurstLength 262144\nMaxBurstLength 1048576\nMaxRecvDataSegmentLength 262144\n\
              [UnitControl]\nAuthMethod None\nPortal UC1 127.0.0.1:{control}\nNetmask 127.0.0.0/8\n\
              [PortalGroup1]\nPortal DA1 127.0.0.1:{portal}\n\
              [InitiatorGroup1]\nInitiatorName \"ALL\"\nNetmask 127.0.0.0/8\n\

@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
@@ -22,6 +22,12 @@ use crate::cluster::{INITIATOR_A, INITIATOR_B};
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// The same for a target that has hung before.
 const SILENCE_AGAIN_MAX: Duration = Duration::from_secs(6);
+
+/// Tests of one family in which a target may fall silent; after that the others of the family are taken to fail alike.
+const SILENT_TESTS_MAX: usize = 2;
+
+/// How long a target that falls silent is run against, with all restarts.
+const SILENT_TARGET_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// What became of one test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +51,12 @@ pub struct Outcome {
     pub reason: String,
 }
 
+impl Outcome {
+    fn no_answer(words: &str) -> Self {
+        Self { verdict: Verdict::Failed, detail: String::new(), reason: words.to_owned() }
+    }
+}
+
 /// Outcomes by "Family.Test".
 pub type Outcomes = BTreeMap<String, Outcome>;
 
@@ -65,6 +77,9 @@ pub fn all_tests() -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
+/// What is said of a test in which the target fell silent.
+const NO_ANSWER: &str = "no answer";
+
 const MISSING: &str = "iscsi-test-cu (package libiscsi-bin)";
 
 /// Runs `tests` ("Family.Test") through `urls`: one, or two for the tests that want two paths. After a hang or an early
@@ -78,10 +93,22 @@ pub fn run(
     mut again: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcomes> {
     let mut outcomes = Outcomes::new();
+    let family = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    let mut silences = BTreeMap::<String, usize>::new();
+    let begun = Instant::now();
     loop {
         let missing: Vec<&String> = tests.iter().filter(|name| !outcomes.contains_key(*name)).collect();
         let Some(first) = missing.first() else { return Ok(outcomes) };
-        let family = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        let silent = silences.get(&family(first)).is_some_and(|count| *count >= SILENT_TESTS_MAX);
+        if silent || (!silences.is_empty() && begun.elapsed() > SILENT_TARGET_MAX) {
+            let words = if silent {
+                "no answer to others of this family"
+            } else {
+                "no answer to others, and no time left"
+            };
+            outcomes.insert((*first).clone(), Outcome::no_answer(words));
+            continue;
+        }
         // All at once; after a hang the rest family by family, the family that hung test by test.
         let expression = if outcomes.is_empty() && missing.len() > 1 {
             "ALL".to_owned()
@@ -92,16 +119,20 @@ pub fn run(
         };
         let wanted: BTreeSet<&String> = tests.iter().collect();
         let silence_max = if outcomes.is_empty() { SILENCE_MAX } else { SILENCE_AGAIN_MAX };
-        let (text, whole) = run_once(&expression, urls, silence_max)?;
+        let Ran { text, whole, hung } = run_once(&expression, urls, silence_max)?;
         let mut found = outcomes_of(&text);
         found.retain(|name, _| wanted.contains(name));
+        if hung {
+            let last = found.keys().find(|name| found[*name].detail.contains(NO_ANSWER));
+            *silences.entry(family(last.unwrap_or(first))).or_default() += 1;
+        }
         let progress = found.keys().any(|name| !outcomes.contains_key(name));
         for (name, outcome) in found {
             outcomes.entry(name).or_insert(outcome);
         }
         if !progress {
-            let reason = "the suite ended before it came to this test".to_owned();
-            let outcome = Outcome { verdict: Verdict::Failed, detail: text, reason };
+            let reason = if hung { NO_ANSWER } else { "the suite ended before it came to this test" };
+            let outcome = Outcome { verdict: Verdict::Failed, detail: text, reason: reason.to_owned() };
             outcomes.insert((*first).clone(), outcome);
         }
         if !whole {
@@ -110,8 +141,17 @@ pub fn run(
     }
 }
 
-/// Runs the suite once; gives what it printed, and whether it came to its end.
-fn run_once(expression: &str, urls: &[String], silence_max: Duration) -> anyhow::Result<(String, bool)> {
+/// One run of the suite.
+struct Ran {
+    /// What it printed.
+    text: String,
+    /// It came to its end.
+    whole: bool,
+    /// It was ended, because the target did not answer any more.
+    hung: bool,
+}
+
+fn run_once(expression: &str, urls: &[String], silence_max: Duration) -> anyhow::Result<Ran> {
     // Unbuffered, so that a hang shows in which test it is.
     let mut child = Command::new("stdbuf")
         .args(["-o0", "iscsi-test-cu", "--initiator-name", INITIATOR_A, "--initiator-name-2", INITIATOR_B])
@@ -142,13 +182,13 @@ fn run_once(expression: &str, urls: &[String], silence_max: Duration) -> anyhow:
     };
     if hung {
         child.kill()?;
-        text.extend_from_slice(b"\n    [FAILED] the target does not answer any more\n");
+        text.extend_from_slice(format!("\n    [FAILED] {NO_ANSWER}\n").as_bytes());
     }
     child.wait()?;
     let _ = reader.join();
     let text = String::from_utf8_lossy(&text).into_owned();
     let whole = !hung && text.contains("Run Summary");
-    Ok((text, whole))
+    Ok(Ran { text, whole, hung })
 }
 
 /// Reads what the suite prints: CUnit's verdict begins a line or follows the test's name. A test without one (the suite

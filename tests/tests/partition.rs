@@ -184,6 +184,32 @@ fn preempt_and_abort_ends_a_slow_write_through_another_node() -> anyhow::Result<
 }
 
 #[test]
+fn queries_and_i_t_nexus_reset_reach_the_owner_through_another_node() -> anyhow::Result<()> {
+    const I_T_NEXUS_RESET: u8 = 11;
+    let (query_task, query_task_set) = (9, 10);
+    let (complete, succeeded) = (0, 7);
+    let cluster = NetCluster::start(Shape::default())?;
+    cluster.volume_for_both("disk", 0, &["--size", "16MiB", "--node", "node-1"])?;
+    let mut a = cluster.login("host-1", "node-1", INITIATOR_A, 1)?;
+    a.become_ready(0)?;
+    let mut b = RawInitiator::login(cluster.connect("host-2", "node-2")?, &cluster.target, INITIATOR_B, 1)?;
+    b.become_ready(0)?;
+    ensure!(b.task_management(query_task_set, 0, None)? == complete, "no task is there yet");
+    let held = b.begin_write(0, 0, vec![0xbb; 16 * 512])?;
+    ensure!(b.task_management(query_task, 0, Some(&held))? == succeeded, "the task is there");
+    ensure!(b.task_management(query_task_set, 0, None)? == succeeded, "a task is there");
+    ensure!(b.task_management(I_T_NEXUS_RESET, 0, None)? == complete);
+    ensure!(b.task_management(query_task, 0, Some(&held))? == complete, "the reset has ended it");
+    b.send_data(&held)?;
+    ensure!(b.test_unit_ready(0)? == CHECK_CONDITION, "the nexus was not told of its reset");
+    ensure!(b.test_unit_ready(0)? == GOOD);
+    // The host on the other path hears nothing, and sees nothing of the write.
+    let read = a.read_blocks(0, 0, 16)?.good()?;
+    ensure!(read.iter().all(|byte| *byte == 0), "data of the aborted write landed");
+    Ok(())
+}
+
+#[test]
 fn lun_reset_ends_a_slow_write_through_another_node() -> anyhow::Result<()> {
     let cluster = NetCluster::start(Shape::default())?;
     cluster.volume_for_both("disk", 0, &["--size", "16MiB", "--node", "node-1"])?;

@@ -37,7 +37,8 @@ fn report(mut ours: Vec<Run>, mut peers: Vec<Run>) -> String {
         "# Conformance\n\nWhat `make conformance` printed last: Debian's whole `iscsi-test-cu` (libiscsi) with `--dataloss --allow-sanitize`, \
          against each path of a\ncluster and, in the same run, against two other targets from Debian. *Run* is what passed or failed; \
          the rest was skipped by the suite, or fails\nby a fault of the suite's own, for every target alike (`tests/known-failures.txt`). \
-         A peer has one path, given twice to the tests that want two.\n\n",
+         A peer has one path, given twice to the tests that want two.\n\
+         Volumes of Holdfast are thin, all of them; peers are run thick too where they know the difference.\n\n",
     );
     let skipped = conformance::reasons(&ours, Verdict::Skipped);
     let failed = conformance::reasons(&peers, Verdict::Failed);
