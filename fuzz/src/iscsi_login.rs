@@ -8,8 +8,7 @@ use holdfast_iscsi::pdu::Stage;
 /// The target.
 pub fn iscsi_login(data: &[u8]) {
     let Some((&choice, mut rest)) = data.split_first() else { return };
-    let mut portal = Portal::default();
-    portal.split = 1 + usize::from(choice >> 3);
+    let mut portal = Portal { split: 1 + usize::from(choice >> 3), ..Portal::default() };
     if choice & 1 != 0 {
         let secret = |name: &str, secret: &str| (name.to_owned(), secret.to_owned());
         let mutual = (choice & 2 != 0).then(|| secret("array", "close-sesame-5678"));
