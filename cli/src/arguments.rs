@@ -2,6 +2,7 @@
 
 mod hosts;
 mod paths;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use hosts::{Host, HostGroup, Map, MapApply};
 pub(crate) use paths::{Reservation, Session, SessionFilter, UnitAttention};
+pub(crate) use watch::{Watch, Watched};
 
 use crate::size::Size;
 
@@ -102,6 +104,8 @@ pub(crate) enum Noun {
     /// What happens in the cluster.
     #[command(subcommand)]
     Event(Event),
+    /// What there is of a kind, then every change of it, until interrupted.
+    Watch(Watch),
     /// Who changed what, and who was refused.
     #[command(subcommand)]
     Audit(Audit),
@@ -536,6 +540,8 @@ mod tests {
             "holdfast unit-attention list --volume db1",
             "holdfast completions zsh",
             "holdfast event watch",
+            "holdfast watch volumes",
+            "holdfast watch mappings --host web1 --after 17",
             "holdfast controller add ctl-4 --id 4 --address 127.0.0.1:7704",
             "holdfast controller transfer ctl-1",
             "holdfast audit list --after 7 --subject volume/db1",

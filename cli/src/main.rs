@@ -78,5 +78,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Noun::Audit(verb) => commands::audit::run(&client, verb).await,
         Noun::Job(verb) => commands::job::run(&client, verb).await,
         Noun::Event(verb) => commands::event::run(&client, verb).await,
+        Noun::Watch(verb) => commands::watch::run(&client, verb).await,
     }
 }

@@ -105,7 +105,7 @@ pub(crate) async fn run(client: &Client, verb: Host) -> anyhow::Result<()> {
 
 async fn watch(client: &Client) -> anyhow::Result<()> {
     let mut service = HostServiceClient::new(Access::find(client)?.connect_for_stream().await?);
-    let stream = service.watch_hosts(WatchHostsRequest {}).await.map_err(refusal)?.into_inner();
+    let stream = service.watch_hosts(WatchHostsRequest::default()).await.map_err(refusal)?.into_inner();
     let each = |step: HostChange| -> anyhow::Result<Option<()>> {
         let line = match &step.change {
             Some(Change::Changed(host)) => {

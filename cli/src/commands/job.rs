@@ -60,7 +60,11 @@ async fn changes(
     subject: String,
 ) -> anyhow::Result<tonic::Streaming<holdfast_proto::v1::JobChange>> {
     let mut service = JobServiceClient::new(Access::find(client)?.connect_for_stream().await?);
-    Ok(service.watch_jobs(WatchJobsRequest { kind, subject }).await.map_err(refusal)?.into_inner())
+    Ok(service
+        .watch_jobs(WatchJobsRequest { kind, subject, after_revision: 0 })
+        .await
+        .map_err(refusal)?
+        .into_inner())
 }
 
 async fn watch(client: &Client, kind: String, subject: String) -> anyhow::Result<()> {

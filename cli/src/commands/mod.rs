@@ -15,6 +15,7 @@ pub(crate) mod node;
 pub(crate) mod reservation;
 pub(crate) mod session;
 pub(crate) mod volume;
+pub(crate) mod watch;
 
 /// The messages of a watch, until it is interrupted or `each` gives a result.
 pub(crate) async fn follow<T, R>(

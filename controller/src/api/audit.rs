@@ -1,11 +1,16 @@
 //! AuditService.
 
 use holdfast_proto::v1::{
-    AuditRecord, ListAuditRequest, ListAuditResponse, audit_service_server::AuditService,
+    AuditRecord, ListAuditRequest, ListAuditResponse, WatchAuditRequest, audit_service_server::AuditService,
 };
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Api, page};
+
+/// Records that a watch reads at a time.
+const WATCH_BATCH: usize = 64;
 
 /// True if `subject` asks for the record: the same resource, or any of its kind for one that ends in '/'.
 fn wanted(record: &AuditRecord, subject: &str) -> bool {
@@ -14,8 +19,64 @@ fn wanted(record: &AuditRecord, subject: &str) -> bool {
         || (subject.ends_with('/') && record.subject.starts_with(subject))
 }
 
+impl Api {
+    /// Sends records above `after` until the receiver goes or this member stops.
+    async fn send_audit(
+        self,
+        after: u64,
+        subject: String,
+        records: mpsc::Sender<Result<AuditRecord, Status>>,
+    ) {
+        let mut applied = self.raft.watch_applied();
+        let mut place = (after, u32::MAX);
+        loop {
+            applied.borrow_and_update();
+            let (raft, subject) = (self.raft.clone(), subject.clone());
+            let read = move || raft.audit_after(place, WATCH_BATCH, |record| wanted(record, &subject));
+            let (batch, dropped) = match tokio::task::spawn_blocking(read).await {
+                Ok(Ok(read)) => read,
+                Ok(Err(error)) => return drop(records.send(Err(Status::data_loss(error.to_string()))).await),
+                Err(error) => return drop(records.send(Err(Status::internal(error.to_string()))).await),
+            };
+            if dropped > place.0 {
+                let text =
+                    format!("after_index: records up to index {dropped} may be dropped; begin from there");
+                return drop(records.send(Err(Status::out_of_range(text))).await);
+            }
+            let full = batch.len() >= WATCH_BATCH;
+            for record in batch {
+                place = (record.index, record.ordinal);
+                if records.send(Ok(record)).await.is_err() {
+                    return;
+                }
+            }
+            if full {
+                continue;
+            }
+            tokio::select! {
+                changed = applied.changed() => if changed.is_err() { return },
+                () = records.closed() => return,
+            }
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl AuditService for Api {
+    type WatchAuditStream = ReceiverStream<Result<AuditRecord, Status>>;
+
+    async fn watch_audit(
+        &self,
+        request: Request<WatchAuditRequest>,
+    ) -> Result<Response<Self::WatchAuditStream>, Status> {
+        let request = request.into_inner();
+        self.read(|_| ()).await?;
+        let after = if request.after_index == 0 { self.raft.applied_index() } else { request.after_index };
+        let (sender, stream) = mpsc::channel(WATCH_BATCH);
+        tokio::spawn(self.clone().send_audit(after, request.subject, sender));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     async fn list_audit(
         &self,
         request: Request<ListAuditRequest>,

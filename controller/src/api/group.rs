@@ -4,18 +4,25 @@ use holdfast_proto::{
     state as records,
     v1::{
         CreateHostGroupRequest, DeleteHostGroupRequest, DeleteHostGroupResponse, GetHostGroupRequest,
-        HostGroup, HostGroupSpec, HostGroupStatus, ListHostGroupsRequest, ListHostGroupsResponse,
-        UpdateHostGroupRequest, host_group_service_server::HostGroupService,
+        HostGroup, HostGroupChange, HostGroupSpec, HostGroupStatus, ListHostGroupsRequest,
+        ListHostGroupsResponse, UpdateHostGroupRequest, WatchHostGroupsRequest, host_group_change::Change,
+        host_group_service_server::HostGroupService,
     },
 };
 use tonic::{Request, Response, Status};
 
 use super::{
-    Api, called, mapping::mapping_of_group, page::page, request::client_request, status, unexpected,
+    Api, called,
+    mapping::mapping_of_group,
+    nouns::HostGroups,
+    page::page,
+    request::client_request,
+    status, unexpected,
+    watch::{Step, Watch},
 };
 use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, group::Group, names::printable};
 
-fn view(state: &StateMachine, name: &str, group: &Group) -> HostGroup {
+pub(super) fn view(state: &StateMachine, name: &str, group: &Group) -> HostGroup {
     let mappings = group.luns.iter().map(|(lun, mapped)| mapping_of_group(state, name, *lun, mapped));
     HostGroup {
         name: name.to_owned(),
@@ -35,6 +42,16 @@ impl Api {
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// A step of a watch as its message.
+fn watched(revision: u64, step: Step<HostGroup>) -> HostGroupChange {
+    let change = match step {
+        Step::Changed(row) => Change::Changed(row),
+        Step::Removed(name) => Change::Removed(name),
+        Step::Synced => Change::Synced(true),
+    };
+    HostGroupChange { change: Some(change), revision }
 }
 
 #[tonic::async_trait]
@@ -74,6 +91,16 @@ impl HostGroupService for Api {
             .await?;
         let (groups, next_page_token) = page(rows, request.page_size, &request.page_token)?;
         Ok(Response::new(ListHostGroupsResponse { groups, next_page_token }))
+    }
+
+    type WatchHostGroupsStream = Watch<HostGroupChange>;
+
+    async fn watch_host_groups(
+        &self,
+        request: Request<WatchHostGroupsRequest>,
+    ) -> Result<Response<Self::WatchHostGroupsStream>, Status> {
+        let request = request.into_inner();
+        self.watch(HostGroups, request.after_revision, watched).await.map(Response::new)
     }
 
     async fn update_host_group(

@@ -1,7 +1,5 @@
 //! HostService.
 
-use std::collections::BTreeMap;
-
 use holdfast_proto::{
     state as records,
     v1::{
@@ -17,6 +15,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Api, called,
     mapping::mapping_of_host,
+    nouns::Hosts,
     page::page,
     request::client_request,
     status, unexpected,
@@ -31,7 +30,7 @@ use crate::state::{
 /// Length of a CHAP secret, in bytes (RFC 7143 12.1.3 asks for 96 bits at least).
 const CHAP_SECRET_BYTES: std::ops::RangeInclusive<usize> = 12..=64;
 
-fn view(state: &StateMachine, host: &records::Host) -> Host {
+pub(super) fn view(state: &StateMachine, host: &records::Host) -> Host {
     let chap = host.chap.clone().unwrap_or_default();
     Host {
         name: host.name.clone(),
@@ -54,13 +53,13 @@ fn policy(state: &StateMachine) -> HostPolicy {
     HostPolicy { wildcard_initiators: state.cluster().is_some_and(|cluster| cluster.wildcard_initiators) }
 }
 
-fn change(step: Step<Host>) -> HostChange {
+fn change(revision: u64, step: Step<Host>) -> HostChange {
     let change = match step {
         Step::Changed(host) => Change::Changed(host),
         Step::Removed(name) => Change::Removed(name),
         Step::Synced => Change::Synced(true),
     };
-    HostChange { change: Some(change) }
+    HostChange { change: Some(change), revision }
 }
 
 /// CHAP as asked for: nothing, one way, or mutual. Fields are named as in the request.
@@ -190,12 +189,9 @@ impl HostService for Api {
 
     async fn watch_hosts(
         &self,
-        _: Request<WatchHostsRequest>,
+        request: Request<WatchHostsRequest>,
     ) -> Result<Response<Self::WatchHostsStream>, Status> {
-        let look = |api: &Api| -> BTreeMap<String, Host> {
-            api.raft.read(|state| state.hosts().map(|host| (host.name.clone(), view(state, host))).collect())
-        };
-        self.watch(look, change).await.map(Response::new)
+        self.watch(Hosts, request.into_inner().after_revision, change).await.map(Response::new)
     }
 
     async fn update_host(&self, request: Request<UpdateHostRequest>) -> Result<Response<Host>, Status> {

@@ -1,6 +1,6 @@
 //! JobService.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use holdfast_proto::{
     state::{self as records, JobKind, JobState},
@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api, called,
+    nouns::Jobs,
     page::page,
     request::client_request,
     status, unexpected,
@@ -26,7 +27,7 @@ use crate::state::{
 };
 
 /// Jobs that are asked for.
-struct Filter {
+pub(super) struct Filter {
     kind: Option<JobKind>,
     subject: String,
     state: Option<JobState>,
@@ -61,7 +62,7 @@ impl Filter {
         Ok(Filter { kind, subject, state })
     }
 
-    fn wants(&self, job: &records::Job) -> bool {
+    pub(super) fn wants(&self, job: &records::Job) -> bool {
         self.kind.is_none_or(|kind| kind == job.kind())
             && self.state.is_none_or(|state| state == job.state())
             && (self.subject.is_empty()
@@ -69,12 +70,12 @@ impl Filter {
                 || (self.subject.ends_with('/') && job.subject.starts_with(&self.subject)))
     }
 
-    fn jobs<'a>(&'a self, state: &'a StateMachine) -> impl Iterator<Item = &'a records::Job> {
+    pub(super) fn jobs<'a>(&'a self, state: &'a StateMachine) -> impl Iterator<Item = &'a records::Job> {
         state.jobs().filter(|job| self.wants(job))
     }
 }
 
-fn view(job: &records::Job) -> Job {
+pub(super) fn view(job: &records::Job) -> Job {
     let moment = |unix_ms: u64| (unix_ms != 0).then(|| timestamp(unix_ms));
     Job {
         id: job.id,
@@ -98,13 +99,13 @@ fn view(job: &records::Job) -> Job {
     }
 }
 
-fn change(step: Step<Job>) -> JobChange {
+fn change(revision: u64, step: Step<Job>) -> JobChange {
     let change = match step {
         Step::Changed(job) => Change::Changed(job),
         Step::Removed(name) => Change::Removed(name),
         Step::Synced => Change::Synced(true),
     };
-    JobChange { change: Some(change) }
+    JobChange { change: Some(change), revision }
 }
 
 #[tonic::async_trait]
@@ -140,10 +141,7 @@ impl JobService for Api {
         let request = request.into_inner();
         let filter =
             Filter::new(&request.kind, request.subject, "").map_err(|refusal| status::refused(&refusal))?;
-        let look = move |api: &Api| -> BTreeMap<String, Job> {
-            api.raft.read(|state| filter.jobs(state).map(|job| (job.id.to_string(), view(job))).collect())
-        };
-        self.watch(look, change).await.map(Response::new)
+        self.watch(Jobs(Arc::new(filter)), request.after_revision, change).await.map(Response::new)
     }
 
     async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<Job>, Status> {

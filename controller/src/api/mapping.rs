@@ -4,14 +4,22 @@ use holdfast_proto::{
     state as records,
     v1::{
         ApplyMappingsRequest, ApplyMappingsResponse, CreateMappingRequest, DeleteMappingRequest,
-        DeleteMappingResponse, ListMappingsRequest, ListMappingsResponse, Mapping, MappingDifference,
+        DeleteMappingResponse, ListMappingsRequest, ListMappingsResponse, Mapping, MappingChange,
+        MappingDifference, WatchMappingsRequest, mapping_change::Change,
         mapping_service_server::MappingService,
     },
 };
 use holdfast_replica::ids::VolumeId;
 use tonic::{Request, Response, Status};
 
-use super::{Api, called, page::page, request::client_request, status, unexpected};
+use super::{
+    Api, called,
+    nouns::Mappings,
+    page::page,
+    request::client_request,
+    status, unexpected,
+    watch::{Step, Watch},
+};
 use crate::state::{
     Body, Kind, Mapped, Outcome, Refusal, StateMachine,
     mapping::{Difference, Target},
@@ -95,6 +103,16 @@ fn applied(
     }
 }
 
+/// A step of a watch as its message.
+fn watched(revision: u64, step: Step<Mapping>) -> MappingChange {
+    let change = match step {
+        Step::Changed(row) => Change::Changed(row),
+        Step::Removed(name) => Change::Removed(name),
+        Step::Synced => Change::Synced(true),
+    };
+    MappingChange { change: Some(change), revision }
+}
+
 #[tonic::async_trait]
 impl MappingService for Api {
     async fn create_mapping(
@@ -137,6 +155,18 @@ impl MappingService for Api {
             self.read(|state| rows(state, &request)).await?.map_err(|refusal| status::refused(&refusal))?;
         let (mappings, next_page_token) = page(rows, request.page_size, &request.page_token)?;
         Ok(Response::new(ListMappingsResponse { mappings, next_page_token }))
+    }
+
+    type WatchMappingsStream = Watch<MappingChange>;
+
+    async fn watch_mappings(
+        &self,
+        request: Request<WatchMappingsRequest>,
+    ) -> Result<Response<Self::WatchMappingsStream>, Status> {
+        let request = request.into_inner();
+        self.watch(Mappings { host: request.host, volume: request.volume }, request.after_revision, watched)
+            .await
+            .map(Response::new)
     }
 
     async fn delete_mapping(

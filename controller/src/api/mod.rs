@@ -8,7 +8,7 @@
 //! | request ids | `request` |
 //! | pages of a list | `page` |
 //! | why a command would conflict | `explain` |
-//! | watches of resources | `watch` |
+//! | watches of resources | `watch`, `nouns` |
 //!
 //! Invariants: a read shows everything that was acknowledged before it began (ReadIndex); a change is decided by the state
 //! machine, and checks here only make better messages of what it would refuse; a secret is sealed before it is proposed, and
@@ -25,6 +25,7 @@ mod host;
 mod job;
 mod mapping;
 mod node;
+mod nouns;
 mod page;
 mod replica;
 mod request;

@@ -4,18 +4,25 @@ use holdfast_proto::{
     state as records,
     v1::{
         CordonNodeRequest, DrainNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node,
-        NodePool, NodePort, NodeSpec, NodeStatus, RemoveNodeRequest, RemoveNodeResponse, UncordonNodeRequest,
-        node_service_server::NodeService,
+        NodeChange, NodePool, NodePort, NodeSpec, NodeStatus, RemoveNodeRequest, RemoveNodeResponse,
+        UncordonNodeRequest, WatchNodesRequest, node_change::Change, node_service_server::NodeService,
     },
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::{Api, called, page::page, request::client_request, status, unexpected};
+use super::{
+    Api, called,
+    nouns::Nodes,
+    page::page,
+    request::client_request,
+    status, unexpected,
+    watch::{Step, Watch},
+};
 use crate::server::Call;
 use crate::state::{Body, Kind, Outcome, Refusal, StateMachine, names::printable};
 
 impl Api {
-    fn node_view(&self, state: &StateMachine, node: &records::Node) -> Node {
+    pub(super) fn node_view(&self, state: &StateMachine, node: &records::Node) -> Node {
         Node {
             name: node.name.clone(),
             spec: Some(NodeSpec {
@@ -81,6 +88,16 @@ impl Api {
     }
 }
 
+/// A step of a watch as its message.
+fn watched(revision: u64, step: Step<Node>) -> NodeChange {
+    let change = match step {
+        Step::Changed(row) => Change::Changed(row),
+        Step::Removed(name) => Change::Removed(name),
+        Step::Synced => Change::Synced(true),
+    };
+    NodeChange { change: Some(change), revision }
+}
+
 #[tonic::async_trait]
 impl NodeService for Api {
     async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
@@ -100,6 +117,16 @@ impl NodeService for Api {
         let (nodes, next_page_token) = page(rows, request.page_size, &request.page_token)?;
         let nodes = nodes.into_iter().map(|node| self.with_lease(node)).collect();
         Ok(Response::new(ListNodesResponse { nodes, next_page_token }))
+    }
+
+    type WatchNodesStream = Watch<NodeChange>;
+
+    async fn watch_nodes(
+        &self,
+        request: Request<WatchNodesRequest>,
+    ) -> Result<Response<Self::WatchNodesStream>, Status> {
+        let request = request.into_inner();
+        self.watch(Nodes, request.after_revision, watched).await.map(Response::new)
     }
 
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {

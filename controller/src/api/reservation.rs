@@ -4,8 +4,8 @@ use holdfast_proto::{
     state as records,
     v1::{
         ClearReservationRequest, ExplainReservationRequest, ExplainReservationResponse,
-        GetReservationRequest, Origin, Registration, Reservation,
-        reservation_service_server::ReservationService,
+        GetReservationRequest, Origin, Registration, Reservation, ReservationChange,
+        WatchReservationsRequest, reservation_change::Change, reservation_service_server::ReservationService,
     },
 };
 use tonic::{Request, Response, Status};
@@ -13,9 +13,11 @@ use tonic::{Request, Response, Status};
 use super::{
     Api, called,
     explain::{command, explain},
+    nouns::Reservations,
     request::client_request,
     session::{answers, named_nexus, sessions},
     status, unexpected,
+    watch::{Step, Watch},
 };
 use crate::state::{
     Body, Kind, Outcome, Refusal, StateMachine, Volume, audit::timestamp, convert::nexus_record,
@@ -57,7 +59,7 @@ pub(super) fn registrations(state: &StateMachine, volume: &Volume) -> Vec<Regist
     registrations.collect()
 }
 
-fn view(state: &StateMachine, volume: &Volume) -> Reservation {
+pub(super) fn view(state: &StateMachine, volume: &Volume) -> Reservation {
     let reservations = volume.lu.reservations.view();
     Reservation {
         volume: volume.name.clone(),
@@ -75,6 +77,16 @@ fn view(state: &StateMachine, volume: &Volume) -> Reservation {
 
 fn missing(kind: Kind, name: &str) -> Status {
     status::refused(&Refusal::NotFound { kind, name: printable(name) })
+}
+
+/// A step of a watch as its message.
+fn watched(revision: u64, step: Step<Reservation>) -> ReservationChange {
+    let change = match step {
+        Step::Changed(row) => Change::Changed(row),
+        Step::Removed(name) => Change::Removed(name),
+        Step::Synced => Change::Synced(true),
+    };
+    ReservationChange { change: Some(change), revision }
 }
 
 #[tonic::async_trait]
@@ -120,6 +132,18 @@ impl ReservationService for Api {
             Ok(Response::new(explain(state, volume, &request, (row, &judged), &told)))
         })
         .await?
+    }
+
+    type WatchReservationsStream = Watch<ReservationChange>;
+
+    async fn watch_reservations(
+        &self,
+        request: Request<WatchReservationsRequest>,
+    ) -> Result<Response<Self::WatchReservationsStream>, Status> {
+        let request = request.into_inner();
+        self.watch(Reservations { volume: request.volume }, request.after_revision, watched)
+            .await
+            .map(Response::new)
     }
 
     async fn clear_reservation(

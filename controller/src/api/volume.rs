@@ -8,15 +8,22 @@ use holdfast_proto::{
         AddReplicaRequest, AssessRecoveryRequest, AssessRecoveryResponse, CreateVolumeRequest,
         DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse,
         MoveReplicaRequest, MoveVolumeRequest, RecoverVolumeRequest, RemoveReplicaRequest,
-        ResizeVolumeRequest, Volume, volume_service_server::VolumeService,
+        ResizeVolumeRequest, Volume, VolumeChange, WatchVolumesRequest, volume_change::Change,
+        volume_service_server::VolumeService,
     },
 };
 use holdfast_replica::ids::VolumeId;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Api, called, handover::in_the_way_of_move, page::page, request::client_request, status, unexpected,
+    Api, called,
+    handover::in_the_way_of_move,
+    nouns::Volumes,
+    page::page,
+    request::client_request,
+    status, unexpected,
     volume_view::view,
+    watch::{Step, Watch},
 };
 use crate::state::{
     Body, Kind, Outcome, Refusal,
@@ -72,6 +79,16 @@ impl Api {
         }
         Ok(Response::new(self.volume_view(&record)))
     }
+}
+
+/// A step of a watch as its message.
+fn watched(revision: u64, step: Step<Volume>) -> VolumeChange {
+    let change = match step {
+        Step::Changed(row) => Change::Changed(row),
+        Step::Removed(name) => Change::Removed(name),
+        Step::Synced => Change::Synced(true),
+    };
+    VolumeChange { change: Some(change), revision }
 }
 
 #[tonic::async_trait]
@@ -149,6 +166,16 @@ impl VolumeService for Api {
         let (records, next_page_token) = page(rows, request.page_size, &request.page_token)?;
         let volumes = records.iter().map(|record| self.volume_view(record)).collect();
         Ok(Response::new(ListVolumesResponse { volumes, next_page_token }))
+    }
+
+    type WatchVolumesStream = Watch<VolumeChange>;
+
+    async fn watch_volumes(
+        &self,
+        request: Request<WatchVolumesRequest>,
+    ) -> Result<Response<Self::WatchVolumesStream>, Status> {
+        let request = request.into_inner();
+        self.watch(Volumes, request.after_revision, watched).await.map(Response::new)
     }
 
     async fn resize_volume(&self, request: Request<ResizeVolumeRequest>) -> Result<Response<Volume>, Status> {
