@@ -42,7 +42,11 @@ fn read(line: &str) -> Line<'_> {
     }
     let mut words = line.split_whitespace().filter(|word| !matches!(*word, "repeated" | "optional"));
     match [words.next(), words.next(), words.next()] {
-        [Some(kind @ ("message" | "enum" | "oneof" | "service")), Some(_), Some("{")] => Line::Opens(kind),
+        [Some(kind @ ("message" | "enum" | "oneof" | "service")), Some(_), Some("{")]
+            if line.ends_with('{') =>
+        {
+            Line::Opens(kind)
+        }
         [Some(_), Some(name), Some("=")] if line.ends_with(';') => Line::Field(
             line.split_whitespace().find(|w| !matches!(*w, "repeated" | "optional")).unwrap(),
             name,
