@@ -15,6 +15,7 @@
 //! | Unit Attentions | [`ua`] |
 //! | INQUIRY and VPD pages | [`inquiry`], [`vpd`] |
 //! | mode pages | [`mode`] |
+//! | third-party copy: lists, tokens, reports | [`copy`] |
 //! | who may run what under a reservation | [`pr::access`] |
 //! | where PERSISTENT RESERVE OUT changes the state | [`pr::state`] |
 //! | what the cluster keeps of a unit, and the one function that changes it | `lu_state` |
@@ -33,6 +34,7 @@ pub mod alua;
 pub mod capacity;
 pub mod cdb;
 pub mod checks;
+pub mod copy;
 #[cfg(feature = "alloc")]
 pub mod device_server;
 pub mod geometry;

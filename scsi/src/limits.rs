@@ -64,6 +64,33 @@ pub const IDENTIFYING_TEXT_MAX: usize = 256;
 /// I_T nexuses that can prevent the removal of the medium at a time.
 pub const PREVENTING_MAX: usize = 1024;
 
+/// MAXIMUM CSCD DESCRIPTOR COUNT of EXTENDED COPY.
+pub const COPY_CSCDS_MAX: u16 = 64;
+/// MAXIMUM SEGMENT DESCRIPTOR COUNT of EXTENDED COPY.
+pub const COPY_SEGMENTS_MAX: u16 = 256;
+/// MAXIMUM DESCRIPTOR LIST LENGTH of EXTENDED COPY, in bytes: all CSCD and all segment descriptors that there may be.
+pub const COPY_DESCRIPTORS_LEN_MAX: u32 = 32 * COPY_CSCDS_MAX as u32 + 32 * COPY_SEGMENTS_MAX as u32;
+/// MAXIMUM RANGE DESCRIPTORS of POPULATE TOKEN and WRITE USING TOKEN.
+pub const TOKEN_RANGES_MAX: u16 = 64;
+/// Longest parameter list of any command of third-party copy that can be valid, in bytes: that of EXTENDED COPY (LID4).
+pub const COPY_PARAMETER_LIST_MAX: u32 = 48 + COPY_DESCRIPTORS_LEN_MAX;
+/// MAXIMUM SEGMENT LENGTH of EXTENDED COPY, in bytes: the 16-bit count of the longest blocks fits.
+pub const COPY_SEGMENT_BYTES_MAX: u32 = 256 * 1024 * 1024;
+/// MAXIMUM TOKEN TRANSFER SIZE, in bytes.
+pub const TOKEN_TRANSFER_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// What a copy reads and writes at a time, in bytes; what it holds in memory.
+pub const COPY_PIECE_BYTES: u32 = 1024 * 1024;
+/// TOTAL CONCURRENT COPIES of a logical unit; one more is answered BUSY.
+pub const COPIES_MAX: u8 = 64;
+/// Ended copies of a logical unit whose outcome is kept; the oldest goes first.
+pub const HELD_COPIES_MAX: usize = 256;
+/// ROD tokens that a logical unit keeps; the oldest goes first.
+pub const TOKENS_MAX: usize = 256;
+/// Longest INACTIVITY TIMEOUT of a ROD token, in seconds.
+pub const TOKEN_INACTIVITY_S_MAX: u32 = 600;
+/// INACTIVITY TIMEOUT of a ROD token for which none was asked, in seconds.
+pub const TOKEN_INACTIVITY_S_DEFAULT: u32 = 60;
+
 /// [`TRANSFER_BYTES_MAX`] in logical blocks of `block_size` bytes.
 pub const fn transfer_blocks_max(block_size: u32) -> u32 {
     match TRANSFER_BYTES_MAX.checked_div(block_size) {

@@ -104,6 +104,8 @@ const TIMEOUT_S: u32 = 30;
 /// For commands that may have to write or flush much.
 const TIMEOUT_LONG_S: u32 = 60;
 
+/// For copies: as much as one command may ask for, at the pace of a slow medium.
+const TIMEOUT_COPY_S: u32 = 10 * 60;
 /// For commands that write the whole unit: a day.
 const TIMEOUT_WHOLE_UNIT_S: u32 = 24 * 60 * 60;
 
@@ -224,6 +226,23 @@ pub const TABLE: &[Row] = &[
     rw32("WRITE(32)", 0x18, decode::write32).action(0x0b).unchecked(TAGS_32),
     rw32("WRITE AND VERIFY(32)", 0x16, decode::write_and_verify32).action(0x0c).unchecked(ONLY_TAGS_32),
     rw32("WRITE SAME(32)", 0x09, decode::write_same32).action(0x0d).unchecked(ONLY_TAGS_32).long(),
+    copy_out("EXTENDED COPY(LID1)", 0x00, EXTENDED_COPY, decode::extended_copy_lid1),
+    copy_out("EXTENDED COPY(LID4)", 0x01, EXTENDED_COPY, decode::extended_copy_lid4),
+    copy_out("POPULATE TOKEN", 0x10, USING_TOKEN, decode::populate_token),
+    copy_out("WRITE USING TOKEN", 0x11, USING_TOKEN, decode::write_using_token),
+    Row::new(
+        "COPY OPERATION ABORT",
+        &[0x83, 0x1f, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        decode::copy_operation_abort,
+    )
+    .action(0x1c)
+    .long(),
+    copy_in("RECEIVE COPY STATUS(LID1)", 0x00, LIST_ID_1, decode::receive_copy_status_lid1),
+    copy_in("RECEIVE COPY DATA(LID1)", 0x01, LIST_ID_1, decode::receive_copy_data_lid1),
+    copy_in("RECEIVE COPY OPERATING PARAMETERS", 0x03, NO_LIST_ID, decode::receive_copy_operating_parameters),
+    copy_in("RECEIVE COPY FAILURE DETAILS(LID1)", 0x04, LIST_ID_1, decode::receive_copy_failure_details),
+    copy_in("RECEIVE COPY STATUS(LID4)", 0x05, LIST_ID_4, decode::receive_copy_status_lid4),
+    copy_in("RECEIVE ROD TOKEN INFORMATION", 0x07, LIST_ID_4, decode::receive_rod_token_information),
     Row::new("READ(16)", &rw16(0x88, 0x18), decode::read16).unchecked(GROUP_AT_14),
     Row::new(
         "COMPARE AND WRITE",
@@ -331,6 +350,24 @@ const fn rw32(name: &'static str, flags: u8, decode: Decoder) -> Row {
         _ => WITH_09,
     };
     Row::new(name, usage, decode)
+}
+
+const EXTENDED_COPY: &[u8] = &[0x83, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const USING_TOKEN: &[u8] = &[0x83, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const LIST_ID_1: &[u8] = &[0x84, 0x1f, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const LIST_ID_4: &[u8] = &[0x84, 0x1f, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const NO_LIST_ID: &[u8] = &[0x84, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+
+/// The third-party copy commands that move data. GROUP NUMBER of those by token is ignored as elsewhere.
+const fn copy_out(name: &'static str, action: u16, usage: &'static [u8], decode: Decoder) -> Row {
+    let row = Row::new(name, usage, decode).action(action);
+    let mut row = if action < 0x10 { row } else { row.unchecked(ONLY_GROUP_AT_14) };
+    row.timeout_s = TIMEOUT_COPY_S;
+    row
+}
+
+const fn copy_in(name: &'static str, action: u16, usage: &'static [u8], decode: Decoder) -> Row {
+    Row::new(name, usage, decode).action(action)
 }
 
 const fn sanitize(name: &'static str, action: u16) -> Row {

@@ -90,6 +90,16 @@ impl TaskSet {
         Ok(may_run)
     }
 
+    /// Puts a task in beside the order of the others: it runs at once. What a copy manager sends belongs to a task that has had
+    /// its turn already, perhaps in this very set, and would otherwise wait for itself.
+    pub fn admit_beside(&mut self, task: TaskId, nexus: &Nexus) -> Result<(), NotAdmitted> {
+        self.admit(task, nexus, TaskAttribute::Simple)?;
+        if let Some(entry) = self.tasks.get(&task) {
+            self.dormant.remove(&entry.sequence);
+        }
+        Ok(())
+    }
+
     /// Takes a task out. Call [`TaskSet::next_enabled`] until it has no more.
     pub fn remove(&mut self, task: TaskId) {
         let Some(entry) = self.tasks.remove(&task) else { return };

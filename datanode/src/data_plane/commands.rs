@@ -72,7 +72,7 @@ impl Pending {
 }
 
 /// Where a request is.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) enum Place {
     /// Here, until it can be executed.
     Held,
@@ -120,6 +120,7 @@ impl Worker {
                 data,
                 unit_attention: None,
                 read_only: false,
+                copy: None,
                 execute_by: now.plus_millis(COMMAND_AGE_MS_MAX),
             },
             wrong_way: command.read
@@ -376,6 +377,9 @@ impl Worker {
 
     /// How a command of ours ended, here or elsewhere.
     pub(super) fn outcome(&mut self, now: Instant, token: ForwardToken, outcome: Outcome) {
+        if let Some(errand) = self.errands.remove(&token) {
+            return self.errand_done(now, errand, outcome);
+        }
         let Some(Request { connection, kind: Kind::Command(pending), .. }) = self.requests.get(&token) else {
             return;
         };

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use holdfast_scsi::device_server::TaskId;
 use holdfast_scsi::nexus::Nexus;
 
+use super::copies::Errand;
 use super::inspection::Inspecting;
 use super::installation::Installation;
 use super::members::Visitor;
-use crate::lu::{Finished, LuAnswer};
+use crate::lu::{Finished, LogicalUnit, LuAnswer};
 
 /// What a worker can be told.
 pub(crate) enum Message {
@@ -26,6 +28,10 @@ pub(crate) enum Message {
     Finished(Finished),
     /// The agent's answer to a logical unit.
     LuAnswer(LuAnswer),
+    /// Send a command of a copy to its unit.
+    Copy(Box<Errand>),
+    /// The command that this copy has under way is not wanted any more.
+    CancelCopy(Arc<LogicalUnit>, TaskId),
     /// A new view.
     Install(Arc<Installation>),
     /// Tell of the sessions here, or end one.

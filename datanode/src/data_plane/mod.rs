@@ -17,6 +17,7 @@
 //! | every bound | [`limits`] |
 
 mod commands;
+pub(crate) mod copies;
 mod counters;
 mod drain;
 mod functions;
@@ -211,6 +212,8 @@ impl DataPlane {
                     holding: Default::default(),
                     retry: false,
                     held_logins: Vec::new(),
+                    errands: HashMap::new(),
+                    held_errands: Vec::new(),
                     endings: HashMap::new(),
                     ending_tokens: HashMap::new(),
                     peer_tasks: HashMap::new(),

@@ -50,7 +50,10 @@ impl Worker {
         let Some(unit) = self.table.get(command.volume) else {
             return self.interconnect.answer(now, origin, Outcome::NotExecuted);
         };
-        self.peer_nexuses.entry(origin.connection).or_default().insert(command.nexus);
+        // The nexus of a copy lives on at its port when the connection to the copy manager is gone.
+        if command.copy.is_none() {
+            self.peer_nexuses.entry(origin.connection).or_default().insert(command.nexus);
+        }
         let requester = Requester { worker: self.index, request: RequestName::Peer(origin) };
         let task = unit.command(&mut self.driver(), requester, command);
         // Answers that came at once are carried out after this, and remove the entry again.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{NodeNumber, VolumeId};
-use holdfast_scsi::device_server::TaskAttribute;
+use holdfast_scsi::device_server::{CopyRole, TaskAttribute};
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::sense::Sense;
 use holdfast_scsi::status::Status;
@@ -116,6 +116,8 @@ pub struct CommandFor {
     pub unit_attention: Option<UnitAttention>,
     /// The mapping admits no writes.
     pub read_only: bool,
+    /// A copy manager sends it on behalf of the nexus, which is perhaps not this node's.
+    pub copy: Option<CopyRole>,
     /// Moment on this node's clock after which its I/O must not be submitted any more: the initiator may have given it up
     /// and sent it again on another path.
     pub execute_by: Instant,

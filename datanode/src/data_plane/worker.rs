@@ -72,6 +72,10 @@ pub(super) struct Worker {
     /// Connections with held commands.
     pub(super) holding: HashSet<u64>,
     pub(super) retry: bool,
+    /// Commands of copies that units of this node have sent.
+    pub(super) errands: HashMap<ForwardToken, super::copies::Errand>,
+    /// Those that cannot be executed now.
+    pub(super) held_errands: Vec<super::copies::Errand>,
     /// Logins that wait for the lease.
     pub(super) held_logins: Vec<super::login::HeldLogin>,
     /// Sessions that are ending: the nexus is still ours until every owner has heard of it.
@@ -150,6 +154,7 @@ impl Worker {
             self.settle(now);
         }
         self.retry_logins(now);
+        self.retry_errands(now);
         self.go_on_draining(now);
         for connection in std::mem::take(&mut self.dirty) {
             self.write(now, connection);
@@ -181,7 +186,7 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         let timer = self.timers.first().map(|(at, _)| *at);
-        let holds = !self.holding.is_empty() || !self.held_logins.is_empty();
+        let holds = !self.holding.is_empty() || !self.held_logins.is_empty() || !self.held_errands.is_empty();
         let held = holds.then(|| now.0.saturating_add(limits::HOLD_RETRY_MS));
         let lease =
             (self.index == 0 || !self.connections.is_empty()).then(|| now.0.saturating_add(LEASE_CHECK_MS));
@@ -199,6 +204,8 @@ impl Worker {
                 Message::Join(visitor) => self.receive_joining(now, *visitor),
                 Message::Finished(finished) => self.finished(now, finished),
                 Message::LuAnswer(answer) => self.lu_answer(answer),
+                Message::Copy(errand) => self.run_errand(now, *errand),
+                Message::CancelCopy(unit, task) => self.cancel_errand(now, &unit, task),
                 Message::Install(installation) => self.install(now, &installation),
                 Message::Inspect(inspecting) => self.inspect(now, &inspecting),
                 Message::Retry => self.retry = true,

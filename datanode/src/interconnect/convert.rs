@@ -37,6 +37,7 @@ pub(super) fn command_out(command: CommandFor) -> forward::Command<Bytes> {
         },
         unit_attention: command.unit_attention,
         read_only: command.read_only,
+        copy: command.copy,
     }
 }
 
@@ -55,6 +56,7 @@ pub(super) fn command_in(command: forward::Command<Vec<u8>>, execute_by: Instant
         },
         unit_attention: command.unit_attention,
         read_only: command.read_only,
+        copy: command.copy,
         execute_by,
     }
 }

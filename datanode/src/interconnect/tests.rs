@@ -143,6 +143,7 @@ fn command(data: CommandData) -> CommandFor {
         data,
         unit_attention: None,
         read_only: false,
+        copy: None,
         execute_by: clock::scsi_now().plus_millis(COMMAND_AGE_MS_MAX),
     }
 }

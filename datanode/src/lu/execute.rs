@@ -9,18 +9,21 @@ use std::sync::{Arc, MutexGuard};
 
 use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::device_server::{
-    Action, Completion, DataIn, IoFailure, ProposalOutcome, Response, TaskId, TmfResponse, UaScope, UnitEvent,
+    Action, Completion, CopyCommandOut, DataIn, IoFailure, ProposalOutcome, Response, TaskId, TmfResponse,
+    UaScope, UnitEvent,
 };
 use holdfast_scsi::geometry::Geometry;
 use holdfast_scsi::nexus::{Nexus, RelativePort};
 use holdfast_scsi::time::Instant;
 use holdfast_scsi::transport_id::TransportId;
 
+use super::copy;
 use super::io::{Asked, Io, IoResult};
 use super::logical_unit::{Inner, LogicalUnit, Task};
 use super::{Answer, Driver, Finished, LuAnswer};
 use crate::agent::{EstablishUnitAttention, ProposeReservation, ProposedChange, UnitAttentionScope};
 use crate::clock;
+use crate::data_plane::copies::Errand;
 use crate::data_plane::mailbox::Message;
 use crate::data_plane::router::{Bytes, LuFunctionOutcome, Outcome, Reply};
 use crate::store::io_threads::Lane;
@@ -42,6 +45,8 @@ enum Work {
     ProposeEvent(u64, ProposeReservation),
     Establish(u64, EstablishUnitAttention),
     AwaitBarrier(u64),
+    Copy(Box<CopyCommandOut>),
+    CancelCopy(TaskId),
     Answer(Finished, MayChange),
     /// Of a command that the cluster has agreed on.
     AnswerAgreed(Finished),
@@ -114,6 +119,14 @@ impl LogicalUnit {
                     }
                 });
                 driver.services.agent.await_barrier(version, reply);
+            }
+            Work::Copy(command) => {
+                let errand = Errand::new(Arc::clone(self), *command);
+                driver.services.mailboxes.post(driver.worker(), Message::Copy(Box::new(errand)));
+            }
+            // Whichever worker has it.
+            Work::CancelCopy(task) => {
+                driver.services.mailboxes.post_all(|| Message::CancelCopy(Arc::clone(self), task));
             }
             Work::Answer(finished, may_change) => {
                 let answer = if self.volume.may_reply() {
@@ -259,6 +272,22 @@ impl Inner {
                 self.barriers.awaited.push((version, passes_at));
                 (!asked).then_some(Work::AwaitBarrier(version))
             }
+            Action::FindCopyUnits { task, nexus, designators } => {
+                let units = copy::units(unit.volume.shared(), &nexus, &designators);
+                self.server.handle_copy_units(clock::scsi_now(), task, units);
+                None
+            }
+            Action::CopyCommand(command) => {
+                if let Some(entry) = self.tasks.get_mut(&command.task) {
+                    entry.changed |= command.writes;
+                }
+                Some(Work::Copy(command))
+            }
+            Action::CancelCopyCommand { task } => Some(Work::CancelCopy(task)),
+            Action::DrawRandom { task } => {
+                self.server.handle_random(clock::scsi_now(), task, &random());
+                None
+            }
             Action::Complete { task, response } => {
                 let task = self.tasks.remove(&task)?;
                 let may_change = if task.changed || task.changing { MayChange::Yes } else { MayChange::No };
@@ -348,7 +377,11 @@ fn propose(
 }
 
 fn random_id() -> [u8; 16] {
-    let mut id = [0; 16];
+    random()
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut id = [0; N];
     if getrandom::fill(&mut id).is_err() {
         // Ids that could repeat would let one proposal's outcome be taken for another's.
         tracing::error!("the system gives no random numbers: ending the process");

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::device_server::{
-    CommandRequest, Completion, DataOut, DeviceServer, IoFailure, LuConfig, OWN_WORK, ProposalOutcome,
-    TaskId, TaskManagementFunction, TaskManagementRequest, Topology,
+    CommandRequest, Completion, CopyAnswer, DataOut, DeviceServer, IoFailure, LuConfig, OWN_WORK,
+    ProposalOutcome, TaskId, TaskManagementFunction, TaskManagementRequest, Topology,
 };
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::status::Status;
@@ -45,6 +45,8 @@ pub(super) struct Inner {
     pub(super) barriers: Barriers,
     /// Answers of commands that the cluster has agreed on, until there is a lease again.
     pub(super) unanswered: Vec<Finished>,
+    /// The epoch that the device server's ROD tokens are of: under another one, others may have written meanwhile.
+    epoch: Epoch,
     closed: bool,
 }
 
@@ -94,6 +96,7 @@ impl LogicalUnit {
                 functions: HashMap::new(),
                 barriers: Barriers::default(),
                 unanswered: Vec::new(),
+                epoch: Epoch::ZERO,
                 closed: false,
             }),
             next_id: AtomicU64::new(1),
@@ -165,7 +168,13 @@ impl LogicalUnit {
             more_to_do: false,
         };
         inner.tasks.insert(task, entry);
-        if inner.server.handle_command(clock::scsi_now(), request, data).is_err() {
+        inner.follow_epoch(command.epoch);
+        let now = clock::scsi_now();
+        let taken = match &command.copy {
+            None => inner.server.handle_command(now, request, data),
+            Some(role) => inner.server.handle_copy_part(now, request, data, role),
+        };
+        if taken.is_err() {
             // Names are never used twice, so this cannot be; were it so, nothing was executed.
             inner.tasks.remove(&task);
             drop(inner);
@@ -355,6 +364,13 @@ impl LogicalUnit {
         self.drive(driver, inner);
     }
 
+    /// How a command that a copy sent has ended.
+    pub(crate) fn copy_answer(self: &Arc<Self>, driver: &mut Driver<'_>, task: TaskId, answer: CopyAnswer) {
+        let mut inner = self.lock();
+        inner.server.handle_copy_answer(clock::scsi_now(), task, answer);
+        self.drive(driver, inner);
+    }
+
     /// An I/O has ended on an I/O thread.
     pub(super) fn io_done(self: &Arc<Self>, driver: &mut Driver<'_>, task: TaskId, result: IoResult) {
         let mut inner = self.lock();
@@ -432,6 +448,14 @@ impl Inner {
     /// True once the unit has ended here.
     pub(super) fn closed(&self) -> bool {
         self.closed
+    }
+
+    /// Commands run under this epoch now.
+    fn follow_epoch(&mut self, epoch: Epoch) {
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.server.forget_tokens();
+        }
     }
 
     pub(super) fn barrier_passed(&mut self, version: u64) {

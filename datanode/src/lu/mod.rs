@@ -6,11 +6,13 @@
 //! | one unit: its device server, tasks, reservations | `logical_unit` |
 //! | actions into I/O, proposals and answers | `execute` |
 //! | one I/O on the volume | `io` |
+//! | which units a copy reaches | `copy` |
 //!
 //! Invariants: a unit's device server is entered by one thread at a time and never while something blocks; every command
 //! and function given to a unit is answered exactly once, to the worker that asked; nothing is answered as executed
 //! unless the lease gate is open and this incarnation owns the volume after the last I/O of it.
 
+mod copy;
 mod execute;
 mod io;
 mod logical_unit;

@@ -21,7 +21,7 @@ use crate::volume::hosting::{Hosting, Unit};
 use crate::volume::{Surroundings, Volume};
 
 /// PRODUCT REVISION LEVEL of every unit: the same on all nodes, whatever program version they run.
-const REVISION: [u8; 4] = *b"0001";
+pub(super) const REVISION: [u8; 4] = *b"0001";
 
 type Units = HashMap<VolumeId, Arc<LogicalUnit>>;
 

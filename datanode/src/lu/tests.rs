@@ -227,6 +227,7 @@ impl Bench {
             data,
             unit_attention: None,
             read_only: false,
+            copy: None,
             execute_by: self.execute_by,
         };
         let mut driver = Driver { services: &self.services, local: Some((0, &mut self.answers)) };

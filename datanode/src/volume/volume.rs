@@ -71,6 +71,11 @@ impl Volume {
         self.id
     }
 
+    /// What all threads share.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// From now on it is served by `replica` under `epoch`, which the replica has promised.
     pub fn open(&self, epoch: Epoch, replica: Arc<Replica>) {
         self.set(Service::Open(epoch, replica));

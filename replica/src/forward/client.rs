@@ -116,6 +116,7 @@ impl<B: AsRef<[u8]>> Client<B> {
         } else if self.requests.len() >= REQUESTS_MAX
             || self.data_out.saturating_add(data_out) > DATA_OUT_MAX
             || (self.streams.len() >= STREAMS_MAX
+                && command.copy.is_none()
                 && !self.streams.contains_key(&(command.nexus, command.volume)))
         {
             let status = Status::TaskSetFull;
@@ -280,7 +281,9 @@ impl<B: AsRef<[u8]>> Client<B> {
 
     fn send_command(&mut self, arrived: Instant, token: u64, command: Command<B>) {
         let key = (command.nexus, command.volume);
-        let sequence = self.streams.get(&key).copied().unwrap_or(0).saturating_add(1);
+        let in_stream = command.copy.is_none();
+        let last = self.streams.get(&key).copied().unwrap_or(0);
+        let sequence = if in_stream { last.saturating_add(1) } else { 0 };
         let frame = self.tokens.echo(arrived).and_then(|echo| {
             let (header, meta) = message::command(token, sequence, echo, &command)?;
             let data = match command.data {
@@ -291,7 +294,9 @@ impl<B: AsRef<[u8]>> Client<B> {
         });
         match frame {
             Some(frame) => {
-                self.streams.insert(key, sequence);
+                if in_stream {
+                    self.streams.insert(key, sequence);
+                }
                 self.transmit.push_back((token, frame));
             }
             // Longer than a frame may be: it never leaves this node.

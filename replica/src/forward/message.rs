@@ -3,7 +3,8 @@
 //! ```text
 //! Hello           cluster id (16), from node (2), to node (2)
 //! Command         waited ms (8), volume (16), nexus, attribute (1), data-out length (4),
-//!                 Unit Attention id (8), ASC (1), ASCQ (1), CDB length (2), CDB
+//!                 Unit Attention id (8), ASC (1), ASCQ (1), CDB length (2), CDB; of a copy manager also its role (1):
+//!                 0 part of a copy, 1 read by the ROD token (512) that follows, 2 deletion of it
 //! TaskManagement  volume (16), nexus, function (1), token of ABORT TASK or QUERY TASK (8)
 //! NexusLoss       nexus
 //! Reply           status (1), id of the Unit Attention reported (8), transfer length (4), sense length (1), sense in
@@ -17,6 +18,8 @@
 use alloc::vec::Vec;
 
 use holdfast_scsi::{
+    copy::token::RodToken,
+    device_server::CopyRole,
     nexus::{Nexus, RelativePort},
     sense::{AdditionalSense, Sense},
     status::Status,
@@ -36,6 +39,8 @@ const FLAG_AWAITED: u16 = 1;
 const FLAG_READ_ONLY: u16 = 2;
 const FLAG_UNIT_ATTENTION: u16 = 4;
 const FLAG_DATA: u16 = 8;
+/// A copy manager sends it: its role follows the CDB.
+const FLAG_COPY: u16 = 32;
 /// Of a reply: the sense data goes on in descriptor format.
 const FLAG_DESCRIPTOR_SENSE: u16 = 16;
 
@@ -87,6 +92,20 @@ pub(super) fn command<B>(
     out.extend_from_slice(&[ua.additional.asc, ua.additional.ascq]);
     out.extend_from_slice(&cdb_len.to_be_bytes());
     out.extend_from_slice(&command.cdb);
+    if let Some(role) = &command.copy {
+        flags |= FLAG_COPY;
+        match role {
+            CopyRole::Plain => out.push(0),
+            CopyRole::Token(token) => {
+                out.push(1);
+                out.extend_from_slice(token.0.as_slice());
+            }
+            CopyRole::DeleteToken(token) => {
+                out.push(2);
+                out.extend_from_slice(token.0.as_slice());
+            }
+        }
+    }
     let header = Header {
         flags,
         epoch: command.epoch,
@@ -109,15 +128,22 @@ pub(super) fn parse_command(frame: Frame) -> Option<(Command<Vec<u8>>, Echo)> {
     let (ua_id, [asc, ascq]) = (input.u64()?, input.array()?);
     let cdb_len = usize::from(input.u16()?);
     let cdb = input.take(cdb_len).filter(|cdb| !cdb.is_empty() && cdb.len() <= CDB_LEN_MAX)?.to_vec();
-    input.end()?;
     let flag = |flag| header.flags & flag != 0;
+    let copy = match flag(FLAG_COPY).then(|| input.u8()) {
+        None => None,
+        Some(Some(0)) => Some(CopyRole::Plain),
+        Some(Some(1)) => Some(CopyRole::Token(RodToken::from_bytes(&input.array()?))),
+        Some(Some(2)) => Some(CopyRole::DeleteToken(RodToken::from_bytes(&input.array()?))),
+        Some(_) => return None,
+    };
+    input.end()?;
     let data = match (flag(FLAG_DATA), flag(FLAG_AWAITED)) {
         (true, false) if data.len() <= usize::try_from(data_out_len).ok()? => DataOut::Ready(data),
         (false, true) if data.is_empty() => DataOut::Awaited,
         (false, false) if data.is_empty() => DataOut::None,
         _ => return None,
     };
-    if header.flags & !(FLAG_DATA | FLAG_AWAITED | FLAG_READ_ONLY | FLAG_UNIT_ATTENTION) != 0 {
+    if header.flags & !(FLAG_DATA | FLAG_AWAITED | FLAG_READ_ONLY | FLAG_UNIT_ATTENTION | FLAG_COPY) != 0 {
         return None;
     }
     let unit_attention = flag(FLAG_UNIT_ATTENTION)
@@ -125,7 +151,7 @@ pub(super) fn parse_command(frame: Frame) -> Option<(Command<Vec<u8>>, Echo)> {
     let read_only = flag(FLAG_READ_ONLY);
     let epoch = header.epoch;
     let command =
-        Command { volume, epoch, nexus, cdb, attribute, data_out_len, data, unit_attention, read_only };
+        Command { volume, epoch, nexus, cdb, attribute, data_out_len, data, unit_attention, read_only, copy };
     Some((command, Echo { token: header.clock, waited_ms }))
 }
 

@@ -23,7 +23,10 @@ mod tests;
 use alloc::vec::Vec;
 use core::fmt;
 
-use holdfast_scsi::{nexus::Nexus, sense::Sense, status::Status, task_set::TaskAttribute, ua::UnitAttention};
+use holdfast_scsi::{
+    device_server::CopyRole, nexus::Nexus, sense::Sense, status::Status, task_set::TaskAttribute,
+    ua::UnitAttention,
+};
 
 use crate::{
     Crc32c,
@@ -71,6 +74,8 @@ pub struct Command<B> {
     pub unit_attention: Option<UnitAttention>,
     /// The mapping admits no writes.
     pub read_only: bool,
+    /// A copy manager sends it on behalf of the nexus. It belongs to no stream, and the nexus is not the sender's.
+    pub copy: Option<CopyRole>,
 }
 
 /// Where the data-out of a command is.

@@ -242,14 +242,17 @@ impl<B: AsRef<[u8]>> Server<B> {
         let Header { kind, token, sequence: got, .. } = frame.header;
         let (command, echo) = message::parse_command(frame).ok_or(Violation::Malformed(kind))?;
         let key = (command.nexus, command.volume);
-        let expected = self.streams.get(&key).copied().unwrap_or(0).saturating_add(1);
+        // What a copy manager sends comes one at a time and is in no stream of the port's.
+        let in_stream = command.copy.is_none();
+        let last = self.streams.get(&key).copied().unwrap_or(0);
+        let expected = if in_stream { last.saturating_add(1) } else { 0 };
         if got != expected {
             return Err(Violation::Sequence { expected, got });
         }
         if echo.token == 0 || echo.token > now.0.max(1) {
             return Err(Violation::Clock);
         }
-        if !self.streams.contains_key(&key) && self.streams.len() >= STREAMS_MAX {
+        if in_stream && !self.streams.contains_key(&key) && self.streams.len() >= STREAMS_MAX {
             return Err(Violation::TooMuch);
         }
         let data_out = command.data_out_len;
@@ -259,7 +262,9 @@ impl<B: AsRef<[u8]>> Server<B> {
         }
         let awaited = command.data == DataOut::Awaited;
         self.insert(token, Request::Command { data_out, awaited })?;
-        self.streams.insert(key, got);
+        if in_stream {
+            self.streams.insert(key, got);
+        }
         let age_ms = now.millis_since(Instant(echo.token)).saturating_add(echo.waited_ms);
         match COMMAND_AGE_MS_MAX.checked_sub(age_ms) {
             Some(left_ms) => {

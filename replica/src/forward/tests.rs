@@ -34,6 +34,7 @@ fn write(n: u8, data: DataOut<Vec<u8>>) -> Command<Vec<u8>> {
         data,
         unit_attention: Some(UnitAttention { id: 77, additional: asc::CAPACITY_DATA_CHANGED }),
         read_only: true,
+        copy: None,
     }
 }
 

@@ -10,6 +10,7 @@ mod block;
 mod fields;
 mod primary;
 mod read_write;
+mod third_party_copy;
 mod transfer;
 mod unmap;
 
@@ -18,12 +19,14 @@ pub(crate) mod decode {
     pub(crate) use super::block::*;
     pub(crate) use super::primary::*;
     pub(crate) use super::read_write::*;
+    pub(crate) use super::third_party_copy::*;
 
     /// Turns the raw fields of one command into its valid form.
     pub(crate) type Decoder =
         fn(&super::fields::RawCdb, &crate::geometry::Geometry) -> Result<super::Command, crate::sense::Sense>;
 }
 
+pub use third_party_copy::CopyCommand;
 pub use transfer::Direction;
 pub use unmap::{UnmapExtents, parse_unmap_list};
 
@@ -304,6 +307,8 @@ pub enum Command {
         /// ALLOCATION LENGTH in bytes.
         allocation_length: u16,
     },
+    /// Third-party copy: EXTENDED COPY, copies by token, and what tells of them.
+    Copy(CopyCommand),
 }
 
 /// Service actions of SANITIZE (SBC-4 5.30) but CRYPTOGRAPHIC ERASE: nothing is encrypted whose key could be forgotten.

@@ -18,6 +18,7 @@ impl Command {
     /// Which way the data goes. A transfer of zero bytes keeps its direction.
     pub const fn data_direction(&self) -> Direction {
         match self {
+            Command::Copy(copy) => copy.transfer_len().0,
             Command::TestUnitReady
             | Command::SynchronizeCache { .. }
             | Command::PreFetch { .. }
@@ -71,6 +72,7 @@ impl Command {
     pub const fn transfer_len(&self, geometry: &Geometry) -> (Direction, u64) {
         let block = geometry.block_size() as u64;
         let len = match self {
+            Command::Copy(copy) => copy.transfer_len().1,
             Command::Read { extent, .. }
             | Command::Write { extent, .. }
             | Command::WriteAndVerify { extent, .. }
@@ -153,6 +155,7 @@ impl Command {
                 | Command::FormatUnit { .. }
                 | Command::Sanitize { .. }
                 | Command::Unmap { .. }
+                | Command::Copy(super::CopyCommand::WriteUsingToken { .. })
         )
     }
 }

@@ -63,6 +63,7 @@ impl DeviceServer {
             | Command::WriteSame { extent, .. }
             | Command::CompareAndWrite { extent, .. }
             | Command::OrWrite { extent, .. } => (LockMode::Exclusive, Vec::from([*extent])),
+            Command::Copy(_) => (LockMode::Shared, self.populate_ranges(id)?),
             Command::Unmap { parameter_list_length } => {
                 let data = self.tasks.get(&id).map(|task| task.data.as_slice()).unwrap_or_default();
                 let list = data.get(..usize::from(*parameter_list_length)).unwrap_or(data);
@@ -82,10 +83,14 @@ impl DeviceServer {
         let Some(Ok(command)) = self.tasks.get(&id).map(|task| task.command) else { return };
         let durable = !self.mode.write_cache;
         let geometry = self.config.properties.geometry;
+        if let Some(refused) = self.token_refusal(id) {
+            return self.complete(id, refused);
+        }
         if command.extent().is_some_and(|extent| extent.is_empty()) {
             return self.complete(id, Completion::good());
         }
         match command {
+            Command::Copy(_) => self.populate_token(id),
             Command::Read { extent, fua, .. } => {
                 self.submit(id, Step::Read, Action::Read { task: id, extent, fua });
             }
@@ -141,6 +146,7 @@ impl DeviceServer {
     /// Hands an I/O to the shell under the reservations installed now.
     pub(super) fn submit(&mut self, id: TaskId, step: Step, action: Action) {
         let version = self.reservations.installed_version();
+        self.revoke_tokens(&action);
         self.set_stage(id, Stage::Submitted { step, version, since: self.now });
         if let Some(task) = self.tasks.get_mut(&id) {
             task.wrote |= step.writes();
@@ -183,6 +189,9 @@ impl DeviceServer {
                 self.complete_failed(id, step, IoFailure::Hardware);
             }
             (Step::Read, IoDone::Read(bytes)) => {
+                if let Some(refused) = self.token_refusal(id) {
+                    return self.complete(id, refused);
+                }
                 let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 let data_in = DataIn::FromRead { offset: 0, len };
                 self.complete(id, Completion { data_in, ..Completion::good() });

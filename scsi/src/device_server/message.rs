@@ -1,12 +1,15 @@
 //! What the shell tells a [`super::DeviceServer`] and what it is told to do: the seam between the SCSI rules and the
 //! world of sockets, stores and the controller.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::CopyCommandOut;
 use crate::{
     alua::AluaState,
     cdb::WriteSameSource,
+    copy::Designator,
     geometry::Extent,
     identity::LuProperties,
     lba_status::LbaStatus,
@@ -321,6 +324,27 @@ pub enum Action {
         /// To whom.
         scope: UaScope,
     },
+    /// Look up which of these units the nexus's host has mapped; answered by `handle_copy_units`.
+    FindCopyUnits {
+        /// The copy.
+        task: TaskId,
+        /// Whose map.
+        nexus: Nexus,
+        /// The units asked for.
+        designators: Vec<Designator>,
+    },
+    /// Send a command of a copy to one of its units; answered by `handle_copy_answer`.
+    CopyCommand(Box<CopyCommandOut>),
+    /// The command that this copy has under way is not wanted any more: end it as ABORT TASK would. It is still answered.
+    CancelCopyCommand {
+        /// The copy.
+        task: TaskId,
+    },
+    /// Random bytes that nobody can guess for a token; answered by `handle_random`.
+    DrawRandom {
+        /// The task.
+        task: TaskId,
+    },
     /// The task has ended. The last that is heard of it; exactly once for each task.
     Complete {
         /// The task.
@@ -335,6 +359,26 @@ pub enum Action {
         /// What the port sends.
         response: TmfResponse,
     },
+}
+
+/// How the command of a copy ended. Exactly one for each [`Action::CopyCommand`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyAnswer {
+    /// With a status.
+    Ended {
+        /// Status.
+        status: Status,
+        /// Sense data, with CHECK CONDITION.
+        sense: Option<Sense>,
+        /// Data-In.
+        data: Vec<u8>,
+    },
+    /// It was aborted in its unit.
+    Aborted,
+    /// The host has no (more) such unit, or nobody executes its commands just now. Definitely not executed.
+    Unreachable,
+    /// Perhaps executed.
+    Unknown,
 }
 
 /// How a task ended.

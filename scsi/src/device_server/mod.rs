@@ -16,6 +16,8 @@
 //! | ACA, QERR, TAS | `contingent_allegiance` |
 //! | FORMAT UNIT, SANITIZE | `operation` |
 //! | LOG SELECT, what is counted | `statistics` |
+//! | EXTENDED COPY, WRITE USING TOKEN | `copy`, `copy_plan` |
+//! | tokens, what tells of copies, commands of copy managers | `copy_inform` |
 //! | changes of the unit's state that no command asked for | `events` |
 //! | ABORT TASK ... LUN RESET, loss of a nexus | `task_management` |
 //! | commands that only tell something | `inform` |
@@ -29,6 +31,9 @@ mod admission;
 mod block;
 mod compare_and_write;
 mod contingent_allegiance;
+mod copy;
+mod copy_inform;
+mod copy_plan;
 mod events;
 mod inform;
 mod message;
@@ -48,12 +53,16 @@ use alloc::{
 };
 
 pub use crate::task_set::{TaskAttribute, TaskId};
+pub use copy::CopyCommandOut;
+pub use copy_inform::CopyRole;
+pub use copy_plan::CopyUnit;
 pub use message::*;
 pub use operation::OWN_WORK;
 pub use provisioning::StoreResources;
 
 use crate::{
     cdb::{self, Command},
+    copy::tokens::Tokens,
     log_pages::Statistics,
     lu_state::UnixMillis,
     mode::{Interlock, ModeParameters},
@@ -128,6 +137,10 @@ pub struct DeviceServer {
     work_rests: bool,
     /// The echo buffers of WRITE BUFFER.
     echo_buffers: BTreeMap<Nexus, Vec<u8>>,
+    copies: BTreeMap<TaskId, copy::Copy>,
+    held_copies: copy_inform::HeldCopies,
+    tokens: Tokens,
+    last_background_copy: u64,
     resources: Option<StoreResources>,
     thresholds_reached: provisioning::Reached,
     statistics: Statistics,
@@ -158,6 +171,10 @@ impl DeviceServer {
             own_work: None,
             work_rests: false,
             echo_buffers: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            held_copies: copy_inform::HeldCopies::default(),
+            tokens: Tokens::default(),
+            last_background_copy: 0,
             resources: None,
             thresholds_reached: (false, false),
             statistics: Statistics::default(),
@@ -333,6 +350,7 @@ impl DeviceServer {
             | Command::OrWrite { .. }
             | Command::GetLbaStatus { .. }
             | Command::StartStopUnit { start: false, .. } => self.lock(id, &command),
+            Command::Copy(copy) => self.copy_command(id, copy),
             Command::PersistentReserveIn { action, allocation_length } => {
                 self.persistent_reserve_in(id, action, allocation_length);
             }
@@ -375,7 +393,9 @@ impl DeviceServer {
     /// establish a Unit Attention first.
     fn complete(&mut self, id: TaskId, completion: Completion) {
         match interlocked(self.mode.interlock, completion.status) {
-            Some(additional) if self.tasks.get(&id).is_some_and(|task| task.aborted.is_none()) => {
+            Some(additional)
+                if self.tasks.get(&id).is_some_and(|task| task.aborted.is_none() && !task.of_copy) =>
+            {
                 let Some(task) = self.tasks.get_mut(&id) else { return };
                 task.ends_with = Some(completion);
                 task.stage = Stage::AwaitingUnitAttention;
@@ -389,8 +409,8 @@ impl DeviceServer {
     fn end(&mut self, id: TaskId, completion: Completion) {
         let Some(task) = self.tasks.remove(&id) else { return };
         self.count(&task, completion.status);
-        let Task { nexus, naca, has_aca_attribute, .. } = task;
-        let checked = completion.status == Status::CheckCondition;
+        let Task { nexus, naca, has_aca_attribute, of_copy, .. } = task;
+        let checked = completion.status == Status::CheckCondition && !of_copy;
         let response = match task.aborted {
             Some(how) => how.response(),
             None => {

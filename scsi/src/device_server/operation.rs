@@ -51,6 +51,7 @@ impl DeviceServer {
         let operation = self.reservations.installed().unit.operation.clone();
         match &operation {
             Some(operation) if operation.is_running() => {
+                self.tokens.revoke_all();
                 let begun = Work { passes_done: 0, lba: 0, stage: WorkStage::Waiting };
                 self.own_work.get_or_insert(begun);
             }

@@ -245,6 +245,8 @@ impl DeviceServer {
         if !self.reservations.undrained.is_empty() {
             let submitted = |task: &Task| match task.stage {
                 Stage::Submitted { version, .. } => Some(version),
+                // The pieces are waited for where they are done; one that is aborted ends everywhere first.
+                Stage::Copying { version } if task.aborted.is_some() => Some(version),
                 _ => None,
             };
             let oldest = self.tasks.values().filter_map(submitted).min().unwrap_or(u64::MAX);

@@ -6,6 +6,7 @@ use super::message::{CommandRequest, Completion, DataOut};
 use super::task_management::Abort;
 use crate::{
     cdb::{self, Command, Direction, VerifyCheck, WriteSameSource},
+    copy::token::RodToken,
     geometry::Geometry,
     limits::CDB_LEN_MAX,
     nexus::Nexus,
@@ -46,6 +47,10 @@ pub(super) struct Task {
     pub(super) wrote: bool,
     /// How it ends once a Unit Attention for its nexus is established.
     pub(super) ends_with: Option<Completion>,
+    /// A copy manager sent it.
+    pub(super) of_copy: bool,
+    /// It reads what this token represents.
+    pub(super) token: Option<RodToken>,
     /// Its change turns the write cache off: what is in it becomes durable before GOOD.
     pub(super) flushes: bool,
 }
@@ -94,6 +99,15 @@ pub(super) enum Stage {
     AwaitingOperation,
     /// Waits until a Unit Attention is established.
     AwaitingUnitAttention,
+    /// A copy: something of it is under way outside, perhaps in another unit.
+    Copying {
+        /// Installed reservation version at its last piece.
+        version: u64,
+    },
+    /// COPY OPERATION ABORT: waits for the end of the copy.
+    AwaitingCopy,
+    /// POPULATE TOKEN: waits for what makes its token.
+    AwaitingRandom,
 }
 
 /// An I/O action, by what comes after it.
@@ -132,6 +146,7 @@ impl Stage {
                 | Stage::Proposed { .. }
                 | Stage::AwaitingDrain { .. }
                 | Stage::AwaitingUnitAttention
+                | Stage::Copying { .. }
         )
     }
 }
@@ -165,6 +180,8 @@ impl Task {
             has_aca_attribute: request.attribute == TaskAttribute::Aca,
             wrote: false,
             ends_with: None,
+            of_copy: false,
+            token: None,
             flushes: false,
         };
         match data {
@@ -230,5 +247,6 @@ const fn looks_at_data(command: &Command) -> bool {
             | Command::Sanitize { .. }
             | Command::WriteBuffer { .. }
             | Command::PersistentReserveOut { .. }
+            | Command::Copy(_)
     )
 }

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use super::{
     Action, Completion, DeviceServer, Response, TaskManagementFunction, TaskManagementRequest, TmfResponse,
-    UaScope, UaWaiter, UnitEvent,
+    UaScope, UaWaiter, UnitEvent, task::Stage,
 };
 use crate::{
     nexus::Nexus,
@@ -96,7 +96,9 @@ impl DeviceServer {
                 self.wait(id, waited_for, told, None);
             }
             TaskManagementFunction::ItNexusReset => {
-                let own = self.task_set.select(|_, of| of == nexus);
+                let mut own = self.task_set.select(|_, of| of == nexus);
+                own.extend(self.background_copies(Some(nexus)));
+                self.held_copies.discard_of(Some(nexus));
                 self.clear_aca(nexus);
                 let event = self.begin_event(UnitEvent::NexusLost(*nexus), Some(id));
                 let waited_for = self.abort(own, Abort::Silently);
@@ -105,7 +107,9 @@ impl DeviceServer {
             }
             TaskManagementFunction::LogicalUnitReset => {
                 self.task_set.clear_faults();
-                let all = self.task_set.select(|_, _| true);
+                let mut all = self.task_set.select(|_, _| true);
+                all.extend(self.background_copies(None));
+                self.held_copies.discard_of(None);
                 let event = self.begin_event(UnitEvent::Reset(*nexus), Some(id));
                 let waited_for = self.abort_for_others(nexus, all, |_, _, _| {});
                 let told = Vec::from([(asc::BUS_DEVICE_RESET, UaScope::All)]);
@@ -121,7 +125,8 @@ impl DeviceServer {
         for nexus in nexuses {
             self.clear_aca(nexus);
         }
-        let doomed = self.task_set.select(|_, of| nexuses.contains(of));
+        let mut doomed = self.task_set.select(|_, of| nexuses.contains(of));
+        doomed.extend(nexuses.iter().flat_map(|nexus| self.background_copies(Some(nexus))));
         let how = if self.mode.task_aborted_status { Abort::WithStatus } else { Abort::Silently };
         self.abort(doomed, how);
         self.run();
@@ -133,7 +138,9 @@ impl DeviceServer {
         self.reported.remove(nexus);
         self.echo_buffers.remove(nexus);
         self.begin_event(UnitEvent::NexusLost(*nexus), None);
-        let own = self.task_set.select(|_, of| of == nexus);
+        let mut own = self.task_set.select(|_, of| of == nexus);
+        own.extend(self.background_copies(Some(nexus)));
+        self.held_copies.discard_of(Some(nexus));
         self.clear_aca(nexus);
         self.abort(own, Abort::Silently);
         self.run();
@@ -229,6 +236,9 @@ impl DeviceServer {
             match self.tasks.get_mut(&id) {
                 Some(task) if task.stage.is_under_way() => {
                     task.aborted = Some(how);
+                    if matches!(task.stage, Stage::Copying { .. }) {
+                        self.actions.push_back(Action::CancelCopyCommand { task: id });
+                    }
                     waited_for.insert(id);
                 }
                 Some(task) => {

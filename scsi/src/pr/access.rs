@@ -6,7 +6,11 @@
 //! rule, which `pr::state` applies to every request, as part of the change itself.
 
 use super::{Relation, ReservationType, View};
-use crate::{cdb::Command, nexus::Nexus, opcode};
+use crate::{
+    cdb::{Command, CopyCommand},
+    nexus::Nexus,
+    opcode,
+};
 
 /// Verdict of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +57,8 @@ const fn need(command: &Command) -> Need {
         | Command::ModeSense(_)
         | Command::ReceiveDiagnosticResults { .. }
         | Command::ReportSupportedOperationCodes { .. }
-        | Command::ReportSupportedTaskManagementFunctions { .. } => Need::Reading,
+        | Command::ReportSupportedTaskManagementFunctions { .. }
+        | Command::Copy(CopyCommand::PopulateToken { .. }) => Need::Reading,
 
         Command::Write { .. }
         | Command::FormatUnit { .. }
@@ -73,7 +78,8 @@ const fn need(command: &Command) -> Need {
         | Command::StartStopUnit { start: false, .. }
         | Command::PreventAllowMediumRemoval { prevent: true }
         | Command::Reserve
-        | Command::Release => Need::Full,
+        | Command::Release
+        | Command::Copy(_) => Need::Full,
     }
 }
 
@@ -198,6 +204,7 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         | Command::SendDiagnostic { .. }
         | Command::StartStopUnit { start: false, .. }
         | Command::PreventAllowMediumRemoval { prevent: true }
+        | Command::Copy(_)
         | Command::Reserve => holder,
     };
     if allowed { Access::Allowed } else { Access::Conflict }

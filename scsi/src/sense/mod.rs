@@ -9,6 +9,8 @@ mod wire;
 
 pub use asc::AdditionalSense;
 
+use crate::status::Status;
+
 /// Sense key (SPC-5 table 48).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -88,6 +90,26 @@ pub enum SenseSpecific {
     Progress(u16),
     /// Retries made. Only with HARDWARE ERROR, MEDIUM ERROR and RECOVERED ERROR.
     Retries(u16),
+    /// Segment pointer: which field of a copy's parameter list is wrong. Only with COPY ABORTED.
+    SegmentPointer {
+        /// SD. True: `byte` counts from the start of the segment descriptor. False: from the start of the list.
+        in_segment: bool,
+        /// First byte of the field.
+        byte: u16,
+        /// Most significant bit of the field in that byte, 0..=7; `None` when the whole byte is meant.
+        bit: Option<u8>,
+    },
+}
+
+/// What a copy source or destination answered, which ended a copy (SPC-5 4.4.2.9). Only with COPY ABORTED.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Forwarded {
+    /// The copy source answered so; otherwise the copy destination.
+    pub by_source: bool,
+    /// Its status.
+    pub status: Status,
+    /// Sense key and additional sense code that came with it.
+    pub sense: Option<(SenseKey, AdditionalSense)>,
 }
 
 /// Sense data, independent of its format on the wire.
@@ -103,6 +125,8 @@ pub struct Sense {
     pub command_specific: Option<u64>,
     /// Sense-key specific information.
     pub specific: SenseSpecific,
+    /// What a copy source or destination answered.
+    pub forwarded: Option<Forwarded>,
 }
 
 impl Sense {
@@ -111,7 +135,14 @@ impl Sense {
 
     /// A key and an additional sense code, with nothing more.
     pub const fn new(key: SenseKey, additional: AdditionalSense) -> Sense {
-        Sense { key, additional, information: None, command_specific: None, specific: SenseSpecific::None }
+        Sense {
+            key,
+            additional,
+            information: None,
+            command_specific: None,
+            specific: SenseSpecific::None,
+            forwarded: None,
+        }
     }
 
     /// ILLEGAL REQUEST with `additional`.
@@ -149,6 +180,31 @@ impl Sense {
     /// buffer (SBC-4 5.3).
     pub const fn miscompare(offset: u64) -> Sense {
         Sense::new(SenseKey::Miscompare, asc::MISCOMPARE_DURING_VERIFY).with_information(offset)
+    }
+
+    /// COPY ABORTED with `additional`, in the segment with this number: it is the COMMAND-SPECIFIC INFORMATION.
+    pub const fn copy_aborted(additional: AdditionalSense, segment: u16) -> Sense {
+        let mut sense = Sense::new(SenseKey::CopyAborted, additional);
+        sense.command_specific = Some(segment as u64);
+        sense
+    }
+
+    /// The same with a segment pointer.
+    #[must_use]
+    pub const fn with_segment_pointer(mut self, in_segment: bool, byte: u16, bit: Option<u8>) -> Sense {
+        let bit = match bit {
+            Some(bit) => Some(bit & 7),
+            None => None,
+        };
+        self.specific = SenseSpecific::SegmentPointer { in_segment, byte, bit };
+        self
+    }
+
+    /// The same with what a copy source or destination answered.
+    #[must_use]
+    pub const fn with_forwarded(mut self, forwarded: Forwarded) -> Sense {
+        self.forwarded = Some(forwarded);
+        self
     }
 
     /// The same with a field pointer.

@@ -12,6 +12,9 @@ fn any_specific(key: SenseKey) -> BoxedStrategy<SenseSpecific> {
         SenseKey::IllegalRequest => (any::<bool>(), any::<u16>(), prop::option::of(0u8..8))
             .prop_map(|(in_cdb, byte, bit)| SenseSpecific::FieldPointer { in_cdb, byte, bit })
             .boxed(),
+        SenseKey::CopyAborted => (any::<bool>(), any::<u16>(), prop::option::of(0u8..8))
+            .prop_map(|(in_segment, byte, bit)| SenseSpecific::SegmentPointer { in_segment, byte, bit })
+            .boxed(),
         SenseKey::NoSense | SenseKey::NotReady => any::<u16>().prop_map(SenseSpecific::Progress).boxed(),
         SenseKey::HardwareError | SenseKey::MediumError | SenseKey::RecoveredError => {
             any::<u16>().prop_map(SenseSpecific::Retries).boxed()
@@ -28,7 +31,11 @@ prop_compose! {
         command_specific in prop::option::of(1..=widest),
         specific in any_specific(key),
     ) -> Sense {
-        Sense { key, additional: AdditionalSense::new(asc, ascq), information, command_specific, specific }
+        let additional = AdditionalSense::new(asc, ascq);
+        // With COPY ABORTED it is the number of a segment.
+        let segment = key == SenseKey::CopyAborted;
+        let command_specific = command_specific.filter(|value| !segment || *value <= 0xffff);
+        Sense { key, additional, information, command_specific, specific, forwarded: None }
     }
 }
 
@@ -111,4 +118,27 @@ fn no_two_names_share_a_code() {
         assert!(asc::ALL[i + 1..].iter().all(|(other, _)| other != code), "{code}");
     }
     assert_eq!(asc::name(asc::ALUA_STATE_CHANGED), Some("ALUA_STATE_CHANGED"));
+}
+
+#[test]
+fn what_a_copy_source_or_destination_answered_reads_back_in_both_formats() {
+    for by_source in [true, false] {
+        for inner in [None, Some((SenseKey::DataProtect, asc::WRITE_PROTECTED))] {
+            let forwarded =
+                Forwarded { by_source, status: crate::status::Status::CheckCondition, sense: inner };
+            let sense = Sense::copy_aborted(asc::THIRD_PARTY_DEVICE_FAILURE, 7)
+                .with_segment_pointer(false, 48, None)
+                .with_forwarded(forwarded);
+            let mut out = [0xff; limits::SENSE_LEN_MAX];
+            let len = sense.write_fixed(&mut out);
+            assert_eq!((len, usize::from(out[7])), (if inner.is_some() { 37 } else { 19 }, len - 8));
+            assert_eq!((out[8], out[9]), if by_source { (18, 0) } else { (0, 18) });
+            assert_eq!(out[10..12], [0, 7]);
+            assert_eq!(out[18], 0x02);
+            assert_eq!(Sense::parse(&out[..len]), Some(sense));
+            let len = sense.write_descriptor(&mut out);
+            assert!(len <= 40, "{len}");
+            assert_eq!(Sense::parse(&out[..len]), Some(sense));
+        }
+    }
 }

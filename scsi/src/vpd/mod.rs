@@ -5,6 +5,10 @@
 //! provisioning. Invariant: what B0h reports comes from [`crate::limits`], which `cdb::parse` enforces.
 
 mod designators;
+mod third_party_copy;
+
+#[cfg(feature = "alloc")]
+pub(crate) use third_party_copy::GRANULARITY as COPY_GRANULARITY;
 
 use crate::alua::TargetPortGroup;
 use crate::identity::{LuProperties, PortContext};
@@ -13,7 +17,7 @@ use crate::reply::{Reply, ReplyWriter};
 use crate::sense::Sense;
 
 /// PAGE CODEs of the supported pages, ascending.
-pub const PAGES: [u8; 9] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xb0, 0xb1, 0xb2];
+pub const PAGES: [u8; 10] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8f, 0xb0, 0xb1, 0xb2];
 
 /// PAGE LENGTH of the pages with 64 bytes.
 const LEN_64: usize = 60;
@@ -42,6 +46,7 @@ pub fn write<'a>(
             scsi_ports(&mut w, port.target_name, groups);
             |_, _, _| {}
         }
+        0x8f => third_party_copy::all,
         0xb0 => block_limits,
         0xb1 => block_device_characteristics,
         0xb2 => logical_block_provisioning,
@@ -163,7 +168,7 @@ mod tests {
     #[test]
     fn every_listed_page_exists_in_ascending_order_and_no_other() {
         assert!(PAGES.is_sorted());
-        assert_eq!(page(0x00), [[0, 0, 0, 9].as_slice(), &PAGES].concat());
+        assert_eq!(page(0x00), [[0, 0, 0, 10].as_slice(), &PAGES].concat());
         for code in 0..=255 {
             let known = write(code, &unit(), &PORT, groups(), 255, &mut [0; 255]).is_ok();
             assert_eq!(known, PAGES.contains(&code), "{code:02x}");

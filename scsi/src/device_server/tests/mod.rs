@@ -1,5 +1,7 @@
 //! Rules of the seam that the scenarios do not show: what actions look like, and what odd answers lead to.
 
+mod copy;
+
 use super::*;
 use crate::{
     alua::AluaState,
