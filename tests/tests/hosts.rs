@@ -14,12 +14,16 @@ use holdfast_tests::{
 
 /// Number that libiscsi makes the ISID of: the same one is the same initiator port.
 const ISID: u16 = 0x41;
-/// The unit.
+/// The unit, on node 1.
 const LUN: u16 = 0;
+/// A second one, on node 2.
+const SECOND: u16 = 1;
 
 struct Scene<'a> {
     cluster: &'a Cluster,
     sessions: BTreeMap<String, Initiator>,
+    /// The ROD token that was made last, in hex.
+    token: String,
 }
 
 #[test]
@@ -30,12 +34,13 @@ fn hosts_find_what_they_rely_on() -> anyhow::Result<()> {
     files.retain(|file| file.extension().is_some_and(|it| it == "txt"));
     files.sort();
     cluster.volume_for_both("hosts", "1MiB", "node-1", LUN)?;
+    cluster.volume_for_both("second", "1MiB", "node-2", SECOND)?;
     let (mut count, mut wrong) = (0, Vec::new());
     for file in &files {
         let name = file.file_stem().context("a name")?.to_string_lossy().into_owned();
         for scenario in fs::read_to_string(file)?.split("\n== ").skip(1) {
             let (head, body) = scenario.split_once('\n').context("a scenario without lines")?;
-            let mut scene = Scene { cluster: &cluster, sessions: BTreeMap::new() };
+            let mut scene = Scene { cluster: &cluster, sessions: BTreeMap::new(), token: String::new() };
             scene.begin(body)?;
             let lines = body.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
             match lines.map(|line| scene.line(line).with_context(|| line.to_owned())).find(Result::is_err) {
@@ -77,8 +82,10 @@ impl Scene<'_> {
     /// Ends what an earlier scenario left, then logs in whoever has a part in this one.
     fn begin(&mut self, body: &str) -> anyhow::Result<()> {
         let session = self.session("a1")?;
-        session.reserve_out(LUN, cdb::REGISTER_AND_IGNORE, 0, 0, 1)?.good()?;
-        session.reserve_out(LUN, cdb::CLEAR, 0, 1, 0)?.good()?;
+        for lun in [LUN, SECOND] {
+            session.reserve_out(lun, cdb::REGISTER_AND_IGNORE, 0, 0, 1)?.good()?;
+            session.reserve_out(lun, cdb::CLEAR, 0, 1, 0)?.good()?;
+        }
         self.sessions.clear();
         for line in body.lines().filter(|line| line.contains(" -> ")) {
             self.session(line.split_whitespace().next().context("nobody speaks")?)?;
@@ -105,13 +112,77 @@ impl Scene<'_> {
             let (portal, target) = (&self.cluster.portals[node], &self.cluster.target);
             let mut session = Initiator::login(portal, target, name, ISID, None)?;
             session.become_ready(LUN)?;
+            session.become_ready(SECOND)?;
             self.sessions.insert(who.to_owned(), session);
         }
         self.sessions.get_mut(who).context("the session that was just made")
     }
 
     fn act(&mut self, who: &str, verb: &str, words: &[&str]) -> anyhow::Result<String> {
-        let lun = LUN;
+        match (verb, words) {
+            ("at", [lun, verb, words @ ..]) => self.act_at(lun.parse()?, who, verb, words),
+            _ => self.act_at(LUN, who, verb, words),
+        }
+    }
+
+    /// EXTENDED COPY (LID1), sent to the source: one segment between units that are named by their NAA designators.
+    fn copy(&mut self, from: u16, who: &str, words: &[&str]) -> anyhow::Result<Answer> {
+        let [from_lba, to, to_lba, blocks] = words else { bail!("copy LBA LUN LBA BLOCKS") };
+        let (from_lba, to_lba, blocks) =
+            (from_lba.parse::<u64>()?, to_lba.parse::<u64>()?, blocks.parse::<u16>()?);
+        let session = self.session(who)?;
+        let mut list = String::from("01000040000000000000001c00000000");
+        for lun in [from, to.parse()?] {
+            let page = session.read(lun, "120183010000", 256)?.good()?;
+            let naa = page.get(8..16).context("an NAA designator")?;
+            let naa = naa.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+            list += &format!("e400000001030008{naa}00000000000000000000000000000200");
+        }
+        list += &format!("02000018000000010000{blocks:04x}{from_lba:016x}{to_lba:016x}");
+        session.write(from, &format!("8300000000000000000000{:06x}0000", list.len() / 2), &list)
+    }
+
+    /// POPULATE TOKEN, then RECEIVE ROD TOKEN INFORMATION.
+    fn populate(&mut self, lun: u16, who: &str, lba: u32, blocks: u32) -> anyhow::Result<Answer> {
+        let session = self.session(who)?;
+        let list = format!("001e00000000000000000000000000100000{lba:012x}{blocks:08x}00000000");
+        let answer = session.write(lun, "83100000000000000007000000200000", &list)?;
+        if answer.status != GOOD {
+            return Ok(answer);
+        }
+        let told = session.read(lun, "84070000000700000000000004000000", 1024)?.good()?;
+        ensure!(told.get(5) == Some(&0x01), "the token is not there");
+        let token = told.get(38..550).context("a token")?;
+        self.token = token.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        Ok(answer)
+    }
+
+    /// WRITE USING TOKEN, of the token that was made last, by whomever.
+    fn write_using(&mut self, lun: u16, who: &str, lba: u32, blocks: u32) -> anyhow::Result<Answer> {
+        let list = format!(
+            "02260000000000000000000000000000{}0000000000000010{lba:016x}{blocks:08x}00000000",
+            self.token
+        );
+        self.session(who)?.write(lun, "83110000000000000008000002280000", &list)
+    }
+
+    fn act_at(&mut self, lun: u16, who: &str, verb: &str, words: &[&str]) -> anyhow::Result<String> {
+        let pair = || match words {
+            [lba, blocks] => anyhow::Ok((lba.parse::<u32>()?, blocks.parse::<u32>()?)),
+            _ => bail!("{verb} LBA BLOCKS"),
+        };
+        match verb {
+            "copy" => return Ok(spoken(&self.copy(lun, who, words)?)),
+            "populate" => {
+                let (lba, blocks) = pair()?;
+                return Ok(spoken(&self.populate(lun, who, lba, blocks)?));
+            }
+            "write-using" => {
+                let (lba, blocks) = pair()?;
+                return Ok(spoken(&self.write_using(lun, who, lba, blocks)?));
+            }
+            _ => {}
+        }
         let session = self.session(who)?;
         let word = |at: usize| words.get(at).copied().with_context(|| format!("{verb}: too few words"));
         let number = |at: usize| anyhow::Ok(word(at)?.parse::<u32>()?);

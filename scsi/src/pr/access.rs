@@ -95,6 +95,7 @@ const fn need_of_row(opcode: u8, service_action: Option<u16>) -> Need {
             _,
         )
         | (0x7f, Some(0x09 | 0x0a))
+        | (0x83, Some(0x10))
         | (0x9e, Some(0x12))
         | (0xa3, Some(0x0c | 0x0d)) => Need::Reading,
         _ => Need::Full,
