@@ -370,6 +370,11 @@ impl Simulation {
             }
             Action::Complete { task, response } => return self.completed(at, id, task, response),
             Action::TaskManagementDone { .. } | Action::ReservationsDrained { .. } => return,
+            // The simulated hosts copy nothing.
+            Action::FindCopyUnits { .. }
+            | Action::CopyCommand(_)
+            | Action::CancelCopyCommand { .. }
+            | Action::DrawRandom { .. } => return,
         };
         let (volume, epoch) = (number_of(unit.volume), unit.epoch);
         let mut execute_by = u64::MAX;

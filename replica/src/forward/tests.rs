@@ -136,6 +136,27 @@ fn command_travels_whole_and_its_answer_comes_back_whole() {
 }
 
 #[test]
+fn commands_of_copy_managers_travel_whole_and_beside_the_streams() {
+    use holdfast_scsi::{copy::token::RodToken, device_server::CopyRole};
+    let mut pair = Pair::new(T0);
+    pair.pump(T0).unwrap();
+    let token = RodToken::from_bytes(&core::array::from_fn(|at| at as u8));
+    let roles = [CopyRole::Plain, CopyRole::Token(token.clone()), CopyRole::DeleteToken(token)];
+    for (n, role) in roles.into_iter().enumerate() {
+        let command = Command { copy: Some(role), ..write(1, DataOut::Ready(vec![7; 512])) };
+        pair.client.forward(T0, n as u64, T0, command.clone());
+        pair.pump(T0).unwrap();
+        let served = pair.served();
+        let [ServerEvent::Command { command: arrived, .. }] = served.as_slice() else { panic!("{served:?}") };
+        assert_eq!(*arrived, command);
+    }
+    // The host's own stream begins with its first number as if they had never been.
+    pair.client.forward(T0, 9, T0, write(1, DataOut::None));
+    pair.pump(T0).unwrap();
+    assert_eq!(pair.served().len(), 1);
+}
+
+#[test]
 fn awaited_data_follows_and_late_data_of_an_answered_command_is_dropped() {
     let mut pair = Pair::new(T0);
     pair.client.forward(T0, 1, T0, write(1, DataOut::Awaited));
