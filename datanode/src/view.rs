@@ -2,10 +2,11 @@
 //!
 //! Invariants: every mapping names a host and a volume of the view; an initiator belongs to one host; relative target
 //! ports are unique; a record that does not parse makes no view at all ([`RecordError`]), so that a node never serves by
-//! a picture with holes. A new view shares all that has not changed with the one before.
+//! a picture with holes. A new view shares all that has not changed with the one before, and costs what has changed.
 
 pub(crate) mod parse;
 mod secret;
+mod shared_map;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ pub use holdfast_replica::{
 };
 pub use parse::{OpenSecret, RecordError};
 pub use secret::Secret;
+pub use shared_map::SharedMap;
 
 use crate::{gate::LeaseGate, volume::Links};
 
@@ -57,13 +59,13 @@ pub struct ClusterView {
     /// Data nodes by number.
     pub nodes: Arc<BTreeMap<NodeNumber, Arc<NodeView>>>,
     /// Volumes by id.
-    pub volumes: Arc<BTreeMap<VolumeId, Arc<VolumeView>>>,
+    pub volumes: SharedMap<VolumeId, Arc<VolumeView>>,
     /// Hosts by name.
     pub hosts: Arc<BTreeMap<String, Arc<HostView>>>,
     /// Hosts by their initiators.
     pub host_by_initiator: Arc<InitiatorTable<Arc<HostView>>>,
     /// Mappings by host name, in order of LUN.
-    pub mappings: Arc<BTreeMap<String, Vec<MappingView>>>,
+    pub mappings: SharedMap<String, Arc<[MappingView]>>,
 }
 
 /// A data node.
@@ -223,7 +225,18 @@ impl ClusterView {
 
     /// What a host sees, in order of LUN.
     pub fn mappings_of(&self, host: &str) -> &[MappingView] {
-        self.mappings.get(host).map_or(&[], Vec::as_slice)
+        self.mappings.get(host).map_or(&[], |mappings| mappings)
+    }
+
+    /// A host sees the same through this view as through an earlier one that it was made from.
+    pub fn has_same_map(&self, earlier: &ClusterView, host: &str) -> bool {
+        if self.mappings.is_same(&earlier.mappings) {
+            return true;
+        }
+        match (self.mappings.get(host), earlier.mappings.get(host)) {
+            (Some(now), Some(before)) => Arc::ptr_eq(now, before),
+            (now, before) => now.is_none() && before.is_none(),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     Api, called,
     handover::in_the_way_of_move,
     nouns::Volumes,
-    page::page,
+    page,
     request::client_request,
     status, unexpected,
     volume_view::view,
@@ -160,10 +160,16 @@ impl VolumeService for Api {
         request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesResponse>, Status> {
         let request = request.into_inner();
+        let after = page::decode(&request.page_token)?.unwrap_or_default();
+        // One more than the page, so that it is known whether there is another.
+        let rows = page::size(request.page_size) + 1;
         let rows = self
-            .read(|state| state.volumes().map(|v| (v.name.clone(), v.record())).collect::<Vec<_>>())
+            .read(|state| {
+                let volumes = state.volumes_after(&after).take(rows);
+                volumes.map(|v| (v.name.clone(), v.record())).collect::<Vec<_>>()
+            })
             .await?;
-        let (records, next_page_token) = page(rows, request.page_size, &request.page_token)?;
+        let (records, next_page_token) = page::page(rows, request.page_size, &request.page_token)?;
         let volumes = records.iter().map(|record| self.volume_view(record)).collect();
         Ok(Response::new(ListVolumesResponse { volumes, next_page_token }))
     }

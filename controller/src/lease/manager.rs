@@ -4,6 +4,7 @@
 //! any barrier that was found passed before it; no lock is held over an await.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -61,14 +62,25 @@ pub struct Manager {
     inner: Arc<Inner>,
 }
 
+/// How far barriers have passed, for those who wait for one.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    /// Moves when everything has to be looked at anew: another leader, another lease term.
+    turn: u64,
+    /// Every barrier up to this index has passed in this turn.
+    passed: u64,
+    /// Nodes that hold the others back. As long as one of them has not moved, reports of others need no look at anything.
+    holding: BTreeSet<u32>,
+}
+
 struct Inner {
     raft: Handle,
     origin: Instant,
     table: Mutex<LeaseTable>,
     /// What nodes say of their replicas.
     reports: Mutex<Reports>,
-    /// Moves whenever a barrier may have passed.
-    reported: watch::Sender<u64>,
+    /// How far barriers have passed. Only changed under the lock of the table.
+    progress: watch::Sender<Progress>,
     /// Moves whenever something may have to be proposed before the next tick.
     due: watch::Sender<u64>,
 }
@@ -82,7 +94,7 @@ impl Manager {
                 origin: Instant::now(),
                 table: Mutex::new(LeaseTable::new()),
                 reports: Mutex::new(Reports::default()),
-                reported: watch::Sender::new(0),
+                progress: watch::Sender::new(Progress::default()),
                 due: watch::Sender::new(0),
             }),
         }
@@ -105,8 +117,16 @@ impl Manager {
                 () = led => {}
             }
         }
-        self.inner.table.lock().end();
-        bump(&self.inner.reported);
+        let mut table = self.inner.table.lock();
+        table.end();
+        self.turn();
+    }
+
+    /// Whoever waits looks again. Under the lock of the table.
+    fn turn(&self) {
+        self.inner.progress.send_modify(|progress| {
+            *progress = Progress { turn: progress.turn.wrapping_add(1), ..Progress::default() };
+        });
     }
 
     fn follow(&self, current: Leadership) {
@@ -119,8 +139,7 @@ impl Manager {
             }
             _ => table.end(),
         }
-        drop(table);
-        bump(&self.inner.reported);
+        self.turn();
     }
 
     /// Leads in `term`: puts its lease term in force, then keeps the state in line with the leases. Ends only when cancelled.
@@ -141,7 +160,10 @@ impl Manager {
         tracing::info!(term, "leases are granted here");
         let mut woken = self.inner.due.subscribe();
         // Barriers may be waiting for the term to be in force.
-        bump(&self.inner.reported);
+        {
+            let _table = self.inner.table.lock();
+            self.turn();
+        }
         let mut memory = Memory::default();
         loop {
             woken.borrow_and_update();
@@ -252,7 +274,7 @@ impl Manager {
                 let volume = state.volume(id);
                 volume.is_some_and(|v| v.held().any(|m| u32::from(m.node.get()) == node))
             };
-            reports.prune(exists);
+            reports.prune(self.now(), exists);
             reports.note(node, report.replicas, exists);
         });
         drop(reports);
@@ -289,7 +311,7 @@ impl Manager {
     /// Waits, for a part of a lease at most, until this leader's lease term is in force: right after an election that is a
     /// matter of milliseconds, and a renewal that comes too early would cost its node a whole interval.
     async fn until_in_force(&self) {
-        let mut changed = self.inner.reported.subscribe();
+        let mut changed = self.inner.progress.subscribe();
         let in_force = async {
             loop {
                 changed.borrow_and_update();
@@ -312,15 +334,38 @@ impl Manager {
 
     /// A node reports what it has installed on all of its ports.
     pub fn applied(&self, node: u32, incarnation: u64, index: u64) {
-        let moved = {
-            let mut table = self.inner.table.lock();
-            let before = table.applied_index(node);
-            table.applied(node, incarnation, index);
-            table.applied_index(node) != before
-        };
-        if moved {
-            bump(&self.inner.reported);
+        let mut table = self.inner.table.lock();
+        let before = table.applied_index(node);
+        table.applied(node, incarnation, index);
+        if table.applied_index(node) == before {
+            return;
         }
+        let mut was_last = false;
+        self.inner.progress.send_if_modified(|progress| {
+            was_last = progress.holding.remove(&node) && progress.holding.is_empty();
+            false
+        });
+        if was_last {
+            self.look(&table);
+        }
+    }
+
+    /// Finds out how far barriers have passed, and tells those who wait if it is farther. `None` while the lease term in force is
+    /// not the one of this leader.
+    fn look(&self, table: &LeaseTable) -> Option<u64> {
+        let term = table.term()?;
+        let now = self.now();
+        let (passed, holding) = self.inner.raft.read(|state| {
+            let settled = state.lease_term() == term;
+            settled.then(|| table.passed(state.head(), state.nodes().map(|node| node.number), now))
+        })?;
+        self.inner.progress.send_if_modified(|progress| {
+            let farther = passed > progress.passed;
+            progress.passed = progress.passed.max(passed);
+            progress.holding = holding;
+            farther
+        });
+        Some(self.inner.progress.borrow().passed)
     }
 
     /// Waits until every port that may serve has installed the commit at `index`, or its lease has provably run out. Call
@@ -329,26 +374,39 @@ impl Manager {
     /// # Errors
     /// [`BarrierLost`] when this member stops leading.
     pub async fn pass_barrier(&self, index: u64) -> Result<(), BarrierLost> {
-        let mut changed = self.inner.reported.subscribe();
+        let mut changed = self.inner.progress.subscribe();
         loop {
-            changed.borrow_and_update();
-            let wait_ms = {
+            let (turn, wait_ms) = {
                 let table = self.inner.table.lock();
                 let term = table.term().ok_or(BarrierLost)?;
+                // Who holds the others back has to be known from here on.
+                if self.look(&table).is_some_and(|passed| passed >= index) {
+                    return Ok(());
+                }
                 let now = self.now();
                 let state = self.inner.raft.read(|state| {
                     let settled = state.lease_term() == term;
                     settled.then(|| table.barrier(index, state.nodes().map(|node| node.number), now))
                 });
-                match state {
+                let wait_ms = match state {
                     Some(Barrier::Passed) => return Ok(()),
                     Some(Barrier::Waiting(until)) => until.since(now).max(1),
                     // This member was elected again and has not noticed yet.
                     None => TICK_MS,
+                };
+                (changed.borrow_and_update().turn, wait_ms)
+            };
+            let moved = async {
+                loop {
+                    changed.changed().await.map_err(|_| BarrierLost)?;
+                    let progress = changed.borrow_and_update();
+                    if progress.turn != turn || progress.passed >= index {
+                        return Ok(progress.turn == turn);
+                    }
                 }
             };
             tokio::select! {
-                moved = changed.changed() => moved.map_err(|_| BarrierLost)?,
+                moved = moved => if moved? { return Ok(()) },
                 () = sleep(Duration::from_millis(wait_ms)) => {}
             }
         }

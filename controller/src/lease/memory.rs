@@ -33,7 +33,7 @@ struct Absence {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Memory {
     away: BTreeMap<u32, Millis>,
     absences: BTreeMap<(VolumeId, NodeNumber), Absence>,
@@ -61,7 +61,7 @@ impl Memory {
         self.absences.retain(|(volume, node), absence| {
             absence.times > 0 && state.volume(*volume).is_some_and(|v| v.kept().any(|m| m.node == *node))
         });
-        for volume in state.volumes() {
+        for volume in state.unsettled() {
             for member in &volume.absent {
                 let absence = self.absences.entry((volume.id, member.node)).or_insert(Absence {
                     is_absent: false,
@@ -73,15 +73,10 @@ impl Memory {
                         Absence { is_absent: true, since: now, times: absence.times.saturating_add(1) };
                 }
             }
-            match volume.hand_over_to {
-                None => {
-                    self.hand_overs.remove(&volume.id);
-                }
-                Some(to) => {
-                    let entry = self.hand_overs.entry(volume.id).or_insert((to, now));
-                    if entry.0 != to {
-                        *entry = (to, now);
-                    }
+            if let Some(to) = volume.hand_over_to {
+                let entry = self.hand_overs.entry(volume.id).or_insert((to, now));
+                if entry.0 != to {
+                    *entry = (to, now);
                 }
             }
         }
@@ -91,7 +86,7 @@ impl Memory {
                 *absence = Absence { is_absent: false, since: now, ..*absence };
             }
         }
-        self.hand_overs.retain(|volume, _| state.volume(*volume).is_some());
+        self.hand_overs.retain(|volume, _| state.volume(*volume).is_some_and(|v| v.hand_over_to.is_some()));
         self.placed.retain(|_, at| now.since(*at) < PLACE_AGAIN_MS);
         self.reported.retain(|_, at| now.since(*at) < REPORT_MS);
         if !state.cluster().is_some_and(|cluster| cluster.rebalancing) {

@@ -2,9 +2,13 @@
 //!
 //! Invariants: every proposal is compare-and-set (incarnation, epoch, lease term), so that one that comes too late does nothing; of one
 //! volume at most one change of the configuration is proposed at a time; nothing is proposed that the state would refuse as it is now.
+//! A volume is looked at only if something may be due: it is not settled, its owner's process is not the present one, holds no lease or
+//! is drained, or a node with a replica of it is emptied. For every other one a look would propose nothing ([`View::to_look_at`]).
+
+use std::collections::BTreeMap;
 
 use holdfast_proto::state as records;
-use holdfast_replica::ids::NodeNumber;
+use holdfast_replica::ids::{NodeNumber, VolumeId};
 
 use super::{Millis, memory::Memory, plan_jobs, plan_replicas, reports::Reports, table::LeaseTable};
 use crate::state::{Body, StateMachine, Volume, convert::epoch_record};
@@ -19,6 +23,8 @@ pub(super) struct View<'a> {
     pub(super) reports: &'a Reports,
     pub(super) lease_term: u64,
     pub(super) now: Millis,
+    /// Look at every volume, whether or not something may be due.
+    pub(super) at_all: bool,
 }
 
 /// Proposals that bring the state in line with the leases, and volumes in line with what was asked for. Empty unless `table` leads
@@ -31,11 +37,29 @@ pub fn proposals(
     now: Millis,
 ) -> Vec<Body> {
     let Some(lease_term) = table.term().filter(|term| *term == state.lease_term()) else { return Vec::new() };
-    memory.observe(state, table, now);
-    let view = View { state, table, reports, lease_term, now };
+    let at_all = state.cluster().is_some_and(|cluster| cluster.rebalancing);
+    plan(&View { state, table, reports, lease_term, now, at_all }, memory)
+}
+
+/// The same, by a look at every volume.
+#[cfg(test)]
+pub(super) fn proposals_at_all(
+    state: &StateMachine,
+    table: &LeaseTable,
+    reports: &Reports,
+    memory: &mut Memory,
+    now: Millis,
+) -> Vec<Body> {
+    let Some(lease_term) = table.term().filter(|term| *term == state.lease_term()) else { return Vec::new() };
+    plan(&View { state, table, reports, lease_term, now, at_all: true }, memory)
+}
+
+fn plan(view: &View<'_>, memory: &mut Memory) -> Vec<Body> {
+    memory.observe(view.state, view.table, view.now);
+    let volumes = view.to_look_at();
     let mut load = view.load();
-    let mut all: Vec<Body> = state.nodes().filter_map(|node| view.node_proposal(node)).collect();
-    for volume in state.volumes().filter(|volume| !volume.deleting) {
+    let mut all: Vec<Body> = view.state.nodes().filter_map(|node| view.node_proposal(node)).collect();
+    for volume in &volumes {
         if all.len() >= PROPOSALS_MAX {
             return all;
         }
@@ -46,14 +70,14 @@ pub fn proposals(
             Owner::Serves => all.extend(view.return_proposal(volume, memory)),
         }
     }
-    all.extend(plan_replicas::proposals(&view, memory, &mut load));
-    all.extend(plan_jobs::proposals(&view, memory));
+    all.extend(plan_replicas::proposals(view, &volumes, memory, &mut load));
+    all.extend(plan_jobs::proposals(view, memory));
     all.truncate(PROPOSALS_MAX);
     all
 }
 
 /// Volumes by the node that owns them or is to own them.
-pub(super) type Load = std::collections::BTreeMap<NodeNumber, usize>;
+pub(super) type Load = BTreeMap<NodeNumber, usize>;
 
 enum Owner {
     Serves,
@@ -61,19 +85,47 @@ enum Owner {
     Change(Box<Body>),
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     /// The present process of the node holds a lease that this leader granted.
     pub(super) fn is_leased(&self, number: NodeNumber) -> bool {
         let node = self.state.node(u32::from(number.get()));
         node.is_some_and(|node| self.table.is_leased(node.number, node.incarnation, self.now))
     }
 
+    /// Volumes for which something may be due, by id; none that is being deleted.
+    fn to_look_at(&self) -> Vec<&'a Volume> {
+        let state = self.state;
+        if self.at_all {
+            return state.volumes().filter(|volume| !volume.deleting).collect();
+        }
+        let mut found: BTreeMap<VolumeId, &'a Volume> = state.unsettled().map(|v| (v.id, v)).collect();
+        for (number, incarnation, owned) in state.owners() {
+            let node = state.node(u32::from(number.get()));
+            let serves = node.is_some_and(|node| node.incarnation == incarnation.0 && !node.draining)
+                && self.is_leased(number);
+            if !serves {
+                found.extend(owned.iter().filter_map(|id| Some((*id, state.volume(*id)?))));
+            }
+        }
+        for node in state.nodes().filter(|node| node.draining && node.evacuating) {
+            found.extend(state.volumes_on(node.number).map(|volume| (volume.id, volume)));
+        }
+        found.into_values().filter(|volume| !volume.deleting).collect()
+    }
+
     fn load(&self) -> Load {
         let mut load = Load::new();
-        for volume in self.state.volumes() {
-            if let Some(owner) = volume.hand_over_to.or(volume.owner_node()) {
-                *load.entry(owner).or_default() += 1;
+        for (number, _, owned) in self.state.owners() {
+            *load.entry(number).or_default() += owned.len();
+        }
+        for volume in self.state.unsettled() {
+            let Some(to) = volume.hand_over_to else { continue };
+            if let Some(owner) = volume.owner_node()
+                && let Some(owned) = load.get_mut(&owner)
+            {
+                *owned = owned.saturating_sub(1);
             }
+            *load.entry(to).or_default() += 1;
         }
         load
     }

@@ -10,9 +10,8 @@ use super::{memory::Memory, plan::View};
 use crate::state::{Body, StateMachine};
 
 pub(super) fn proposals(view: &View<'_>, memory: &mut Memory) -> Vec<Body> {
-    let running = view.state.jobs().filter(|job| job.state() == JobState::Running);
     let mut all = Vec::new();
-    for job in running {
+    for job in view.state.running_jobs() {
         all.extend(match job.kind() {
             JobKind::Drain => drain(view, memory, job),
             JobKind::Move => a_move(view, memory, job),

@@ -18,11 +18,16 @@ const HAND_OVERS_PER_NODE_MAX: usize = 16;
 /// Volumes that get a replica by a plan at once, in the whole cluster.
 const PLACEMENTS_MAX: usize = 8;
 
-pub(super) fn proposals(view: &View<'_>, memory: &mut Memory, load: &mut Load) -> Vec<Body> {
+pub(super) fn proposals(
+    view: &View<'_>,
+    volumes: &[&Volume],
+    memory: &mut Memory,
+    load: &mut Load,
+) -> Vec<Body> {
     let mut all = Vec::new();
     let mut asked = Load::new();
     let mut catching_up = 0;
-    for volume in view.state.volumes().filter(|v| !v.deleting) {
+    for volume in volumes {
         catching_up += usize::from(!volume.config.learners().is_empty());
         if let (Some(owner), Some(_)) = (volume.owner_node(), volume.hand_over_to) {
             *asked.entry(owner).or_default() += 1;
@@ -30,7 +35,7 @@ pub(super) fn proposals(view: &View<'_>, memory: &mut Memory, load: &mut Load) -
     }
     let rebalancing = view.state.cluster().is_some_and(|cluster| cluster.rebalancing);
     let mut spread = false;
-    for volume in view.state.volumes().filter(|v| !v.deleting) {
+    for volume in volumes {
         let Some(owner) = volume.config.owner() else { continue };
         if !view.is_leased(owner.node) {
             continue;

@@ -8,9 +8,16 @@ use std::collections::BTreeMap;
 use holdfast_proto::node::{ReplicaPhase, ReplicaState};
 use holdfast_replica::ids::VolumeId;
 
+use super::Millis;
+
+/// What does not exist any more is forgotten so long after it ended, in milliseconds.
+const PRUNE_MS: u64 = 1_000;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Reports {
+    /// When what does not exist any more was last looked for.
+    pruned_at: Option<Millis>,
     /// By volume, number of the replica's node, and number of the node that says it.
     by_replica: BTreeMap<(VolumeId, u32, u32), ReplicaState>,
 }
@@ -37,8 +44,12 @@ impl Reports {
         }
     }
 
-    /// Forgets what `exists` does not know any more.
-    pub fn prune(&mut self, exists: impl Fn(VolumeId, u32) -> bool) {
+    /// Forgets what `exists` does not know any more; looks through all of it once in [`PRUNE_MS`].
+    pub fn prune(&mut self, now: Millis, exists: impl Fn(VolumeId, u32) -> bool) {
+        if self.pruned_at.is_some_and(|at| now.since(at) < PRUNE_MS) {
+            return;
+        }
+        self.pruned_at = Some(now);
         self.by_replica.retain(|(volume, node, _), _| exists(*volume, *node));
     }
 
@@ -99,7 +110,12 @@ mod tests {
         reports.note(1, vec![state(1, 1, ReplicaPhase::Failed)], |_, _| false);
         assert_eq!(reports.failed(id, 1), None);
         reports.note(1, vec![state(1, 1, ReplicaPhase::Failed)], |_, _| true);
-        reports.prune(|_, _| false);
+        reports.prune(Millis(5), |_, _| false);
+        assert_eq!(reports.failed(id, 1), None);
+        reports.note(1, vec![state(1, 1, ReplicaPhase::Failed)], |_, _| true);
+        reports.prune(Millis(5 + PRUNE_MS - 1), |_, _| false);
+        assert!(reports.failed(id, 1).is_some(), "not looked for all the time");
+        reports.prune(Millis(5 + PRUNE_MS), |_, _| false);
         assert_eq!(reports.failed(id, 1), None);
     }
 }

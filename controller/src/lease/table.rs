@@ -187,6 +187,45 @@ impl LeaseTable {
         }
     }
 
+    /// The highest index, `head` at most, up to which every barrier has passed, and those of `nodes` that hold it there: none if it
+    /// is `head`. What has passed stays so; more passes when all of the latter have moved, or with time. To be asked as
+    /// [`LeaseTable::barrier`] is.
+    pub fn passed(
+        &self,
+        head: u64,
+        nodes: impl IntoIterator<Item = u32>,
+        now: Millis,
+    ) -> (u64, BTreeSet<u32>) {
+        let (mut lowest, mut holding) = (head, BTreeSet::new());
+        for node in nodes {
+            let installed = self.holds_at(node, now);
+            if installed < lowest {
+                lowest = installed;
+                holding.clear();
+            }
+            if installed == lowest && lowest < head {
+                holding.insert(node);
+            }
+        }
+        (lowest, holding)
+    }
+
+    /// The highest index that no process of the node may serve without having applied: [`LeaseTable::may_serve_before`] the other
+    /// way round.
+    fn holds_at(&self, node: u32, now: Millis) -> u64 {
+        let Some(entry) = self.nodes.get(&node) else {
+            return if self.settled_at <= now { u64::MAX } else { 0 };
+        };
+        if self.earlier_until(entry) > now {
+            return 0;
+        }
+        if self.settled_at > now {
+            return entry.applied;
+        }
+        let running = entry.grants.iter().find(|grant| grant.until > now);
+        running.map_or(u64::MAX, |grant| grant.index.max(entry.applied))
+    }
+
     /// Until when a process of the node may serve without having applied `index`.
     fn may_serve_before(&self, node: u32, index: u64) -> Millis {
         let Some(entry) = self.nodes.get(&node) else { return self.settled_at };

@@ -247,3 +247,39 @@ fn a_node_is_removed_only_once_no_process_of_it_can_hold_a_lease_and_then_gets_n
     table.keep(NODE);
     assert_eq!(table.grant(renewal(1, 5), over), Ok(()));
 }
+
+proptest::proptest! {
+    /// How far barriers have passed is what asking for each of them says.
+    #[test]
+    fn what_has_passed_is_what_every_single_barrier_says(
+        steps in proptest::collection::vec((0u8..4, 1u32..4, 1u64..3, 0u64..3, 0u64..700), 1..60),
+    ) {
+        let mut table = LeaseTable::new();
+        table.begin(1, Millis(0));
+        let (mut now, mut head) = (0, 1u64);
+        for (kind, node, incarnation, less, pause) in steps {
+            now += pause;
+            match kind {
+                0 => head += 1,
+                1 => table.applied(node, incarnation, head.saturating_sub(less)),
+                2 => {
+                    // Refused or not.
+                    let renewal = Renewal { node, incarnation, data_path_stalled_ms: 0, head };
+                    let _ = table.grant(renewal, Millis(now));
+                }
+                _ => table.joined(node, incarnation),
+            }
+            let nodes = [1, 2, 3, 4];
+            let (passed, holding) = table.passed(head, nodes, Millis(now));
+            for index in 1..=head {
+                let is = table.barrier(index, nodes, Millis(now)) == Barrier::Passed;
+                proptest::prop_assert_eq!(is, index <= passed, "barrier {} with {} passed", index, passed);
+            }
+            proptest::prop_assert_eq!(holding.is_empty(), passed == head);
+            for node in holding {
+                let alone = table.barrier(passed + 1, [node], Millis(now));
+                proptest::prop_assert!(alone != Barrier::Passed, "node {} holds nothing back", node);
+            }
+        }
+    }
+}

@@ -79,7 +79,14 @@ impl Shared {
 
     pub(super) fn follow_after(&self, after: u64) -> Option<Commits> {
         let current = self.current.read();
-        (after <= current.index && self.ring.holds(after)).then(|| self.ring.follow(after))
+        if after > current.index {
+            return None;
+        }
+        if after >= current.machine.head() {
+            // Nothing that nodes see has come since, whatever is kept of it.
+            return Some(self.ring.follow(current.index));
+        }
+        self.ring.holds(after).then(|| self.ring.follow(after))
     }
 
     pub(super) fn applied_index(&self) -> u64 {

@@ -18,7 +18,7 @@ use rocksdb::{Direction, IteratorMode, WriteBatch};
 use super::{
     options::AUDIT_BYTES_KEPT,
     records::corrupt,
-    store::{Store, rocks},
+    store::{Pair, Store, rocks},
 };
 use crate::state::audit::Part;
 
@@ -48,9 +48,6 @@ fn key(part: usize, index: u64, ordinal: u32) -> Vec<u8> {
 fn position(part: Part) -> usize {
     Part::ALL.iter().position(|known| *known == part).unwrap_or(PARTS - 1)
 }
-
-/// Key and value.
-type Pair = (Box<[u8]>, Box<[u8]>);
 
 /// Keys and values of one part, oldest first, from `index` on.
 fn scan(store: &Store, part: usize, index: u64) -> impl Iterator<Item = io::Result<Pair>> {
@@ -126,6 +123,7 @@ impl AuditLog {
 }
 
 /// Everything that is kept of entries up to `index`.
+#[cfg(test)]
 pub(super) fn all(store: &Store, index: u64) -> io::Result<KeptAudit> {
     let mut records = Vec::new();
     for part in 0..PARTS {

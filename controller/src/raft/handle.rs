@@ -222,8 +222,8 @@ impl Handle {
         self.shared.read_and_follow(look)
     }
 
-    /// Follows from just above `after`, for one who has everything up to there; `None` if some of it is not kept any more, or
-    /// `after` is not applied here.
+    /// Follows from just above `after`, for one who has everything up to there that data nodes see; `None` if some of what came since
+    /// is not kept any more, or `after` is not applied here. What data nodes do not see may be left out.
     pub fn follow_after(&self, after: u64) -> Option<Commits> {
         self.shared.follow_after(after)
     }

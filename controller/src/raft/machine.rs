@@ -161,12 +161,8 @@ impl RaftStateMachine<TypeConfig> for MachineStore {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotWriter {
-        SnapshotWriter {
-            store: Arc::clone(&self.store),
-            folder: Arc::clone(&self.folder),
-            meta: SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() },
-            changes: self.shared.read(|machine, _| machine.to_changes()),
-        }
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        SnapshotWriter::take(Arc::clone(&self.store), Arc::clone(&self.folder), meta).await
     }
 
     async fn install_snapshot(

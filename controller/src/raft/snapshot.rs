@@ -13,14 +13,13 @@ use std::{
     },
 };
 
-use holdfast_proto::state::Change;
 use openraft::RaftSnapshotBuilder;
 use parking_lot::Mutex;
+use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{
-    audit_log, events,
-    snapshot_file::{Content, SnapshotFile, verify},
-    store::Store,
+    snapshot_file::{SnapshotFile, verify},
+    store::{Store, View},
     types::{LogId, Snapshot, SnapshotMeta, TypeConfig},
 };
 
@@ -108,35 +107,64 @@ impl SnapshotFolder {
     }
 }
 
-/// Writes a snapshot of a state that was taken before.
+/// Writes a snapshot of the records as they are when it is begun. Applying goes on meanwhile: the database keeps what was, and nothing
+/// of it is gathered in memory.
 pub(super) struct SnapshotWriter {
-    pub(super) store: Arc<Store>,
-    pub(super) folder: Arc<SnapshotFolder>,
-    pub(super) meta: SnapshotMeta,
-    pub(super) changes: Vec<Change>,
+    /// Dropped unsent: nothing is written.
+    begin: oneshot::Sender<()>,
+    written: JoinHandle<io::Result<Option<Snapshot>>>,
+}
+
+impl SnapshotWriter {
+    /// Takes the view. `meta` is what the records stand for until this returns.
+    pub(super) async fn take(store: Arc<Store>, folder: Arc<SnapshotFolder>, meta: SnapshotMeta) -> Self {
+        let (begin, begun) = oneshot::channel();
+        let (seen, is_seen) = oneshot::channel();
+        let written = tokio::task::spawn_blocking(move || {
+            let view = store.view();
+            // Who waited may be gone: then nobody begins it either.
+            let _ = seen.send(());
+            if begun.blocking_recv().is_err() {
+                return Ok(None);
+            }
+            let mut file = folder.create()?;
+            write(&store, &view, &meta, &mut file)?;
+            drop(view);
+            folder.make_current(&meta, file)?;
+            folder.current()
+        });
+        // An error means that the task has ended: its result says why.
+        let _ = is_seen.await;
+        Self { begin, written }
+    }
+}
+
+fn write(store: &Store, view: &View<'_>, meta: &SnapshotMeta, file: &mut SnapshotFile) -> io::Result<()> {
+    let stands_for = view.applied()?;
+    if stands_for != (meta.last_log_id, meta.last_membership.clone()) {
+        return Err(io::Error::other(format!("the records stand for {stands_for:?}, not for {meta}")));
+    }
+    let mut out = file.writer(meta)?;
+    // Values are the very records that a snapshot holds.
+    for found in view.scan(store.state_cf()) {
+        out.change(&found?.1)?;
+    }
+    for found in view.scan(store.events_cf()) {
+        out.event(&found?.1)?;
+    }
+    for found in view.scan(store.audit_cf()) {
+        out.audit(&found?.1)?;
+    }
+    out.finish(view.events_dropped()?, view.audit_dropped()?)
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotWriter {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let (folder, meta) = (Arc::clone(&self.folder), self.meta.clone());
-        let store = Arc::clone(&self.store);
-        let changes = std::mem::take(&mut self.changes);
-        let written = tokio::task::spawn_blocking(move || {
-            let mut file = folder.create()?;
-            let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
-            let mut events = events::after(&store, 0, usize::MAX)?;
-            // Entries went on being applied since the state was taken.
-            events.events.retain(|event| event.index <= index);
-            let audit = audit_log::all(&store, index)?;
-            file.write(&Content { meta: meta.clone(), changes, events, audit })?;
-            folder.make_current(&meta, file)?;
-            folder.current()
-        });
-        written
-            .await
-            .map_err(io::Error::other)??
-            .ok_or_else(|| io::Error::other("the snapshot that was just made is gone"))
+        let (closed, _) = oneshot::channel();
+        let _ = std::mem::replace(&mut self.begin, closed).send(());
+        let written = (&mut self.written).await.map_err(io::Error::other)??;
+        written.ok_or_else(|| io::Error::other("the snapshot that was just made is gone"))
     }
 }

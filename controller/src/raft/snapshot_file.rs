@@ -12,6 +12,7 @@ use std::{
 };
 
 use holdfast_proto::state::Change;
+#[cfg(test)]
 use prost::Message as _;
 
 use super::{
@@ -71,22 +72,28 @@ impl SnapshotFile {
         Ok(())
     }
 
-    /// Writes the whole content.
-    pub(super) fn write(&mut self, content: &Content) -> io::Result<()> {
+    /// Begins the file; records follow, in any order, then [`Writer::finish`].
+    pub(super) fn writer(&mut self, meta: &SnapshotMeta) -> io::Result<Writer<'_>> {
         let mut out = BufWriter::new(&mut self.file);
         out.write_all(MAGIC)?;
-        write_record(&mut out, META, &encode(&content.meta)?)?;
+        write_record(&mut out, META, &encode(meta)?)?;
+        Ok(Writer { out, end: End::default() })
+    }
+
+    /// Writes the whole content.
+    #[cfg(test)]
+    pub(super) fn write(&mut self, content: &Content) -> io::Result<()> {
+        let mut out = self.writer(&content.meta)?;
         for change in &content.changes {
-            write_record(&mut out, CHANGE, &change.encode_to_vec())?;
+            out.change(&change.encode_to_vec())?;
         }
         for event in &content.events.events {
-            write_record(&mut out, EVENT, &event.encode_to_vec())?;
+            out.event(&event.encode_to_vec())?;
         }
         for record in &content.audit.records {
-            write_record(&mut out, AUDIT, &record.encode_to_vec())?;
+            out.audit(&record.encode_to_vec())?;
         }
-        write_record(&mut out, END, &end_of(content))?;
-        out.flush()
+        out.finish(content.events.dropped, content.audit.dropped)
     }
 
     /// Reads and checks the whole content.
@@ -106,7 +113,7 @@ impl SnapshotFile {
                     content.events.dropped = numbers.nth(2).unwrap_or_default();
                     let dropped = content.audit.dropped.iter_mut().zip(numbers.skip(1));
                     dropped.for_each(|(place, number)| *place = number);
-                    if payload == end_of(&content) {
+                    if payload == End::of(&content).encode() {
                         break;
                     }
                     return Err(corrupt("snapshot: its number of records is another one".to_owned()));
@@ -127,6 +134,71 @@ impl SnapshotFile {
     }
 }
 
+/// Writes one file, record by record: the state need not be in memory a second time for it.
+pub(super) struct Writer<'a> {
+    out: BufWriter<&'a mut File>,
+    end: End,
+}
+
+impl Writer<'_> {
+    /// One record of the state, encoded.
+    pub(super) fn change(&mut self, encoded: &[u8]) -> io::Result<()> {
+        self.end.changes += 1;
+        write_record(&mut self.out, CHANGE, encoded)
+    }
+
+    /// One event, encoded.
+    pub(super) fn event(&mut self, encoded: &[u8]) -> io::Result<()> {
+        self.end.events += 1;
+        write_record(&mut self.out, EVENT, encoded)
+    }
+
+    /// One record of the audit, encoded.
+    pub(super) fn audit(&mut self, encoded: &[u8]) -> io::Result<()> {
+        self.end.audit += 1;
+        write_record(&mut self.out, AUDIT, encoded)
+    }
+
+    /// Writes the end. Without it the file is none.
+    pub(super) fn finish(mut self, events_dropped: u64, audit_dropped: [u64; 3]) -> io::Result<()> {
+        self.end.events_dropped = events_dropped;
+        self.end.audit_dropped = audit_dropped;
+        write_record(&mut self.out, END, &self.end.encode())?;
+        self.out.flush()
+    }
+}
+
+/// What the last record says of those before it.
+#[derive(Default)]
+struct End {
+    changes: u64,
+    events: u64,
+    events_dropped: u64,
+    audit: u64,
+    audit_dropped: [u64; 3],
+}
+
+impl End {
+    fn of(content: &Content) -> End {
+        End {
+            changes: content.changes.len() as u64,
+            events: content.events.events.len() as u64,
+            events_dropped: content.events.dropped,
+            audit: content.audit.records.len() as u64,
+            audit_dropped: content.audit.dropped,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut numbers = vec![self.changes, self.events, self.events_dropped];
+        if self.audit != 0 || self.audit_dropped != [0; 3] {
+            numbers.push(self.audit);
+            numbers.extend(self.audit_dropped);
+        }
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+}
+
 impl Drop for SnapshotFile {
     fn drop(&mut self) {
         if self.temporary {
@@ -143,16 +215,6 @@ pub(super) fn verify(path: &Path) -> io::Result<SnapshotMeta> {
 
 fn message<M: prost::Message + Default>(payload: &[u8]) -> io::Result<M> {
     M::decode(payload).map_err(|error| corrupt(format!("snapshot: {error}")))
-}
-
-fn end_of(content: &Content) -> Vec<u8> {
-    let mut numbers =
-        vec![content.changes.len() as u64, content.events.events.len() as u64, content.events.dropped];
-    if content.audit != KeptAudit::default() {
-        numbers.push(content.audit.records.len() as u64);
-        numbers.extend(content.audit.dropped);
-    }
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
 fn write_record(out: &mut impl Write, kind: u8, payload: &[u8]) -> io::Result<()> {

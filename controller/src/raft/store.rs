@@ -17,8 +17,8 @@ use std::{
 };
 
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, LogLevel, Options,
-    WriteBatch, WriteOptions,
+    ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, IteratorMode, LogLevel,
+    Options, ReadOptions, Snapshot, WriteBatch, WriteOptions,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -237,6 +237,11 @@ impl Store {
         })
     }
 
+    /// All of it as it is now, whatever is written from here on.
+    pub(super) fn view(&self) -> View<'_> {
+        View { store: self, snapshot: self.db.snapshot() }
+    }
+
     fn meta<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
         self.db.get_pinned_cf(self.meta_cf(), key).map_err(rocks)?.map(|bytes| decode(&bytes)).transpose()
     }
@@ -311,6 +316,45 @@ impl Store {
         Ok(())
     }
 }
+
+/// The store as it was at one moment.
+pub(super) struct View<'a> {
+    store: &'a Store,
+    snapshot: Snapshot<'a>,
+}
+
+impl View<'_> {
+    /// Keys and values of a column family, in order. Does not push out of the cache what is in use.
+    pub(super) fn scan(&self, family: &ColumnFamily) -> impl Iterator<Item = io::Result<Pair>> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        let found = self.snapshot.iterator_cf_opt(family, options, IteratorMode::Start);
+        found.map(|found| found.map_err(rocks))
+    }
+
+    /// What the records of the state machine stand for.
+    pub(super) fn applied(&self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok(self.meta(APPLIED)?.unwrap_or_default())
+    }
+
+    /// As [`Store::events_dropped`].
+    pub(super) fn events_dropped(&self) -> io::Result<u64> {
+        Ok(self.meta(EVENTS_DROPPED)?.unwrap_or_default())
+    }
+
+    /// As [`Store::audit_dropped`].
+    pub(super) fn audit_dropped(&self) -> io::Result<[u64; 3]> {
+        Ok(self.meta(AUDIT_DROPPED)?.unwrap_or_default())
+    }
+
+    fn meta<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
+        let found = self.snapshot.get_pinned_cf(self.store.meta_cf(), key).map_err(rocks)?;
+        found.map(|bytes| decode(&bytes)).transpose()
+    }
+}
+
+/// Key and value.
+pub(super) type Pair = (Box<[u8]>, Box<[u8]>);
 
 pub(super) fn rocks(error: rocksdb::Error) -> io::Error {
     let kind = match error.kind() {

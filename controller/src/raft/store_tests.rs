@@ -372,3 +372,42 @@ async fn a_change_of_the_members_and_its_record_are_one_entry() {
         audit.iter().map(|r| (r.action.as_str(), r.name.as_str(), r.outcome.as_str())).collect();
     assert_eq!(told, [("controller.add", "alice", "done")]);
 }
+
+#[tokio::test]
+async fn who_has_all_that_nodes_see_goes_on_from_there_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path(), OWN).unwrap();
+    let (mut machine, _) = MachineStore::open(store, directory.path()).unwrap();
+    apply(&mut machine, (0..5).map(|index| entry(1, index)).collect()).await;
+    // Nodes see nothing of a change of the members.
+    let payload = Payload::membership(Membership::new_with_defaults(vec![[1].into()], []));
+    apply(&mut machine, vec![Entry::new(log_id(1, 5), payload)]).await;
+    drop(machine);
+    let store = Store::open(directory.path(), OWN).unwrap();
+    let (mut machine, shared) = MachineStore::open(store, directory.path()).unwrap();
+    assert_eq!(shared.applied_index(), 5);
+    assert!(shared.follow_after(3).is_none(), "something was missed that is kept no more");
+    assert!(shared.follow_after(6).is_none(), "nothing is known of that");
+    let mut commits = shared.follow_after(4).unwrap();
+    apply(&mut machine, vec![entry(1, 6)]).await;
+    assert_eq!(commits.try_next().unwrap().unwrap().index, 6);
+}
+
+#[tokio::test]
+async fn a_snapshot_shows_the_moment_at_which_it_was_taken_and_holds_nothing_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_log, mut machine) = open(directory.path());
+    apply(&mut machine, (0..4).map(|index| entry(1, index)).collect()).await;
+    let mut early = machine.get_snapshot_builder().await;
+    let unused = machine.get_snapshot_builder().await;
+    apply(&mut machine, (4..9).map(|index| entry(1, index)).collect()).await;
+    let mut late = machine.get_snapshot_builder().await;
+    drop(unused);
+    let mut snapshot = early.build_snapshot().await.unwrap();
+    assert_eq!(snapshot.meta.last_log_id, Some(log_id(1, 3)));
+    let content = snapshot.snapshot.read().unwrap();
+    assert!(StateMachine::from_changes(content.changes).unwrap() == expected(Some(log_id(1, 3))));
+    assert_eq!(content.events.events.len(), 3);
+    assert_eq!(content.audit.records.last().map(|record| record.index), Some(3));
+    assert_eq!(late.build_snapshot().await.unwrap().meta.last_log_id, Some(log_id(1, 8)));
+}

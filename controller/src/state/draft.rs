@@ -216,10 +216,10 @@ impl<'a> Draft<'a> {
 
     /// Names of the groups that the host will be in.
     fn groups_with(&self, host: &str) -> Vec<String> {
-        let names = self.state.groups.keys().chain(self.members.keys());
-        let with: BTreeSet<&String> =
+        let names = self.state.groups_of(host).chain(self.members.keys().map(String::as_str));
+        let with: BTreeSet<&str> =
             names.filter(|group| self.members_of(group).is_some_and(|m| m.contains(host))).collect();
-        with.into_iter().cloned().collect()
+        with.into_iter().map(str::to_owned).collect()
     }
 
     /// The whole maps of every host that is touched, itself or by a group.

@@ -60,8 +60,7 @@ impl StateMachine {
 
     fn check_drain(&self, node: &records::Node, evacuate: bool) -> Result<(), Refusal> {
         let stuck: Vec<(&Volume, String)> = self
-            .volumes
-            .values()
+            .volumes_on(node.number)
             .filter_map(|v| Some((v, self.in_the_way_of_drain(node.number, v, evacuate)?)))
             .collect();
         let Some(((first, why), others)) = stuck.split_first() else { return Ok(()) };
@@ -105,13 +104,13 @@ impl StateMachine {
         let left = |volume: &&Volume| {
             volume.owner_node() == Some(own) || (node.evacuating && volume.held().any(|m| m.node == own))
         };
-        self.volumes.values().filter(|v| !v.deleting).filter(left).count()
+        self.volumes_on(node.number).filter(|v| !v.deleting).filter(left).count()
     }
 
     /// True when a drain of the node has nothing left to do.
     pub fn is_drained(&self, node: &records::Node) -> bool {
         let Some(own) = NodeNumber::new(node.number) else { return true };
-        !self.volumes.values().filter(|v| !v.deleting).any(|volume| {
+        !self.volumes_on(node.number).filter(|v| !v.deleting).any(|volume| {
             let held = volume.held().any(|m| m.node == own);
             let moving = volume.moves.iter().any(|(from, _)| *from == own);
             volume.owner_node() == Some(own)
@@ -125,7 +124,7 @@ impl StateMachine {
     /// Why what a node that is drained still has stays there; a line for each volume, [`limits::STAYING_SHOWN_MAX`] at most.
     pub fn staying(&self, node: &records::Node) -> Vec<String> {
         let Some(own) = NodeNumber::new(node.number).filter(|_| node.draining) else { return Vec::new() };
-        let lines = self.volumes.values().filter(|v| !v.deleting).filter_map(|volume| {
+        let lines = self.volumes_on(node.number).filter(|v| !v.deleting).filter_map(|volume| {
             if volume.owner_node() == Some(own) {
                 let reason = self.in_the_way_of_drain(node.number, volume, node.evacuating);
                 let reason = reason.unwrap_or_else(|| "it is being handed over".to_owned());

@@ -72,11 +72,6 @@ impl StateMachine {
         self.groups.get(name)
     }
 
-    /// Names of the groups that a host is in.
-    pub fn groups_of(&self, host: &str) -> impl Iterator<Item = &str> {
-        self.groups.iter().filter(move |(_, group)| group.hosts.contains(host)).map(|(name, _)| name.as_str())
-    }
-
     /// The group by which a host sees a volume; `None`: by itself, or not at all.
     pub fn group_of_mapping(&self, host: &str, volume: VolumeId) -> Option<&str> {
         self.groups_of(host)

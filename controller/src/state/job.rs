@@ -13,7 +13,7 @@
 //! running jobs are never forgotten, and of the ended ones the [`limits::JOBS_ENDED_KEPT`] youngest are kept. Data nodes see
 //! nothing of jobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_proto::state::{self as records, JobKind, JobState, change};
 
@@ -83,10 +83,15 @@ pub fn estimated_ms_left(job: &records::Job) -> Option<u64> {
     u64::try_from(left).ok()
 }
 
-/// All jobs that are kept.
+/// All jobs that are kept. What runs and what has ended is known without a search.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Jobs {
     by_id: BTreeMap<u64, records::Job>,
+    /// Running jobs by kind and subject.
+    running: BTreeMap<(i32, String), u64>,
+    /// The same by id.
+    running_ids: BTreeSet<u64>,
+    ended: BTreeSet<u64>,
 }
 
 impl Jobs {
@@ -106,14 +111,23 @@ impl Jobs {
             if !good || jobs.by_id.contains_key(&job.id) {
                 return Err(corrupt(&format!("job {}", job.id)));
             }
-            jobs.by_id.insert(job.id, job);
+            jobs.insert(job);
         }
         Ok(jobs)
     }
 
+    fn insert(&mut self, job: records::Job) {
+        if job.state() == JobState::Running {
+            self.running.insert((job.kind, job.subject.clone()), job.id);
+            self.running_ids.insert(job.id);
+        } else {
+            self.ended.insert(job.id);
+        }
+        self.by_id.insert(job.id, job);
+    }
+
     fn running(&self, kind: JobKind, subject: &str) -> Option<&records::Job> {
-        let mut running = self.by_id.values().filter(|job| job.state() == JobState::Running);
-        running.find(|job| job.kind() == kind && job.subject == subject)
+        self.by_id.get(self.running.get(&(kind.into(), subject.to_owned()))?)
     }
 
     fn running_mut(&mut self, id: u64) -> Result<&mut records::Job, Refusal> {
@@ -128,16 +142,8 @@ impl Jobs {
 
     /// Drops the oldest of the ended jobs beyond the bound.
     fn forget(&mut self, effects: &mut Effects) {
-        let ended = |job: &&records::Job| job.state() != JobState::Running;
-        let count = self.by_id.values().filter(ended).count();
-        let beyond: Vec<u64> = self
-            .by_id
-            .values()
-            .filter(ended)
-            .map(|job| job.id)
-            .take(count.saturating_sub(limits::JOBS_ENDED_KEPT))
-            .collect();
-        for id in beyond {
+        while self.ended.len() > limits::JOBS_ENDED_KEPT {
+            let Some(id) = self.ended.pop_first() else { break };
             self.by_id.remove(&id);
             effects.change(change::Change::RemovedJob(id));
         }
@@ -148,6 +154,11 @@ impl StateMachine {
     /// All jobs that are kept, by id.
     pub fn jobs(&self) -> impl Iterator<Item = &records::Job> {
         self.jobs.by_id.values()
+    }
+
+    /// Those that run, by id.
+    pub fn running_jobs(&self) -> impl Iterator<Item = &records::Job> {
+        self.jobs.running_ids.iter().filter_map(|id| self.jobs.by_id.get(id))
     }
 
     /// A job by id.
@@ -182,8 +193,7 @@ impl StateMachine {
                 kind_name(kind)
             )));
         }
-        let running = self.jobs.by_id.values().filter(|job| job.state() == JobState::Running).count();
-        if running >= limits::JOBS_RUNNING_MAX {
+        if self.jobs.running_ids.len() >= limits::JOBS_RUNNING_MAX {
             return Err(exhausted("running jobs", limits::JOBS_RUNNING_MAX));
         }
         let id = self.jobs.by_id.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
@@ -201,7 +211,7 @@ impl StateMachine {
         let text = format!("job {id} began: {} of {}", kind_name(kind), job.subject);
         effects.event("job.began", format!("job/{id}"), text);
         effects.change(change::Change::Job(job.clone()));
-        self.jobs.by_id.insert(id, job);
+        self.jobs.insert(job);
         Ok(id)
     }
 
@@ -265,6 +275,10 @@ impl StateMachine {
         );
         effects.event(&format!("job.{}", state_name(state)), format!("job/{id}"), text);
         effects.change(change::Change::Job(job.clone()));
+        let running = (job.kind, job.subject.clone());
+        self.jobs.running.remove(&running);
+        self.jobs.running_ids.remove(&id);
+        self.jobs.ended.insert(id);
         self.jobs.forget(effects);
         Ok(())
     }

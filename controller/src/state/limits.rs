@@ -10,7 +10,7 @@ pub const PORTALS_PER_NODE_MAX: usize = 16;
 /// Pools of one data node.
 pub const POOLS_PER_NODE_MAX: usize = 64;
 /// Volumes.
-pub const VOLUMES_MAX: usize = 4096;
+pub const VOLUMES_MAX: usize = 16 * 1024;
 /// Hosts.
 pub const HOSTS_MAX: usize = 1024;
 /// Initiator names of one host.

@@ -140,9 +140,7 @@ impl StateMachine {
         let id = volume.id;
         let target = self.target(&command.host, &command.group)?;
         let lun = match &target {
-            Target::Host(host) => {
-                self.mappings_of_host(host).find(|(_, m)| m.volume == id).map(|(lun, _)| lun)
-            }
+            Target::Host(host) => self.lun_of(host, id),
             Target::Group(name) => self
                 .groups
                 .get(name)

@@ -16,6 +16,7 @@
 //! | recovery by decision of an operator | `forced` |
 //! | volumes grown and deleted | `lifecycle` |
 //! | the whole state as records | `snapshot` |
+//! | what is looked up without a search | `index` |
 //! | what the audit keeps | [`audit`] |
 //! | bounds | [`limits`] |
 //!
@@ -35,6 +36,7 @@ mod effects;
 mod forced;
 pub mod group;
 pub mod host;
+mod index;
 pub mod job;
 mod lifecycle;
 pub mod limits;
@@ -75,6 +77,7 @@ pub use volume::Volume;
 
 use effects::Effects;
 use group::Group;
+use index::Indexes;
 use job::Jobs;
 use mapping::{Difference, LunMap};
 use requests::Requests;
@@ -150,6 +153,7 @@ pub struct StateMachine {
     mappings: BTreeMap<String, LunMap>,
     requests: Requests,
     jobs: Jobs,
+    indexes: Indexes,
 }
 
 impl StateMachine {
@@ -170,6 +174,7 @@ impl StateMachine {
             effects.change(change::Change::Head(index));
         }
         let (commit, events) = effects.finish();
+        self.follow_changes(&commit.changes);
         Applied { response, commit, events, audit }
     }
 
@@ -330,11 +335,6 @@ impl StateMachine {
         self.nodes.get(&number)
     }
 
-    /// A node by name.
-    pub fn node_by_name(&self, name: &str) -> Option<&records::Node> {
-        self.nodes.values().find(|node| node.name == name)
-    }
-
     /// All volumes, by id.
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
         self.volumes.values()
@@ -343,11 +343,6 @@ impl StateMachine {
     /// A volume by id.
     pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
         self.volumes.get(&id)
-    }
-
-    /// A volume by name.
-    pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
-        self.volumes.values().find(|volume| volume.name == name)
     }
 
     /// All hosts, by name.
@@ -384,11 +379,6 @@ impl StateMachine {
         self.mappings
             .iter()
             .flat_map(|(host, map)| map.iter().map(move |(lun, mapped)| (host.as_str(), *lun, mapped)))
-    }
-
-    /// Where a volume is mapped: host and LUN.
-    pub fn mappings_of_volume(&self, id: VolumeId) -> impl Iterator<Item = (&str, u32)> {
-        self.mappings().filter(move |(_, _, mapped)| mapped.volume == id).map(|(host, lun, _)| (host, lun))
     }
 
     /// For messages: the name of a node, or its number.

@@ -183,16 +183,18 @@ impl StateMachine {
         let number = NodeNumber::new(command.number)
             .ok_or_else(|| Refusal::not_found(Kind::Node, &printable(&command.name)))?;
         let in_sync = |volume: &&Volume| !volume.deleting && volume.is_in_sync(number);
-        let mut staying = self.volumes.values().filter(in_sync).map(|volume| volume.name.as_str());
-        if let Some(first) = staying.next() {
-            let more = staying.count();
+        let staying: Vec<&str> =
+            self.volumes_on(command.number).filter(in_sync).map(|volume| volume.name.as_str()).collect();
+        if let Some((first, others)) = staying.split_first() {
+            let more = others.len();
             let others = if more == 0 { String::new() } else { format!(" and of {more} other volumes") };
             return Err(Refusal::Precondition(format!(
                 "node {name} holds a replica of volume {first}{others}; move or delete what it holds first"
             )));
         }
         let holds = |volume: &&Volume| volume.held().any(|m| m.node == number);
-        let held: Vec<VolumeId> = self.volumes.values().filter(holds).map(|volume| volume.id).collect();
+        let held: Vec<VolumeId> =
+            self.volumes_on(command.number).filter(holds).map(|volume| volume.id).collect();
         for id in held {
             self.forget_replica(id, number, effects)?;
         }

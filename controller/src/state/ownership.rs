@@ -50,12 +50,6 @@ impl StateMachine {
         volume.config.change_owner(expected, owner, |n| if n == number { self.boot_of(n) } else { others(n) })
     }
 
-    /// Volumes that the node owns.
-    pub fn owned_by(&self, number: u32) -> usize {
-        let number = NodeNumber::new(number);
-        self.volumes.values().filter(|v| v.owner_node().is_some() && v.owner_node() == number).count()
-    }
-
     pub(super) fn change_owner(
         &mut self,
         command: &records::ChangeOwner,

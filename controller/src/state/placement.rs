@@ -72,12 +72,6 @@ impl StateMachine {
         self.place(volume.size_bytes, wish, holds, false, 2)
     }
 
-    /// Replicas that the node holds or is to hold.
-    pub fn held_by(&self, node: u32) -> usize {
-        let Some(number) = NodeNumber::new(node) else { return 0 };
-        self.volumes.values().filter(|v| v.kept().any(|m| m.node == number)).count()
-    }
-
     fn place(
         &self,
         size_bytes: u64,

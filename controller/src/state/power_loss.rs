@@ -35,7 +35,11 @@ impl StateMachine {
 }
 
 fn has_lost_power(volume: &Volume, oldest: u64) -> bool {
+    // Most are not older: nothing is copied for them.
+    if oldest <= volume.reservation_version {
+        return false;
+    }
     let mut after = volume.lu.clone();
     after.lose_power();
-    after != volume.lu && oldest > volume.reservation_version
+    after != volume.lu
 }

@@ -261,18 +261,6 @@ impl StateMachine {
         Ok(Outcome::Established(effects.index))
     }
 
-    /// Every relative target port identifier in use, in order.
-    fn target_ports(&self) -> Vec<RelativePort> {
-        let mut ports: Vec<RelativePort> = self
-            .nodes
-            .values()
-            .flat_map(|node| &node.ports)
-            .filter_map(|port| u16::try_from(port.relative_port).ok().map(RelativePort))
-            .collect();
-        ports.sort_unstable();
-        ports
-    }
-
     pub(super) fn volume_mut(&mut self, id: &[u8]) -> Result<&mut Volume, Refusal> {
         let id = VolumeId::from_slice(id).ok_or_else(|| Refusal::invalid("volume_id", "not 16 bytes"))?;
         self.volumes.get_mut(&id).ok_or_else(|| Refusal::not_found(Kind::Volume, &id.to_string()))

@@ -10,8 +10,8 @@ use holdfast_replica::ids::VolumeId;
 use holdfast_scsi::initiator::Initiator;
 
 use super::{
-    CorruptState, Mapped, StateMachine, Volume, convert::corrupt, group::Group, job::Jobs, limits,
-    requests::Requests,
+    CorruptState, Mapped, StateMachine, Volume, convert::corrupt, group::Group, index::Indexes, job::Jobs,
+    limits, requests::Requests,
 };
 
 impl StateMachine {
@@ -114,6 +114,7 @@ impl StateMachine {
         }
         state.requests = Requests::from_records(requests)?;
         state.jobs = Jobs::from_records(jobs)?;
+        state.indexes = Indexes::of(&state);
         state.check_invariants()?;
         Ok(state)
     }
@@ -123,6 +124,8 @@ impl StateMachine {
     /// # Errors
     /// The first that does not hold.
     pub fn check_invariants(&self) -> Result<(), CorruptState> {
+        #[cfg(test)]
+        assert!(self.indexes == Indexes::of(self), "an index is not what the records say");
         let cluster = match &self.cluster {
             Some(cluster) => cluster,
             None if self.nodes.is_empty() && self.volumes.is_empty() && self.hosts.is_empty() => {

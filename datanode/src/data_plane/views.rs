@@ -19,7 +19,7 @@ impl Worker {
     pub(super) fn install(&mut self, now: Instant, installation: &Installation) {
         let install = &installation.install;
         let view = &install.view;
-        let maps_changed = self.view.as_ref().is_none_or(|last| !Arc::ptr_eq(&last.mappings, &view.mappings));
+        let last = self.view.clone();
         let hosts_changed = self
             .view
             .as_ref()
@@ -32,7 +32,7 @@ impl Worker {
                 unwelcome.push(*connection);
                 continue;
             }
-            if maps_changed {
+            if last.as_ref().is_none_or(|last| !view.has_same_map(last, &session.host)) {
                 session.port.install_map(lun_map(view, &session.host));
             }
             if install.events_lost {

@@ -4,7 +4,7 @@
 //! Invariants: views are followed in log order, without waiting for a disk; a unit is shown reservations and topology with
 //! the view, and its size and mode once its replica is ready for them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -103,44 +103,47 @@ impl Table {
         let mut driver = Driver::remote(&self.services);
         let mut state = self.lock();
         let last = state.last.replace(Arc::clone(view));
-        let mut units = Units::clone(&self.units.load());
-        let before = units.len();
-        units.retain(|id, unit| {
+        let follows = last.as_ref().filter(|last| !gap && Arc::ptr_eq(&last.nodes, &view.nodes));
+        let changed: BTreeSet<VolumeId> = match (follows, &last) {
+            (Some(last), _) => view.volumes.changed_since(&last.volumes).into_iter().collect(),
+            (None, last) => {
+                let before = last.iter().flat_map(|last| last.volumes.keys());
+                view.volumes.keys().chain(before).copied().collect()
+            }
+        };
+        let mut units = self.units.load_full();
+        for id in &changed {
             let stays = view.owned_volume(*id).is_some_and(|volume| !volume.deleting);
-            if !stays {
+            if let Some(unit) = units.get(id).filter(|_| !stays) {
                 unit.close(&mut driver);
+                Arc::make_mut(&mut units).remove(id);
             }
-            stays
-        });
-        let mut changed = units.len() != before;
-        let same_nodes = last.as_ref().is_some_and(|last| Arc::ptr_eq(&last.nodes, &view.nodes));
-        for (id, volume) in view.volumes.iter() {
-            let same = last.as_ref().and_then(|l| l.volumes.get(id)).is_some_and(|l| Arc::ptr_eq(l, volume));
-            if same && same_nodes && !gap {
+        }
+        for id in &changed {
+            let Some(volume) = view.volumes.get(id) else {
+                self.hosting.forget(*id);
                 continue;
-            }
+            };
             let mut owned: Option<Arc<dyn Unit>> = None;
             if !volume.deleting && view.owns(volume) {
-                let unit = units.entry(*id).or_insert_with(|| {
-                    changed = true;
+                if !units.contains_key(id) {
                     let inner = Volume::new(*id, Arc::clone(&self.shared));
-                    Arc::new(LogicalUnit::new(inner, lu_config(volume)))
-                });
-                let aborts: Vec<_> = aborts
-                    .iter()
-                    .filter(|abort| abort.volume == *id)
-                    .flat_map(|a| a.nexuses.clone())
-                    .collect();
-                unit.install(&mut driver, &volume.reservations, topology(view, volume), &aborts);
-                let (services, unit, config) = (self.services.clone(), Arc::clone(unit), lu_config(volume));
-                owned = Some(Arc::new(Prepared { services, unit, config }));
+                    let new = Arc::new(LogicalUnit::new(inner, lu_config(volume)));
+                    Arc::make_mut(&mut units).insert(*id, new);
+                }
+                if let Some(unit) = units.get(id) {
+                    let aborts: Vec<_> = aborts
+                        .iter()
+                        .filter(|abort| abort.volume == *id)
+                        .flat_map(|a| a.nexuses.clone())
+                        .collect();
+                    unit.install(&mut driver, &volume.reservations, topology(view, volume), &aborts);
+                    let (services, unit, config) =
+                        (self.services.clone(), Arc::clone(unit), lu_config(volume));
+                    owned = Some(Arc::new(Prepared { services, unit, config }));
+                }
             }
             self.hosting.follow(view, volume, owned, gap);
-        }
-        if let Some(last) = &last {
-            for id in last.volumes.keys().filter(|id| !view.volumes.contains_key(id)) {
-                self.hosting.forget(*id);
-            }
         }
         // Again for what came in between views; a task that has ended is not found.
         for abort in aborts {
@@ -148,8 +151,8 @@ impl Table {
                 unit.abort_tasks_of(&mut driver, &abort.nexuses);
             }
         }
-        if changed {
-            self.units.store(Arc::new(units));
+        if !Arc::ptr_eq(&units, &self.units.load()) {
+            self.units.store(units);
         }
         drop(state);
         if last.is_none() {

@@ -3,7 +3,11 @@
 //! Invariants: a field that is missing, out of range or contradicts another record is an error that names the record;
 //! nothing is skipped or guessed. A batch (a snapshot, or one commit) is applied whole or not at all.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use holdfast_proto::state::{self, change::Change as Record};
 use holdfast_scsi::{
@@ -20,8 +24,8 @@ use holdfast_scsi::{
 
 use super::{
     AbortTasks, BootId, ChapView, ClusterId, ClusterView, Epoch, HostView, Incarnation, MappingView, Member,
-    NodeNumber, NodeView, Owner, PortView, ReservationView, Secret, UnitAttentionEvent, VolumeConfig,
-    VolumeId, VolumeView,
+    NodeNumber, NodeView, Owner, PortView, ReservationView, Secret, SharedMap, UnitAttentionEvent,
+    VolumeConfig, VolumeId, VolumeView,
 };
 
 /// Opens a sealed secret for a context ("host/NAME/chap"); the text says why it could not.
@@ -67,10 +71,10 @@ impl ClusterView {
             me,
             my_incarnation: incarnation,
             nodes: Arc::default(),
-            volumes: Arc::default(),
+            volumes: SharedMap::default(),
             hosts: Arc::default(),
             host_by_initiator: Arc::default(),
-            mappings: Arc::default(),
+            mappings: SharedMap::default(),
         }
     }
 
@@ -98,7 +102,7 @@ impl ClusterView {
                 next.set_reservation(reservation)?;
             }
         }
-        next.check_references()?;
+        next.check_references(records().flatten())?;
         Ok(next)
     }
 
@@ -107,13 +111,16 @@ impl ClusterView {
             Record::Cluster(c) => self.check_cluster(c).map_err(|problem| error("cluster", "", problem))?,
             Record::Node(n) => {
                 let node = node(n).map_err(|problem| error("node", &n.name, problem))?;
-                Arc::make_mut(&mut self.nodes).insert(node.number, Arc::new(node));
+                // Most records of a node tell of its pools only, which no view has.
+                if self.nodes.get(&node.number).is_none_or(|old| **old != node) {
+                    Arc::make_mut(&mut self.nodes).insert(node.number, Arc::new(node));
+                }
             }
             Record::Volume(v) => {
                 let old = VolumeId::from_slice(&v.id).and_then(|id| self.volumes.get(&id));
                 let reservations = old.map(|old| Arc::clone(&old.reservations)).unwrap_or_default();
                 let volume = volume(v, reservations).map_err(|problem| error("volume", &v.name, problem))?;
-                Arc::make_mut(&mut self.volumes).insert(volume.id, Arc::new(volume));
+                self.volumes.insert(volume.id, Arc::new(volume));
             }
             // Reservations are taken afterwards; the rest is the controller's own.
             Record::Reservation(_)
@@ -145,7 +152,7 @@ impl ClusterView {
             Record::RemovedVolume(id) => {
                 let id =
                     VolumeId::from_slice(id).ok_or_else(|| error("volume", "", "its id is not 16 bytes"))?;
-                Arc::make_mut(&mut self.volumes).remove(&id);
+                self.volumes.remove(&id);
             }
             Record::RemovedHost(name) => {
                 self.forget_initiators(name);
@@ -183,23 +190,27 @@ impl ClusterView {
             .filter(|lun| *lun <= Lun::NUMBER_MAX)
             .ok_or_else(|| format!("LUN {} is above {}", record.lun, Lun::NUMBER_MAX))?;
         self.remove_mapping(&record.host, volume);
-        let of_host = Arc::make_mut(&mut self.mappings).entry(record.host.clone()).or_default();
+        let mut of_host = self.mappings_of(&record.host).to_vec();
         match of_host.binary_search_by_key(&lun, |m| m.lun) {
             Ok(_) => Err(format!("LUN {lun} is given twice")),
             Err(at) => {
                 of_host.insert(at, MappingView { lun, volume, read_only: record.read_only });
+                self.mappings.insert(record.host.clone(), of_host.into());
                 Ok(())
             }
         }
     }
 
     fn remove_mapping(&mut self, host: &str, volume: VolumeId) {
-        let mappings = Arc::make_mut(&mut self.mappings);
-        if let Some(of_host) = mappings.get_mut(host) {
-            of_host.retain(|m| m.volume != volume);
-            if of_host.is_empty() {
-                mappings.remove(host);
-            }
+        let of_host = self.mappings_of(host);
+        if of_host.iter().all(|m| m.volume != volume) {
+            return;
+        }
+        let left: Arc<[MappingView]> = of_host.iter().filter(|m| m.volume != volume).copied().collect();
+        if left.is_empty() {
+            self.mappings.remove(host);
+        } else {
+            self.mappings.insert(host.to_owned(), left);
         }
     }
 
@@ -212,11 +223,34 @@ impl ClusterView {
             return Err(fail(format!("version {} after {}", parsed.version, volume.reservations.version)));
         }
         let updated = VolumeView { reservations: Arc::new(parsed), ..VolumeView::clone(volume) };
-        Arc::make_mut(&mut self.volumes).insert(id, Arc::new(updated));
+        self.volumes.insert(id, Arc::new(updated));
         Ok(())
     }
 
-    fn check_references(&self) -> Result<(), RecordError> {
+    /// The view before held together: only what `records` touch can have torn it.
+    fn check_references<'a>(&self, records: impl Iterator<Item = &'a Record>) -> Result<(), RecordError> {
+        let (mut nodes, mut removed) = (false, false);
+        let mut hosts = BTreeSet::new();
+        for record in records {
+            match record {
+                Record::Node(_) => nodes = true,
+                Record::Mapping(mapping) => drop(hosts.insert(mapping.host.as_str())),
+                Record::RemovedHost(host) => drop(hosts.insert(host.as_str())),
+                Record::RemovedVolume(_) => removed = true,
+                _ => {}
+            }
+        }
+        if nodes {
+            self.check_ports()?;
+        }
+        if removed {
+            // Rare, and any host may have mapped it.
+            return self.mappings.keys().try_for_each(|host| self.check_mappings_of(host));
+        }
+        hosts.into_iter().try_for_each(|host| self.check_mappings_of(host))
+    }
+
+    fn check_ports(&self) -> Result<(), RecordError> {
         let mut ports = BTreeMap::new();
         for node in self.nodes.values() {
             for port in &node.ports {
@@ -226,15 +260,18 @@ impl ClusterView {
                 }
             }
         }
-        for (host, mappings) in self.mappings.iter() {
-            if !self.hosts.contains_key(host) {
-                return Err(error("mapping", host, "its host does not exist"));
-            }
-            if let Some(lost) = mappings.iter().find(|m| !self.volumes.contains_key(&m.volume)) {
-                return Err(error("mapping", host, format!("its volume {} does not exist", lost.volume)));
-            }
-        }
         Ok(())
+    }
+
+    fn check_mappings_of(&self, host: &str) -> Result<(), RecordError> {
+        let mappings = self.mappings_of(host);
+        if !mappings.is_empty() && !self.hosts.contains_key(host) {
+            return Err(error("mapping", host, "its host does not exist"));
+        }
+        match mappings.iter().find(|m| !self.volumes.contains_key(&m.volume)) {
+            Some(lost) => Err(error("mapping", host, format!("its volume {} does not exist", lost.volume))),
+            None => Ok(()),
+        }
     }
 }
 

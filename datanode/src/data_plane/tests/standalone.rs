@@ -1,7 +1,6 @@
 //! A node alone: the whole data plane on real sockets and real files, under a view made by hand. In the place of the
 //! controller stands [`Authority`], which applies reservations with the same function as the controller's state machine.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -307,8 +306,7 @@ impl Authority {
             result = ProposalResult::Outcome { status: Status::Good, sense: None, version: index };
             let reservations = Arc::new(ReservationView { version: index, state });
             let changed = VolumeView { reservations, ..VolumeView::clone(volume) };
-            let volumes: &mut BTreeMap<_, _> = Arc::make_mut(&mut next.volumes);
-            volumes.insert(proposal.volume, Arc::new(changed));
+            next.volumes.insert(proposal.volume, Arc::new(changed));
             let event = |(at, (whom, additional)): (usize, &(UaScope, AdditionalSense))| {
                 let (only, except) = match whom {
                     UaScope::All => (None, None),
