@@ -11,10 +11,10 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test bench conformance differential fuzz chaos sim mutants kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
+.PHONY: help build demo run test bench bench-control conformance differential fuzz chaos sim mutants kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 build: ready-build ## the three release binaries, in target/release
 	@$(MAKE) --no-print-directory release
@@ -48,6 +48,12 @@ bench: ready-bench ## Holdfast beside tgt, istgt and the bare network; tables an
 	@$(MAKE) --no-print-directory release
 	cargo build --release -p holdfast-bench $(locked)
 	HOLDFAST_BIN_DIR=$(target_dir)/release $(target_dir)/release/holdfast-bench run --libiscsi --syscalls --out $(target_dir)/bench $(BENCH)
+
+bench-control: ready-build ## the control plane beside one fsync and one round trip, with up to 10,000 volumes; minutes (arguments: BENCH="--quick")
+	cargo build --release -p holdfast-controller -p holdfast-bench --bins $(locked)
+	mkdir -p $(target_dir)/bench
+	$(target_dir)/release/holdfast-bench control --controller $(target_dir)/release/holdfast-controller \
+	  --dir $(target_dir)/bench --out $(target_dir)/bench $(BENCH)
 
 kmod: ready-kmod ## the kernel module for every kernel whose headers are there
 	@for kernel in $$(ls -d /lib/modules/*/build | cut -d/ -f4); do kmod-frontend/build.sh $$kernel; done

@@ -9,6 +9,7 @@
 //! | starting and stopping the targets | [`target`] |
 //! | processor time, context switches, system calls of a process | [`cost`] |
 //! | percentiles | [`histogram`] |
+//! | the control plane | [`control`] |
 //! | rounds, medians, tables, plots | [`run`], [`report`], [`plot`] |
 //!
 //! Invariants: targets take turns within a round, so that what disturbs the machine disturbs all alike; a figure is the
@@ -16,6 +17,7 @@
 //! against every target; nothing here asserts a time.
 
 pub mod case;
+pub mod control;
 pub mod cost;
 pub mod floor;
 pub mod histogram;

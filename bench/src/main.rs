@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use holdfast_bench::case::Set;
+use holdfast_bench::control;
 use holdfast_bench::report::{self, Report};
 use holdfast_bench::run::{self, ClientKind, Plan, Row};
 use holdfast_bench::target::Kind;
@@ -22,6 +23,11 @@ struct Arguments {
 enum What {
     /// Sizes, depths, sessions and mixes, against every target that is installed
     Run(Run),
+    /// The control plane: reservations, LUN maps, failovers, and how they grow
+    Control(control::Arguments),
+    /// The state machine at one size; `control` starts it
+    #[command(hide = true)]
+    ControlCore(control::CoreArguments),
     /// The bare TCP exchange, as a server; `run` starts it
     #[command(hide = true)]
     Floor,
@@ -70,6 +76,8 @@ type Value = fn(&Row) -> f64;
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
         What::Run(arguments) => measure(arguments),
+        What::Control(arguments) => control::run(arguments),
+        What::ControlCore(arguments) => control::run_core(&arguments),
         What::Floor => floor::serve(),
     }
 }

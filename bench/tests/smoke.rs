@@ -1,7 +1,11 @@
 //! The benchmark itself works: every case of the short set runs against Holdfast, the floor and whichever peers are
 //! installed, and the report has all of them. No figure is judged.
 
-use std::process::Command;
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 #[test]
 fn every_case_runs_against_every_target() {
@@ -36,5 +40,47 @@ fn every_case_runs_against_every_target() {
     }
     for plot in ["cpu.svg", "iops.svg", "p99.svg", "report.md"] {
         assert!(std::fs::read_to_string(out.path().join(plot)).unwrap().contains("holdfast"), "{plot}");
+    }
+}
+
+fn controller() -> PathBuf {
+    env::var_os("HOLDFAST_BIN_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug"), PathBuf::from)
+        .join("holdfast-controller")
+}
+
+#[test]
+fn the_control_planes_measurement_runs_through() {
+    let out = tempfile::tempdir().unwrap();
+    let done = Command::new(env!("CARGO_BIN_EXE_holdfast-bench"))
+        .args(["control", "--quick", "--controller"])
+        .arg(controller())
+        .arg("--dir")
+        .arg(out.path())
+        .arg("--out")
+        .arg(out.path())
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let report = std::fs::read_to_string(out.path().join("control.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let sizes = report["sizes"].as_array().unwrap();
+    assert_eq!(sizes.iter().map(|size| size["volumes"].as_u64().unwrap()).collect::<Vec<_>>(), [4, 40]);
+    for size in sizes {
+        for kind in ["reserve_out", "reserve_out_all", "map_change", "map_change_all", "map_many"] {
+            assert!(size[kind]["count"].as_u64().unwrap() > 0, "{kind}: {size}");
+        }
+        // A node is sent what changed, not the state.
+        assert!(size["records_per_commit"].as_f64().unwrap() < 4.0, "{size}");
+        assert!(size["owner_failover"]["volumes"].as_u64().unwrap() > 0);
+        assert_eq!(size["leader_failovers"].as_array().unwrap().len(), 1);
+    }
+    let text = std::fs::read_to_string(out.path().join("control.md")).unwrap();
+    for row in [
+        "| one fsync of 512 bytes |",
+        "| PR OUT: committed, installed on every node | 40 |",
+        "Restart with 40 volumes",
+    ] {
+        assert!(text.contains(row), "{row}: {text}");
     }
 }

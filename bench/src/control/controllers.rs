@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use holdfast_pki::{Authority, Identity, Role};
 use holdfast_proto::v1::{
-    GetClusterRequest, ListControllersRequest, cluster_service_client::ClusterServiceClient,
+    GetClusterRequest, ListControllersRequest, Member, cluster_service_client::ClusterServiceClient,
     controller_service_client::ControllerServiceClient,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -200,6 +200,30 @@ impl Controllers {
             tokio::time::sleep(PAUSE).await;
         }
         bail!("no leader within {} s", LIMIT.as_secs())
+    }
+
+    /// Waits until controller `id` answers and has all of the leader's log.
+    ///
+    /// # Errors
+    /// It has not, in [`LIMIT`].
+    pub async fn caught_up(&self, id: usize) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut client = ControllerServiceClient::new(self.admin(id)?);
+        while begun.elapsed() < LIMIT {
+            // It forwards the question: an answer shows that it knows the leader.
+            let answer = client.list_controllers(ListControllersRequest {});
+            if let Ok(Ok(list)) = tokio::time::timeout(Duration::from_millis(500), answer).await {
+                let members = list.into_inner().members;
+                let of = |is: &dyn Fn(&Member) -> bool| members.iter().find(|member| is(member));
+                let leader = of(&|member| member.leader).and_then(|member| member.matched_index);
+                let own = of(&|member| member.id == id as u64).and_then(|member| member.matched_index);
+                if own.is_some() && own >= leader {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        bail!("controller {id} does not catch up within {} s", LIMIT.as_secs())
     }
 
     /// Resident memory of controller `id`, in bytes; 0 if it does not run.

@@ -90,7 +90,8 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     }
     ensure!(arguments.volumes.is_sorted() && !arguments.volumes.is_empty(), "--volumes: growing numbers");
     holdfast_pki::install_crypto_provider();
-    let report = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(all(&arguments))?;
+    let report =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(all(&arguments))?;
     let markdown = report.markdown();
     print!("{markdown}");
     if let Some(out) = arguments.out {
@@ -148,7 +149,10 @@ async fn measure(bench: &mut Bench, volumes: u32, arguments: &Arguments) -> anyh
     bench.reserve(&mut size).await?;
     bench.map(&mut size).await?;
     bench.map_many(&mut size).await?;
-    ensure!(bench.nodes.iter().all(node::Node::is_connected), "a node lost its session during the measurement");
+    ensure!(
+        bench.nodes.iter().all(node::Node::is_connected),
+        "a node lost its session during the measurement"
+    );
     size.owner_failover = bench.lose_node().await?;
     for round in 0..arguments.failovers {
         size.leader_failovers.push(bench.lose_leader(round).await?);

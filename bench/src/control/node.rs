@@ -76,13 +76,7 @@ impl Drop for Node {
 impl Node {
     /// "node-`at`", which has not joined yet.
     pub fn new(at: u8) -> Node {
-        Node {
-            at,
-            picture: Arc::default(),
-            changed: watch::Sender::new(0),
-            session: None,
-            proposals: 0,
-        }
+        Node { at, picture: Arc::default(), changed: watch::Sender::new(0), session: None, proposals: 0 }
     }
 
     /// Joins, or goes on where its last session ended, over a connection to the leader, and waits for a lease.
@@ -100,7 +94,11 @@ impl Node {
             process_id: vec![at; 16],
             portals: vec![format!("127.0.1.{at}:3260")],
             interconnect: format!("127.0.1.{at}:3270"),
-            pools: vec![Pool { name: "default".to_owned(), capacity_bytes: POOL_BYTES, free_bytes: POOL_BYTES }],
+            pools: vec![Pool {
+                name: "default".to_owned(),
+                capacity_bytes: POOL_BYTES,
+                free_bytes: POOL_BYTES,
+            }],
             version: "bench".to_owned(),
             applied_index: self.picture.lock().applied,
             replicates: true,
@@ -167,7 +165,9 @@ impl Node {
             }
             anyhow::Ok(())
         };
-        tokio::time::timeout(LIMIT, seen).await.with_context(|| format!("node-{} does not see {what}", self.at))?
+        tokio::time::timeout(LIMIT, seen)
+            .await
+            .with_context(|| format!("node-{} does not see {what}", self.at))?
     }
 
     /// Volumes that there are, as far as it was told.

@@ -139,7 +139,9 @@ impl Report {
     fn latencies(&self, line: &mut impl FnMut(String)) {
         let floor = self.floor_us().max(1e-9);
         line(String::new());
-        line("| | volumes | p50 | x floor | p99 | x floor | a second | callers: a second | p50 | p99 |".into());
+        line(
+            "| | volumes | p50 | x floor | p99 | x floor | a second | callers: a second | p50 | p99 |".into(),
+        );
         line("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|".into());
         let reserve = |size: &Size| (size.reserve_out, size.reserve_out_all, size.reserve_out_callers);
         let map = |size: &Size| (size.map_change, size.map_change_all, size.map_change_callers);

@@ -352,7 +352,11 @@ impl Bench {
         let all_ms = ms_since(begun);
         let admin = self.controllers.admin(self.controllers.leader().await?)?;
         let kept = volumes_of(&admin).await?;
-        ensure!(kept == self.volumes as usize, "{kept} volumes after the restart instead of {}", self.volumes);
+        ensure!(
+            kept == self.volumes as usize,
+            "{kept} volumes after the restart instead of {}",
+            self.volumes
+        );
         // One that does not lead, alone.
         let leader = self.controllers.leader().await?;
         let other = (1..=MEMBERS).find(|id| *id != leader).context("a member that does not lead")?;
