@@ -9,8 +9,10 @@ use std::{
 
 use holdfast_pki::{Authority, Identity, Role};
 use holdfast_proto::v1::{
-    CreateHostRequest, GetClusterRequest, HostSpec, ListHostsRequest,
-    cluster_service_client::ClusterServiceClient, host_service_client::HostServiceClient,
+    AuditRecord, CreateHostRequest, GetClusterRequest, Host, HostSpec, ListAuditRequest, ListHostsRequest,
+    TransferLeadershipRequest, audit_service_client::AuditServiceClient,
+    cluster_service_client::ClusterServiceClient, controller_service_client::ControllerServiceClient,
+    host_service_client::HostServiceClient,
 };
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
@@ -169,6 +171,84 @@ async fn three_processes_are_a_cluster_that_survives_its_leader_and_a_restart() 
             let mut hosts = HostServiceClient::new(cluster.channel(at, Role::Viewer));
             let list = hosts.list_hosts(ListHostsRequest::default()).await.unwrap().into_inner();
             assert_eq!(list.hosts.len(), 3);
+        }
+    };
+    tokio::time::timeout(LIMIT, test).await.unwrap();
+}
+
+/// Everything that a member holds, read from it while it leads.
+async fn held_by(cluster: &Cluster, at: usize, until: u64) -> (Vec<Host>, Vec<AuditRecord>) {
+    let name = format!("ctl-{}", at + 1);
+    while cluster.leader(at).await != at {
+        let mut controllers = ControllerServiceClient::new(cluster.channel(at, Role::Admin));
+        // Refused while a member is still catching up.
+        let _ = controllers.transfer_leadership(TransferLeadershipRequest { name: name.clone() }).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut hosts = HostServiceClient::new(cluster.channel(at, Role::Viewer));
+    let request = ListHostsRequest { page_size: 1000, ..Default::default() };
+    let hosts = hosts.list_hosts(request).await.unwrap().into_inner().hosts;
+    let mut audit = AuditServiceClient::new(cluster.channel(at, Role::Admin));
+    let (mut records, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListAuditRequest { page_size: 1000, page_token, ..Default::default() };
+        let page = audit.list_audit(request).await.unwrap().into_inner();
+        records.extend(page.records.into_iter().filter(|record| until == 0 || record.index <= until));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return (hosts, records);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_were_killed_at_any_moment_hold_the_same_state_and_audit() {
+    let mut cluster = Cluster::new();
+    let test = async {
+        (0..3).for_each(|at| cluster.start(at));
+        cluster.leader(0).await;
+        let channels = [0, 1, 2].map(|at| cluster.channel(at, Role::Admin));
+        let (acknowledged, mut written) = tokio::sync::watch::channel(0);
+        let writer = tokio::spawn(async move {
+            let mut at = 0;
+            for number in 1.. {
+                // The same request until somebody says that it is done.
+                while HostServiceClient::new(channels[at].clone()).create_host(create(number)).await.is_err()
+                {
+                    at = (at + 1) % 3;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                if acknowledged.send(number).is_err() {
+                    return;
+                }
+            }
+        });
+        // Each of them, then two, then all: the writes go on meanwhile, so that every kill meets the log in another state.
+        for (round, killed) in [&[0][..], &[1], &[2], &[0, 1], &[1, 2], &[0, 1, 2]].into_iter().enumerate() {
+            killed.iter().for_each(|at| cluster.processes[*at] = None);
+            killed.iter().for_each(|at| cluster.start(*at));
+            let enough = *written.borrow_and_update() + 3 + round as u32;
+            written.wait_for(|number| *number >= enough).await.unwrap();
+        }
+        let last = *written.borrow();
+        drop(written);
+        writer.await.unwrap();
+
+        let leader = cluster.leader(0).await;
+        let (hosts, records) = held_by(&cluster, leader, 0).await;
+        let until = records.last().map_or(0, |record| record.index);
+        for number in 1..=last {
+            let name = format!("host-{number}");
+            assert_eq!(hosts.iter().filter(|host| host.name == name).count(), 1, "{name}");
+            let subject = format!("host/{name}");
+            // Asked again by the same id, it is on record again, and done once.
+            let is_told = records.iter().any(|record| record.subject == subject && record.outcome == "done");
+            assert!(is_told, "{name} was acknowledged and is not in the audit");
+        }
+        for at in (0..3).filter(|at| *at != leader) {
+            let held = held_by(&cluster, at, until).await;
+            assert_eq!(held.0, hosts, "member {at}");
+            assert_eq!(held.1, records, "member {at}");
         }
     };
     tokio::time::timeout(LIMIT, test).await.unwrap();

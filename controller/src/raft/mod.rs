@@ -43,6 +43,10 @@ mod types;
 #[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
+mod crash_steps;
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod store_tests;
 
 pub use commits::{Commits, CommitsEnd};

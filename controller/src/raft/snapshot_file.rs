@@ -53,6 +53,8 @@ impl SnapshotFile {
     /// A new file that nobody else has.
     pub(super) fn create(path: PathBuf) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        #[cfg(test)]
+        super::crash_steps::reached(&path, "a snapshot is begun");
         Ok(Self { file, path, temporary: true })
     }
 
@@ -63,7 +65,11 @@ impl SnapshotFile {
     /// Gives it its final name, durably.
     pub(super) fn rename_to(&mut self, path: PathBuf) -> io::Result<()> {
         self.file.sync_all()?;
+        #[cfg(test)]
+        super::crash_steps::reached(&path, "a snapshot is whole and has no name");
         fs::rename(&self.path, &path)?;
+        #[cfg(test)]
+        super::crash_steps::reached(&path, "a snapshot has its name");
         if let Some(directory) = path.parent() {
             File::open(directory)?.sync_all()?;
         }

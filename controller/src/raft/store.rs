@@ -214,13 +214,19 @@ impl Store {
         self.check()?;
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        self.guard(self.db.write_opt(batch, &options))
+        self.guard(self.db.write_opt(batch, &options))?;
+        #[cfg(test)]
+        super::crash_steps::reached(&self.path, if sync { "written and synced" } else { "written" });
+        Ok(())
     }
 
     /// Makes everything written so far durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.check()?;
-        self.guard(self.db.flush_wal(true))
+        self.guard(self.db.flush_wal(true))?;
+        #[cfg(test)]
+        super::crash_steps::reached(&self.path, "all is synced");
+        Ok(())
     }
 
     fn check(&self) -> io::Result<()> {
