@@ -59,11 +59,11 @@ fn history() -> Vec<Entry> {
             target_iqn: "iqn.2026-11.internal.holdfast:test".to_owned(),
         }),
         2 => Body::BeginLeaseTerm(records::BeginLeaseTerm { term: 1 }),
-        _ if index % 5 == 0 => Body::CreateHost(records::CreateHost {
+        _ if index.is_multiple_of(5) => Body::CreateHost(records::CreateHost {
             request: None,
             host: Some(host(&format!("host-{}", index - 2))),
         }),
-        _ if index % 7 == 0 => Body::DeleteHost(records::DeleteHost {
+        _ if index.is_multiple_of(7) => Body::DeleteHost(records::DeleteHost {
             request: request(index),
             name: format!("host-{}", index - 3),
         }),
