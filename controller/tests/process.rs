@@ -182,7 +182,9 @@ async fn held_by(cluster: &Cluster, at: usize, until: u64) -> (Vec<Host>, Vec<Au
     while cluster.leader(at).await != at {
         let mut controllers = ControllerServiceClient::new(cluster.channel(at, Role::Admin));
         // Refused while a member is still catching up.
-        let _ = controllers.transfer_leadership(TransferLeadershipRequest { name: name.clone() }).await;
+        let _ = controllers
+            .transfer_leadership(TransferLeadershipRequest { name: name.clone(), ..Default::default() })
+            .await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut hosts = HostServiceClient::new(cluster.channel(at, Role::Viewer));

@@ -500,12 +500,14 @@ fn step(world: &mut World, random: &mut u64) {
                 cordoned: drain,
                 drain,
                 evacuate: drain && draw(2) == 0,
+                ..Default::default()
             }));
         }
-        7 => world.apply(Body::Rebalance(records::Rebalance { on: true, stopped: false })),
+        7 => world.apply(Body::Rebalance(records::Rebalance { on: true, ..Default::default() })),
         8 => world.apply(Body::SetClusterOptions(records::SetClusterOptions {
             replace_after_s: Some(10 + draw(30)),
             replace_never: Some(draw(2) == 0),
+            ..Default::default()
         })),
         _ => {
             let name = format!("v{}", draw(9) + 1);
