@@ -49,21 +49,22 @@ const UNITS: [Unit; 2] = [
     },
 ];
 
-/// Runs the suite through every path of a cluster; fails unless nothing failed and every known fault of the suite showed.
+/// Runs the suite through every path of a cluster. Tells beside the runs what is wrong with them: each failure with what the suite
+/// printed, and each known fault of the suite that did not show.
 ///
 /// # Errors
-/// Names each failure with what the suite printed.
-pub fn holdfast(cluster: &Cluster) -> anyhow::Result<Vec<Run>> {
+/// A run that did not come to its end.
+pub fn holdfast(cluster: &Cluster) -> anyhow::Result<(Vec<Run>, Vec<String>)> {
     let tests = suite::all_tests()?;
     let faults = Faults::read()?;
     let mut used = BTreeSet::new();
     let mut runs = Vec::new();
-    let mut failures = Vec::new();
+    let mut wrong = Vec::new();
     let mut run = |words: &str, block_size: u32, tests: &[String], urls: &[String]| -> anyhow::Result<()> {
         let mut outcomes = suite::run(tests, urls, || Ok(()))?;
         used.append(&mut faults.excuse(&mut outcomes, block_size));
         for (name, outcome) in outcomes.iter().filter(|(_, outcome)| outcome.verdict == Verdict::Failed) {
-            failures.push(format!("{words}: {name}\n{}", outcome.detail));
+            wrong.push(format!("{words}: {name} failed\n{}", outcome.detail));
         }
         ensure!(outcomes.len() == tests.len(), "{words}: {} of {} tests", outcomes.len(), tests.len());
         let target = format!("Holdfast {}", env!("CARGO_PKG_VERSION"));
@@ -90,10 +91,9 @@ pub fn holdfast(cluster: &Cluster) -> anyhow::Result<Vec<Run>> {
     let read_only: Vec<_> = tests.iter().filter(|name| name.starts_with("ReadOnly.")).cloned().collect();
     let path = url(&cluster.portals[1], &cluster.target, lun);
     run("other node's portal, read-only mapping", 512, &read_only, &[path])?;
-    ensure!(failures.is_empty(), "{} unexpected failures\n{}", failures.len(), failures.join("\n"));
-    let unused: Vec<_> = faults.lines().filter(|line| !used.contains(*line)).collect();
-    ensure!(unused.is_empty(), "known failures that pass now: {unused:?}");
-    Ok(runs)
+    let unused = faults.lines().filter(|line| !used.contains(*line));
+    wrong.extend(unused.map(|line| format!("a known failure passes now: {line}")));
+    Ok((runs, wrong))
 }
 
 /// Runs the suite against the peers with both block sizes, thin and thick, each path given twice to the tests that want two.

@@ -5,7 +5,7 @@
 
 use std::{env, fmt::Write as _, fs, thread};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use holdfast_tests::{
     cluster::Cluster,
     conformance::{self, Run},
@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     // Side by side: the peers' time goes in waiting for answers that do not come.
     let peers = thread::spawn(conformance::peers);
     let mut cluster = Cluster::start()?;
-    let ours = conformance::holdfast(&cluster)?;
+    let (ours, wrong) = conformance::holdfast(&cluster)?;
     cluster.stop()?;
     let peers = peers.join().map_err(|_| anyhow!("the run against the peers panicked"))??;
     let text = report(ours, peers);
@@ -29,6 +29,7 @@ fn main() -> anyhow::Result<()> {
     if let Some(file) = env::args().nth(1) {
         fs::write(&file, &text).with_context(|| file.clone())?;
     }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
 

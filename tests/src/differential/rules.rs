@@ -87,10 +87,10 @@ mod tests {
 
     #[test]
     fn rule_matches_its_words_only() {
-        let mut rules = Rules::parse("# head\n28 2a | naca | good | 5/24/00 | why | SAM-5\n").unwrap();
+        let mut rules = Rules::parse("# head\n28 2a | plain | good | 5/24/00 | why | SAM-5\n").unwrap();
         let difference = |command: &str, theirs: &str| Difference {
             command: command.into(),
-            twist: "naca".into(),
+            twist: "plain".into(),
             ours: "good".into(),
             theirs: theirs.into(),
         };
@@ -98,6 +98,6 @@ mod tests {
         assert!(!rules.explain(&difference("28", "5/20/00")));
         assert!(!rules.explain(&difference("88", "5/24/00")));
         assert_eq!(rules.uses(), [(2, 1)]);
-        assert!(Rules::parse("28 | naca | good | 5/24/00 | | SAM-5").is_err());
+        assert!(Rules::parse("28 | plain | good | 5/24/00 | | SAM-5").is_err());
     }
 }
