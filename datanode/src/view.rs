@@ -123,6 +123,8 @@ pub struct VolumeView {
     pub removing: Vec<Member>,
     /// The in-sync node that the owner is to hand over to now.
     pub hand_over_to: Option<NodeNumber>,
+    /// The owner became it by SET TARGET PORT GROUPS.
+    pub owner_by_host: bool,
     /// The volume is being deleted: replicas are to be removed.
     pub deleting: bool,
     /// Persistent reservations, shared between views until they change.

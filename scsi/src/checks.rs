@@ -138,10 +138,17 @@ pub const fn check_again(command: &Command, conditions: &Conditions) -> Verdict 
 /// SPC-5 5.17.2: what each access state admits.
 const fn refused_by_access_state(command: &Command, state: AluaState) -> Option<Sense> {
     let tells_about_paths = matches!(command, Command::ReportTargetPortGroups { .. });
-    let standby = tells_about_paths
+    // Both buffers are the echo buffer's.
+    let unavailable = tells_about_paths
+        || matches!(
+            command,
+            Command::SetTargetPortGroups { .. } | Command::ReadBuffer { .. } | Command::WriteBuffer { .. }
+        );
+    let standby = unavailable
         || matches!(
             command,
             Command::LogSense { .. }
+                | Command::LogSelect { .. }
                 | Command::ModeSense(_)
                 | Command::ModeSelect { .. }
                 | Command::ReceiveDiagnosticResults { .. }
@@ -152,7 +159,7 @@ const fn refused_by_access_state(command: &Command, state: AluaState) -> Option<
     let (admitted, additional) = match state {
         AluaState::ActiveOptimized | AluaState::ActiveNonOptimized => return None,
         AluaState::Standby => (standby, asc::ALUA_STANDBY),
-        AluaState::Unavailable | AluaState::Offline => (tells_about_paths, asc::ALUA_UNAVAILABLE),
+        AluaState::Unavailable | AluaState::Offline => (unavailable, asc::ALUA_UNAVAILABLE),
         AluaState::Transitioning => (tells_about_paths, asc::ALUA_TRANSITION),
     };
     if admitted { None } else { Some(Sense::new(SenseKey::NotReady, additional)) }

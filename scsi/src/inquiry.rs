@@ -12,8 +12,8 @@ const BLOCK_DEVICE: u8 = 0x00;
 const VERSION_SPC_4: u8 = 0x06;
 /// NORMACA=1, HISUP=1 (LUNs use the hierarchical structure), RESPONSE DATA FORMAT 2.
 const HISUP_FORMAT_2: u8 = 0x32;
-/// TPGS=01b: implicit asymmetric access only. 3PC=1: third-party copy. PROTECT=0.
-const TPGS_IMPLICIT: u8 = 0x18;
+/// TPGS=11b: implicit and explicit asymmetric access. 3PC=1: third-party copy. PROTECT=0.
+const TPGS: u8 = 0x38;
 /// MULTIP=1: several target ports.
 const MULTIP: u8 = 0x10;
 /// CMDQUE=1.
@@ -38,7 +38,7 @@ pub fn standard(identity: &LuIdentity, allocation_length: u16, out: &mut [u8]) -
 }
 
 fn header(w: &mut ReplyWriter<'_>, peripheral: u8) {
-    w.put(&[peripheral, 0, VERSION_SPC_4, HISUP_FORMAT_2, (LEN - 5) as u8, TPGS_IMPLICIT, MULTIP, CMDQUE]);
+    w.put(&[peripheral, 0, VERSION_SPC_4, HISUP_FORMAT_2, (LEN - 5) as u8, TPGS, MULTIP, CMDQUE]);
 }
 
 /// The answer to INQUIRY for a LUN that is not mapped: GOOD with peripheral qualifier 011b, also for VPD page 00h, which
@@ -72,7 +72,7 @@ mod tests {
         let identity = unit().identity;
         let data = full_reply(|len, out| standard(&identity, len.min(0xffff) as u16, out));
         assert_eq!(data.len(), 96);
-        assert_eq!(data[..8], [0x00, 0x00, 0x06, 0x32, 91, 0x18, 0x10, 0x02]);
+        assert_eq!(data[..8], [0x00, 0x00, 0x06, 0x32, 91, 0x38, 0x10, 0x02]);
         assert_eq!(&data[8..36], b"HOLDFASTVOLUME          0001");
         assert!(data[36..58].iter().all(|b| *b == 0));
         assert_eq!(data[58..70], [0x00, 0xa0, 0x04, 0x60, 0x05, 0xc0, 0x04, 0xc0, 0x06, 0x00, 0x09, 0x60]);

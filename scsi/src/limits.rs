@@ -50,6 +50,8 @@ pub const PR_OUT_PARAMETER_LIST_MAX: u32 = 16 * 1024;
 pub const PR_REGISTRANTS_MAX: usize = 1024;
 /// Target ports in the cluster.
 pub const TARGET_PORTS_MAX: usize = 1024;
+/// Longest parameter list of SET TARGET PORT GROUPS, in bytes: a header and a descriptor for every group that there can be.
+pub const SET_TARGET_PORT_GROUPS_LIST_MAX: u32 = 4 + 4 * TARGET_PORTS_MAX as u32;
 /// LBA status descriptors in one reply of GET LBA STATUS.
 pub const LBA_STATUS_DESCRIPTORS_MAX: usize = 256;
 

@@ -311,6 +311,13 @@ pub const TABLE: &[Row] = &[
         decode::set_identifying_information,
     )
     .action(0x06),
+    Row::new(
+        "SET TARGET PORT GROUPS",
+        &[0xa4, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        decode::set_target_port_groups,
+    )
+    .action(0x0a)
+    .long(),
     Row::new("SET TIMESTAMP", &[0xa4, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], decode::set_timestamp)
         .action(0x0f),
     Row::new("READ(12)", &rw12(0xa8, 0x18), decode::read12).unchecked(GROUP_AT_10),

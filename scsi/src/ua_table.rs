@@ -132,6 +132,24 @@ pub const TABLE: &[Condition] = &[
         ("scsi/tests/scenarios/cluster_events.txt", "B: TUR -> UA 2A/06"),
     ),
     row(
+        asc::ALUA_STATE_CHANGED,
+        "SET TARGET PORT GROUPS made another node the owner",
+        "every nexus of the unit but the sender's",
+        (
+            "controller/src/state/tests/transition.rs",
+            "the_owner_is_asked_to_hand_over_and_all_others_are_told_when_it_has",
+        ),
+    ),
+    row(
+        asc::IMPLICIT_ALUA_TRANSITION_FAILED,
+        "a move to another node that an administrator or the cluster asked for was given up",
+        "every nexus of the unit",
+        (
+            "controller/src/state/tests/transition.rs",
+            "a_transition_that_is_given_up_is_told_to_everyone_unless_a_host_waits_for_it",
+        ),
+    ),
+    row(
         asc::CAPACITY_DATA_CHANGED,
         "the volume grew",
         "every nexus of the unit",

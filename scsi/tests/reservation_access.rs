@@ -89,7 +89,11 @@ fn server(kind: Option<ReservationType>) -> DeviceServer {
     let mut server = DeviceServer::new(LuConfig { properties, mode, read_only: false });
     let ports = vec![RelativePort(1), RelativePort(2)];
     let group = PortGroup { id: 1, state: AluaState::ActiveOptimized, preferred: true, ports };
-    server.install_topology(Topology { target_name: "iqn.2026-01.x:t".into(), groups: vec![group] });
+    server.install_topology(Topology {
+        target_name: "iqn.2026-01.x:t".into(),
+        groups: vec![group],
+        ..Topology::default()
+    });
     let registrant =
         |sender: Sender| Registrant { nexus: sender.nexus(), key: sender.keys().0, all_target_ports: false };
     let registrants = [Sender::Holder, Sender::Registrant].map(registrant).to_vec();

@@ -120,6 +120,10 @@ impl Script {
             ["controller", "loses", "quorum"] => self.world.quorum = Quorum::Lost,
             ["controller", "has", "quorum"] => self.world.quorum = Quorum::There,
             ["store", "has", sets] => self.world.store_has(sets.parse().unwrap()),
+            ["cluster", "hands", "over"] => self.world.end_transition(true),
+            ["cluster", "gives", "up"] => self.world.end_transition(false),
+            ["other", "copy", "is", "behind"] => self.world.in_sync = false,
+            ["other", "copy", "is", "in", "sync"] => self.world.in_sync = true,
             ["a", "second", "passes"] => self.world.pass_second(),
             ["data", name] => self.world.send_data(self.names[*name]),
             ["map", host, entries @ ..] => {
@@ -253,6 +257,16 @@ impl Script {
             "CLEAR-SWP" => cdbs::mode_select_swp(false),
             "READ-CAPACITY" => (vec![0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], none),
             "RTPG" => (vec![0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], none),
+            // Group and state, as in 2=0 for active/optimized.
+            "STPG" => {
+                let mut list = vec![0; 4];
+                for group in 1..=9u8 {
+                    if let Some(state) = w.pairs.get(group.to_string().as_str()) {
+                        list.extend([u8::from_str_radix(state, 16).unwrap(), 0, 0, group]);
+                    }
+                }
+                (vec![0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0, 0], list)
+            }
             "REPORT-LUNS" => (vec![0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], none),
             "BAD" => (vec![0xff; 6], none),
             // RDPROTECT where there is no protection information.
@@ -400,6 +414,11 @@ impl Script {
                     write!(text, "{host}{}:{:x}{star} ", data[at + 19], be64(at)).unwrap();
                     at += 24 + len;
                 }
+            }
+            "RTPG" => {
+                let states: Vec<String> =
+                    data[4..].chunks(12).map(|group| format!("{}={}", group[3], group[0] & 0x0f)).collect();
+                text.push_str(&states.join(" "));
             }
             "REPORT-LUNS" => {
                 let luns: Vec<String> = data[8..].chunks(8).map(|l| l[1].to_string()).collect();

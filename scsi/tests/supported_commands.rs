@@ -31,7 +31,11 @@ fn server() -> DeviceServer {
     let mut server = DeviceServer::new(LuConfig { properties, mode, read_only: false });
     let ports = vec![RelativePort(1)];
     let group = PortGroup { id: 1, state: AluaState::ActiveOptimized, preferred: true, ports };
-    server.install_topology(Topology { target_name: "iqn.2026-01.x:t".into(), groups: vec![group] });
+    server.install_topology(Topology {
+        target_name: "iqn.2026-01.x:t".into(),
+        groups: vec![group],
+        ..Topology::default()
+    });
     server
 }
 

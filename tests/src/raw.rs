@@ -127,8 +127,11 @@ impl RawInitiator {
         }
     }
 
-    /// Runs a command with data to its end; its status.
-    fn write(&mut self, lun: u8, cdb: &[u8], data: Vec<u8>) -> anyhow::Result<u8> {
+    /// Runs a command with data to its end; its status. A CDB of more than 16 bytes goes with an additional header segment.
+    ///
+    /// # Errors
+    /// When the session is gone, or something else is answered before.
+    pub fn write(&mut self, lun: u8, cdb: &[u8], data: Vec<u8>) -> anyhow::Result<u8> {
         let tag = self.submit(lun, cdb, Some(&data))?;
         loop {
             match self.next()? {

@@ -11,13 +11,15 @@ use holdfast_proto::{
     v1,
 };
 use holdfast_replica::ids::VolumeId;
-use holdfast_scsi::status::Status;
+use holdfast_scsi::{opcode, status::Status};
 
 use super::{
     Body, Command, Outcome, Response, StateMachine,
     convert::{epoch_of, nexus_of},
     job, limits,
 };
+
+const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
 
 /// Which bound a record counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -347,8 +349,11 @@ pub(super) fn nexus(name: Option<&records::NexusName>) -> String {
         .map_or_else(|| "?".to_owned(), |nexus| nexus.to_string())
 }
 
-/// Service action of a PERSISTENT RESERVE OUT in words (SPC-5 6.16.2).
+/// Service action of a PERSISTENT RESERVE OUT in words (SPC-5 6.16.2), or the other command's name.
 pub fn service_action(cdb: &[u8]) -> String {
+    if let Some(row) = opcode::row_of(cdb).filter(|row| row.opcode != PERSISTENT_RESERVE_OUT) {
+        return row.name.to_owned();
+    }
     let name = match cdb.get(1).map(|byte| byte & 0x1f) {
         Some(0x00) => "REGISTER",
         Some(0x01) => "RESERVE",

@@ -66,7 +66,7 @@ impl StateMachine {
         let name = self.node_name(command.node);
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(Outcome::Done) };
         volume.absent.extend(member);
-        volume.adopt(config);
+        volume.adopt(config).tell(id, effects);
         let message = format!(
             "volume {} goes on without its replica on node {name}: {}",
             volume.name,
@@ -126,7 +126,7 @@ impl StateMachine {
             volume.absent.retain(|m| m.node != gone.node);
             volume.removing.push(gone);
         }
-        volume.adopt(config);
+        volume.adopt(config).tell(id, effects);
         let message = format!("the replica of volume {} on node {name} is in sync", volume.name);
         effects.event("replica.in-sync", format!("volume/{}", volume.name), message);
         effects.change(change::Change::Volume(volume.record()));

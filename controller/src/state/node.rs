@@ -225,7 +225,7 @@ impl StateMachine {
         volume.removing.retain(|m| m.node != number);
         let without = volume.config.remove_learner(volume.config.epoch(), number);
         let config = without.unwrap_or_else(|_| volume.config.clone());
-        volume.adopt(config);
+        volume.adopt(config).tell(id, effects);
         effects.change(change::Change::Volume(volume.record()));
         Ok(())
     }

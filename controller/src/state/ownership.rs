@@ -10,7 +10,11 @@ use holdfast_replica::{
     epoch::Epoch,
     ids::{BootId, Incarnation, NodeNumber, VolumeId},
 };
-use holdfast_scsi::sense::asc;
+use holdfast_scsi::{
+    alua::{self, AluaState, Wanted},
+    nexus::Nexus,
+    sense::{Sense, asc},
+};
 
 use super::{
     Kind, Outcome, Refusal, StateMachine, Volume, check_lease_term,
@@ -175,7 +179,14 @@ impl StateMachine {
             config.owner().map(|owner| (self.node_name(u32::from(owner.node.get())), owner.incarnation));
         let Some(volume) = self.volumes.get_mut(&id) else { return Outcome::Done };
         let before = volume.owner_node();
-        volume.adopt(config);
+        // SPC-5 5.17.2.6: the nexus that asked for it learns of it by its status.
+        let asked_for =
+            volume.hand_over_to.is_some() && volume.hand_over_to == config.owner().map(|o| o.node);
+        let asked_by = volume.hand_over_by.filter(|_| asked_for);
+        volume.adopt(config).tell(id, effects);
+        if before != volume.owner_node() {
+            volume.owner_by_host = asked_by.is_some();
+        }
         if let Some((node, incarnation)) = names {
             let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
             let epoch = volume.config.epoch();
@@ -188,7 +199,8 @@ impl StateMachine {
         let record = volume.record();
         effects.change(change::Change::Volume(record.clone()));
         if before != volume.owner_node() {
-            effects.unit_attention(id, asc::ALUA_STATE_CHANGED, Audience::Everyone);
+            let audience = asked_by.as_ref().map_or(Audience::Everyone, Audience::Except);
+            effects.unit_attention(id, asc::ALUA_STATE_CHANGED, audience);
         }
         // Acknowledged writes that were in page caches only may be gone: hosts must know.
         if cache == CacheState::LostEverywhere && volume.may_cache() {
@@ -226,11 +238,56 @@ impl StateMachine {
         let to = to.filter(|to| Some(*to) != volume.owner_node());
         let id = volume.id;
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(Outcome::Done) };
+        // A transition that a host asked for and that fails is told by its status (SPC-5 5.17.2.6).
+        let given_up = volume.hand_over_to.is_some() && to.is_none() && volume.hand_over_by.is_none();
         if volume.hand_over_to != to {
             volume.hand_over_to = to;
+            volume.hand_over_by = None;
             effects.change(change::Change::Volume(volume.record()));
         }
-        Ok(Outcome::Volume(volume.record()))
+        let record = volume.record();
+        if given_up {
+            effects.unit_attention(id, asc::IMPLICIT_ALUA_TRANSITION_FAILED, Audience::Everyone);
+        }
+        Ok(Outcome::Volume(record))
+    }
+
+    /// SET TARGET PORT GROUPS of a nexus, proposed by the owner: it is to hand over to the group that becomes active/optimized.
+    ///
+    /// # Errors
+    /// The sense data; nothing has changed.
+    pub(super) fn set_target_port_groups(
+        &mut self,
+        id: VolumeId,
+        nexus: &Nexus,
+        list: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Sense> {
+        let volume = self.volumes.get(&id).ok_or(alua::SET_FAILED)?;
+        let owner = volume.owner_node();
+        let groups = self.nodes.values().filter_map(|node| {
+            let number = NodeNumber::new(node.number)?;
+            let state = match (Some(number) == owner, node.live) {
+                (true, _) => AluaState::ActiveOptimized,
+                (false, true) => AluaState::ActiveNonOptimized,
+                (false, false) => AluaState::Unavailable,
+            };
+            Some((number.get(), state))
+        });
+        let Wanted::Optimized(group) = alua::wanted(list, groups)? else { return Ok(()) };
+        let to = NodeNumber::new(u32::from(group)).ok_or(alua::SET_FAILED)?;
+        if volume.deleting || self.may_take(volume, volume.config.epoch(), to).is_err() {
+            return Err(alua::SET_FAILED);
+        }
+        let node = self.node_name(u32::from(group));
+        let Some(volume) = self.volumes.get_mut(&id) else { return Err(alua::SET_FAILED) };
+        volume.hand_over_to = Some(to);
+        volume.hand_over_by = Some(*nexus);
+        effects.change(change::Change::Volume(volume.record()));
+        let message =
+            format!("volume {} is to move to node {node}: SET TARGET PORT GROUPS by {nexus}", volume.name);
+        effects.event("owner.requested", format!("volume/{}", volume.name), message);
+        Ok(())
     }
 
     /// A volume by the bytes of its id.

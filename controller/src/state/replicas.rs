@@ -84,7 +84,7 @@ impl StateMachine {
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(Outcome::Done) };
         volume.replicas = replicas;
         volume.moves.extend(replaces);
-        volume.adopt(config);
+        volume.adopt(config).tell(id, effects);
         let (record, subject) = (volume.record(), format!("volume/{}", volume.name));
         if replaces.is_some() && self.running_job(JobKind::Move, &subject).is_none() {
             // Too many jobs run: it is moved without one.
@@ -151,7 +151,7 @@ impl StateMachine {
         volume.replicas = replicas;
         volume.absent.retain(|m| m.node != number);
         volume.removing.push(member);
-        volume.adopt(config);
+        volume.adopt(config).tell(id, effects);
         effects.event("replica.dropped", format!("volume/{}", volume.name), message);
         effects.change(change::Change::Volume(volume.record()));
         Ok(Outcome::Volume(volume.record()))
@@ -204,7 +204,7 @@ impl StateMachine {
         };
         let message = format!("the replica of volume {} on node {} catches up", volume.name, node.name);
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(Outcome::Done) };
-        volume.adopt(config);
+        volume.adopt(config).tell(id, effects);
         effects.event("replica.returned", format!("volume/{}", volume.name), message);
         effects.change(change::Change::Volume(volume.record()));
         Ok(Outcome::Volume(volume.record()))

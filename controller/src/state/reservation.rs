@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use holdfast_proto::state::{self as records, change};
 use holdfast_replica::ids::{NodeNumber, VolumeId};
 use holdfast_scsi::{
+    cdb::{self, Command as ScsiCommand},
     lu_state::{Change, LuState},
     nexus::{Nexus, RelativePort},
     pr::{
@@ -87,6 +88,12 @@ impl StateMachine {
         let context = volume
             .context(&ports, command.now_unix_ms)
             .ok_or_else(|| Refusal::Precondition(format!("volume {} has no shape", volume.name)))?;
+        if let Change::Command { cdb, parameter_list, .. } = change
+            && let Ok(ScsiCommand::SetTargetPortGroups { .. }) = cdb::parse(cdb, &context.geometry)
+        {
+            let id = volume.id;
+            return Ok(self.propose_transition(command, id, &nexus, parameter_list, effects));
+        }
         let reserved_before = (volume.lu.reservations.clone(), volume.lu.unit.spc2_holder);
         let applied = match volume.lu.apply(&change, &context) {
             Ok(applied) => applied,
@@ -112,11 +119,7 @@ impl StateMachine {
             version: volume.reservation_version,
         };
         if applied.changed {
-            while volume.outcomes.len() >= limits::OUTCOMES_PER_VOLUME_KEPT {
-                let forgotten = volume.outcomes.pop_front();
-                volume.outcomes_forgotten = forgotten.map_or(volume.outcomes_forgotten, |old| old.version);
-            }
-            volume.outcomes.push_back(outcome.clone());
+            volume.remember(&outcome);
             effects.change(change::Change::Reservation(volume.reservation_record()));
             let (kind, what) = if (&reserved_before.0, &reserved_before.1)
                 == (&volume.lu.reservations, &volume.lu.unit.spc2_holder)
@@ -145,6 +148,34 @@ impl StateMachine {
     pub fn is_settled_as_refused(&self, volume: &[u8], expected_version: u64) -> bool {
         let volume = VolumeId::from_slice(volume).and_then(|id| self.volumes.get(&id));
         volume.is_some_and(|volume| expected_version >= volume.outcomes_forgotten)
+    }
+
+    /// SET TARGET PORT GROUPS. Committed means that the owner is asked to hand over; the view tells the owner what becomes of that.
+    fn propose_transition(
+        &mut self,
+        command: &records::ProposeReservation,
+        id: VolumeId,
+        nexus: &Nexus,
+        list: &[u8],
+        effects: &mut Effects,
+    ) -> Outcome {
+        let (status, sense) = match self.set_target_port_groups(id, nexus, list, effects) {
+            Ok(()) => (Status::Good, Vec::new()),
+            // Nothing happened: asked again, it is decided again.
+            Err(sense) => (Status::CheckCondition, fixed(&sense)),
+        };
+        let outcome = records::ProposalOutcome {
+            proposal_id: command.proposal_id.clone(),
+            status: u32::from(status as u8),
+            sense,
+            // Told only where the wish is installed.
+            version: effects.index,
+        };
+        if let Some(volume) = self.volumes.get_mut(&id).filter(|_| status == Status::Good) {
+            volume.remember(&outcome);
+            effects.change(change::Change::Reservation(volume.reservation_record()));
+        }
+        Outcome::Proposal(outcome)
     }
 
     pub(super) fn establish_unit_attention(
@@ -268,6 +299,15 @@ impl StateMachine {
 }
 
 impl Volume {
+    /// Keeps an outcome for who asks again.
+    fn remember(&mut self, outcome: &records::ProposalOutcome) {
+        while self.outcomes.len() >= limits::OUTCOMES_PER_VOLUME_KEPT {
+            let forgotten = self.outcomes.pop_front();
+            self.outcomes_forgotten = forgotten.map_or(self.outcomes_forgotten, |old| old.version);
+        }
+        self.outcomes.push_back(outcome.clone());
+    }
+
     /// The durable record of the reservations.
     pub fn reservation_record(&self) -> records::Reservation {
         let reservations = &self.lu.reservations;

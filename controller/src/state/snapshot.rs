@@ -34,7 +34,8 @@ impl StateMachine {
         all.extend(self.nodes.values().cloned().map(change::Change::Node));
         for volume in self.volumes.values() {
             all.push(change::Change::Volume(volume.record()));
-            if volume.reservation_version != 0 {
+            // Outcomes are kept also of what changes no reservation.
+            if volume.reservation_version != 0 || !volume.outcomes.is_empty() {
                 all.push(change::Change::Reservation(volume.reservation_record()));
             }
         }

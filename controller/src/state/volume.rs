@@ -11,12 +11,12 @@ use holdfast_replica::{
     ids::{BootId, Incarnation, NodeNumber, VolumeId},
     limits::REPLICAS_MAX,
 };
-use holdfast_scsi::lu_state::LuState;
+use holdfast_scsi::{lu_state::LuState, nexus::Nexus, sense::asc};
 
 use super::{
     CorruptState, Kind, Outcome, Refusal, StateMachine,
-    convert::{corrupt, epoch_of, epoch_record, member_of, member_record},
-    effects::Effects,
+    convert::{corrupt, epoch_of, epoch_record, member_of, member_record, nexus_of},
+    effects::{Audience, Effects, nexus_name},
     limits,
     names::{check_name, printable},
     node::exhausted,
@@ -52,6 +52,10 @@ pub struct Volume {
     pub absent: Vec<Member>,
     /// In-sync node that the owner shall hand over to.
     pub hand_over_to: Option<NodeNumber>,
+    /// The nexus whose SET TARGET PORT GROUPS asked for that.
+    pub hand_over_by: Option<Nexus>,
+    /// The present owner became it by SET TARGET PORT GROUPS.
+    pub owner_by_host: bool,
     /// Replicas that are no longer of the volume and not yet removed.
     pub removing: Vec<Member>,
     /// Replicas (second) that take the place of others (first).
@@ -91,6 +95,8 @@ impl Volume {
             removed_replicas: self.removed_replicas.iter().map(|n| u32::from(n.get())).collect(),
             absent: self.absent.iter().map(member_record).collect(),
             hand_over_to: self.hand_over_to.map_or(0, |n| u32::from(n.get())),
+            hand_over_by: self.hand_over_by.as_ref().map(nexus_name),
+            owner_by_host: self.owner_by_host,
             removing: self.removing.iter().map(member_record).collect(),
             moves: self
                 .moves
@@ -123,6 +129,12 @@ impl Volume {
             0 => None,
             number => Some(NodeNumber::new(number).ok_or_else(|| wrong("hand_over_to"))?),
         };
+        let hand_over_by = match &record.hand_over_by {
+            None => None,
+            Some(name) => {
+                Some(nexus_of(&name.transport_id, name.relative_port).ok_or_else(|| wrong("hand_over_by"))?)
+            }
+        };
         let moves = record.moves.iter().map(|m| Some((NodeNumber::new(m.from)?, NodeNumber::new(m.to)?)));
         let moves = moves.collect::<Option<Vec<_>>>();
         let config = VolumeConfig::from_parts(
@@ -149,6 +161,8 @@ impl Volume {
             removed_replicas: removed.ok_or_else(|| wrong("removed_replicas"))?,
             absent: members(&record.absent)?,
             hand_over_to,
+            hand_over_by,
+            owner_by_host: record.owner_by_host,
             removing: members(&record.removing)?,
             moves: moves.ok_or_else(|| wrong("moves"))?,
             lu: LuState::default(),
@@ -189,9 +203,11 @@ impl Volume {
     }
 
     /// Takes `config` as the configuration, with what follows from it: wishes that it fulfils or makes void end, and
-    /// `min_in_sync` goes with the copies wished for, up only once they are all in sync.
-    pub(super) fn adopt(&mut self, config: VolumeConfig) {
+    /// `min_in_sync` goes with the copies wished for, up only once they are all in sync. Says what became of a hand-over that was asked
+    /// for.
+    pub(super) fn adopt(&mut self, config: VolumeConfig) -> HandOver {
         let before = self.owner_node();
+        let (asked, by_host) = (self.hand_over_to.is_some(), self.hand_over_by.is_some());
         let wished = min_in_sync(self.replicas);
         let full = config.in_sync().len() >= self.replicas as usize;
         self.config = if wished < config.min_in_sync() || full {
@@ -204,10 +220,33 @@ impl Volume {
         let owner = self.owner_node();
         if owner != before || self.hand_over_to.is_some_and(|to| Some(to) == owner || !self.is_in_sync(to)) {
             self.hand_over_to = None;
+            self.hand_over_by = None;
         }
         self.absent.retain(|m| self.config.member(m.node).is_none());
         let kept: BTreeSet<NodeNumber> = self.kept().map(|m| m.node).collect();
         self.moves.retain(|(from, to)| kept.contains(from) && kept.contains(to));
+        match asked && self.hand_over_to.is_none() && owner == before && !by_host {
+            true => HandOver::GivenUp,
+            false => HandOver::NotGivenUp,
+        }
+    }
+}
+
+/// What a new configuration makes of a hand-over that the cluster or an administrator asked for. (A host that asked for one waits for it.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HandOver {
+    /// It cannot be made any more: an implicit transition has failed (SPC-5 5.17.2.6).
+    GivenUp,
+    /// Made, still to be made, or never asked for.
+    NotGivenUp,
+}
+
+impl HandOver {
+    /// Tells hosts of a failure.
+    pub(super) fn tell(self, id: VolumeId, effects: &mut Effects) {
+        if self == HandOver::GivenUp {
+            effects.unit_attention(id, asc::IMPLICIT_ALUA_TRANSITION_FAILED, Audience::Everyone);
+        }
     }
 }
 
@@ -278,6 +317,8 @@ impl StateMachine {
             removed_replicas: BTreeSet::new(),
             absent: Vec::new(),
             hand_over_to: None,
+            hand_over_by: None,
+            owner_by_host: false,
             removing: Vec::new(),
             moves: Vec::new(),
             lu: LuState::default(),

@@ -37,6 +37,8 @@ const BARRIER_MS_MAX: u64 = 15_000;
 /// Operation codes of the commands that are not done when the cluster has agreed: FORMAT UNIT, SANITIZE, and MODE SELECT(6) and (10),
 /// which may switch the write cache off.
 const MORE_TO_DO: [u8; 4] = [0x04, 0x48, 0x15, 0x55];
+/// Operation code and service action of SET TARGET PORT GROUPS: agreed on is only that the owner is asked to hand over.
+const SET_TARGET_PORT_GROUPS: [u8; 2] = [0xa4, 0x0a];
 
 /// What is left to do outside the lock.
 enum Work {
@@ -244,7 +246,8 @@ impl Inner {
                         return None;
                     }
                     (entry.changing, entry.proposed) = (true, true);
-                    entry.more_to_do = cdb.first().is_some_and(|opcode| MORE_TO_DO.contains(opcode));
+                    entry.more_to_do = cdb.first().is_some_and(|opcode| MORE_TO_DO.contains(opcode))
+                        || cdb.starts_with(&SET_TARGET_PORT_GROUPS);
                 }
                 let change = ProposedChange::Command { cdb, parameter_list };
                 Some(Work::Propose(task, propose(unit, epoch, expected_version, nexus, change)))

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::device_server::{
     CommandRequest, Completion, CopyAnswer, DataOut, DeviceServer, IoFailure, LuConfig, OWN_WORK,
-    ProposalOutcome, TaskId, TaskManagementFunction, TaskManagementRequest, Topology,
+    ProposalOutcome, StoreResources, TaskId, TaskManagementFunction, TaskManagementRequest, Topology,
 };
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::status::Status;
@@ -26,6 +26,9 @@ use crate::clock;
 use crate::data_plane::router::{Bytes, CommandData, CommandFor, LuFunctionOutcome, Outcome};
 use crate::view::{ReservationView, VolumeId};
 use crate::volume::Volume;
+
+/// How often the pool's room is looked at, in milliseconds.
+const ROOM_MS: u64 = 1_000;
 
 /// See the module's invariants.
 #[derive(Debug)]
@@ -47,6 +50,8 @@ pub(super) struct Inner {
     pub(super) unanswered: Vec<Finished>,
     /// The epoch that the device server's ROD tokens are of: under another one, others may have written meanwhile.
     epoch: Epoch,
+    /// When the pool's room is looked at next, in boot-time milliseconds.
+    look_at_room_at: u64,
     closed: bool,
 }
 
@@ -97,6 +102,7 @@ impl LogicalUnit {
                 barriers: Barriers::default(),
                 unanswered: Vec::new(),
                 epoch: Epoch::ZERO,
+                look_at_room_at: 0,
                 closed: false,
             }),
             next_id: AtomicU64::new(1),
@@ -390,6 +396,27 @@ impl LogicalUnit {
         if let Some(version) = due {
             inner.barrier_passed(version);
         }
+        let looks = inner.look_at_room_at <= now_ms;
+        if looks {
+            inner.look_at_room_at = now_ms.saturating_add(ROOM_MS);
+        }
+        self.drive(driver, inner);
+        if looks {
+            let (unit, services) = (Arc::clone(self), driver.services.clone());
+            let look = move || unit.look_at_room(&mut Driver::remote(&services));
+            driver.services.io.submit(self.lane(), Box::new(look));
+        }
+    }
+
+    /// Tells the device server what room the pool has, for the thresholds of thin provisioning. May block.
+    fn look_at_room(self: &Arc<Self>, driver: &mut Driver<'_>) {
+        // Not served now: asked again soon.
+        let Ok(room) = self.volume.room() else { return };
+        let resources = StoreResources { available_bytes: room.available_bytes, used_bytes: room.used_bytes };
+        let mut inner = self.lock();
+        if !inner.closed {
+            inner.server.install_resources(clock::scsi_now(), resources);
+        }
         self.drive(driver, inner);
     }
 
@@ -408,10 +435,19 @@ impl LogicalUnit {
 
     /// Ends the unit here: nothing more is executed, and every function and task is answered now, except those that are with the
     /// controllers: [`LogicalUnit::proposal_done`] answers them.
-    pub(crate) fn close(self: &Arc<Self>, driver: &mut Driver<'_>) {
+    ///
+    /// `now` are the groups as the cluster has them since: a SET TARGET PORT GROUPS that asked for them has got what it asked for.
+    pub(crate) fn close(self: &Arc<Self>, driver: &mut Driver<'_>, now: Option<&Topology>) {
         self.volume.stop();
         let mut inner = self.lock();
         inner.closed = true;
+        let made = now.map(|now| inner.server.made_transition(now)).unwrap_or_default();
+        for (task, completion) in made {
+            if let Some(task) = inner.tasks.remove(&task) {
+                let answer = Answer::Command(Outcome::Reply(reply(completion, &task)));
+                driver.deliver(Finished { requester: task.requester, answer });
+            }
+        }
         let tasks: Vec<Task> =
             inner.tasks.extract_if(|_, task| !task.proposed).map(|(_, task)| task).collect();
         let unanswered = std::mem::take(&mut inner.unanswered);

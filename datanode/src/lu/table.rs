@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use holdfast_scsi::alua::AluaState;
+use holdfast_scsi::alua::{AluaState, ChangedBy};
 use holdfast_scsi::device_server::{LuConfig, PortGroup, Topology};
 use holdfast_scsi::identity::{LuIdentity, LuProperties};
 use holdfast_scsi::mode::ModeParameters;
@@ -115,7 +115,9 @@ impl Table {
         for id in &changed {
             let stays = view.owned_volume(*id).is_some_and(|volume| !volume.deleting);
             if let Some(unit) = units.get(id).filter(|_| !stays) {
-                unit.close(&mut driver);
+                // A host may have asked for just this.
+                let now = view.volumes.get(id).map(|volume| topology(view, volume));
+                unit.close(&mut driver, now.as_ref());
                 Arc::make_mut(&mut units).remove(id);
             }
         }
@@ -192,5 +194,10 @@ pub fn topology(view: &ClusterView, volume: &VolumeView) -> Topology {
         ports: node.ports.iter().map(|port| port.relative_port).collect(),
     };
     let groups: BTreeMap<u16, PortGroup> = view.nodes.iter().map(group).map(|g| (g.id, g)).collect();
-    Topology { target_name: view.target_iqn.to_string(), groups: groups.into_values().collect() }
+    Topology {
+        target_name: view.target_iqn.to_string(),
+        groups: groups.into_values().collect(),
+        changed_by: if volume.owner_by_host { ChangedBy::Command } else { ChangedBy::Implicit },
+        moving_to: volume.hand_over_to.map(NodeNumber::get),
+    }
 }

@@ -124,6 +124,10 @@ impl Store for OrderedStore {
     fn allocation(&self, _offset: u64, len: u64, _runs_max: usize) -> Result<Vec<Run>, StoreError> {
         Ok(vec![Run { len, allocated: true }])
     }
+    fn room(&self) -> Result<crate::store::Room, StoreError> {
+        Ok(crate::store::Room { available_bytes: 1 << 40, used_bytes: self.size() })
+    }
+
     fn grow(&self, _size: u64) -> Result<(), StoreError> {
         Ok(())
     }
@@ -185,7 +189,11 @@ impl Bench {
             preferred: true,
             ports: vec![RelativePort(1)],
         };
-        let topology = Topology { target_name: "iqn.2026-01.example:t".into(), groups: vec![group] };
+        let topology = Topology {
+            target_name: "iqn.2026-01.example:t".into(),
+            groups: vec![group],
+            ..Topology::default()
+        };
         unit.install(&mut Driver::remote(&services), &ReservationView::default(), topology, &[]);
         Bench {
             unit,
@@ -394,7 +402,7 @@ fn closed_unit_answers_every_task_for_what_is_known_of_it() {
     // Waits for the range that the write holds.
     bench.submit(&READ, CommandData::None);
     let mut driver = Driver { services: &bench.services, local: Some((0, &mut bench.answers)) };
-    bench.unit.close(&mut driver);
+    bench.unit.close(&mut driver, None);
     let outcomes = [bench.outcome(), bench.outcome()];
     assert_eq!(outcomes.iter().filter(|o| matches!(o, Outcome::Unknown)).count(), 1, "{outcomes:?}");
     assert_eq!(outcomes.iter().filter(|o| matches!(o, Outcome::NotExecuted)).count(), 1, "{outcomes:?}");
@@ -446,7 +454,7 @@ impl Bench {
 
     fn close(&mut self) {
         let mut driver = Driver { services: &self.services, local: Some((0, &mut self.answers)) };
-        self.unit.close(&mut driver);
+        self.unit.close(&mut driver, None);
     }
 }
 
@@ -461,7 +469,8 @@ fn what_the_cluster_agreed_on_is_answered_when_the_lease_is_back() {
     bench.shared.gate.close();
     // The unit knows its new state before it hears of the proposal.
     let view = ReservationView { version: 8, ..Default::default() };
-    let topology = Topology { target_name: "iqn.2026-01.example:t".into(), groups: vec![] };
+    let topology =
+        Topology { target_name: "iqn.2026-01.example:t".into(), groups: vec![], ..Topology::default() };
     let mut driver = Driver { services: &bench.services, local: Some((0, &mut bench.answers)) };
     bench.unit.install(&mut driver, &view, topology, &[]);
     bench.proposal_done(task, committed(8));

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{Durability, Run, Store, StoreError, Wait};
+use super::{Durability, Room, Run, Store, StoreError, Wait};
 
 /// Zeroes written at a time where the file system cannot make a range zero by itself.
 const ZEROES_LEN: usize = 256 * 1024;
@@ -251,6 +251,18 @@ impl Store for FileStore {
         Ok(runs)
     }
 
+    fn room(&self) -> Result<Room, StoreError> {
+        /// What `st_blocks` counts in, in bytes.
+        const STAT_BLOCK: u64 = 512;
+        let failed = |e: Errno| classify(e.into());
+        let space = rustix::fs::fstatvfs(&self.file).map_err(failed)?;
+        let file = rustix::fs::fstat(&self.file).map_err(failed)?;
+        Ok(Room {
+            available_bytes: space.f_bavail.saturating_mul(space.f_frsize),
+            used_bytes: u64::try_from(file.st_blocks).unwrap_or(0).saturating_mul(STAT_BLOCK),
+        })
+    }
+
     fn grow(&self, size: u64) -> Result<(), StoreError> {
         self.check(0, 0)?;
         if size <= self.size() {
@@ -307,6 +319,17 @@ mod tests {
             Err(e) => assert!(matches!(e, StoreError::WouldBlock), "{e}"),
         }
         store.flush().unwrap();
+    }
+
+    #[test]
+    fn room_follows_what_is_written_and_unmapped() {
+        let (_dir, store) = store();
+        assert_eq!(store.room().unwrap().used_bytes, 0);
+        store.write_at(0, &[9; 65536], Durability::OnMedium).unwrap();
+        let written = store.room().unwrap();
+        assert!(written.used_bytes >= 65536 && written.available_bytes > 0);
+        store.unmap(0, 65536).unwrap();
+        assert!(store.room().unwrap().used_bytes < written.used_bytes);
     }
 
     #[test]

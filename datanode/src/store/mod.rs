@@ -49,6 +49,15 @@ pub struct Run {
     pub allocated: bool,
 }
 
+/// Space below a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// For new blocks, in bytes.
+    pub available_bytes: u64,
+    /// Of this store, in bytes.
+    pub used_bytes: u64,
+}
+
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -112,6 +121,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`StoreError`].
     fn allocation(&self, offset: u64, len: u64, runs_max: usize) -> Result<Vec<Run>, StoreError>;
+
+    /// How much space there is for new blocks, and how much the store uses. Not exact: others use the same space meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn room(&self) -> Result<Room, StoreError>;
 
     /// Makes the store larger; the new bytes are zero. Durable when it returns. Less than now changes nothing.
     ///

@@ -406,6 +406,7 @@ fn volume(record: &state::Volume, reservations: Arc<ReservationView>) -> Field<V
             0 => None,
             number => Some(node_number(number)?),
         },
+        owner_by_host: record.owner_by_host,
         deleting: record.deleting,
         reservations,
     })

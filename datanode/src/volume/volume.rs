@@ -8,7 +8,7 @@ use holdfast_scsi::geometry::{Extent, Geometry};
 use super::engine::Engine;
 use crate::clock;
 use crate::store::replica::{Admitted, Replica};
-use crate::store::{Durability, Run, StoreError, Wait};
+use crate::store::{Durability, Room, Run, StoreError, Wait};
 use crate::view::{Shared, VolumeId};
 
 /// Why an I/O on a volume did not succeed.
@@ -197,6 +197,17 @@ impl Volume {
         match self.serving() {
             Serving::Alone => self.with(|r| r.store().allocation(offset, len, runs_max)),
             Serving::Driven(engine) => Ok(engine.store().allocation(offset, len, runs_max)?),
+        }
+    }
+
+    /// Space below the replica of this node.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn room(&self) -> Result<Room, VolumeError> {
+        match self.serving() {
+            Serving::Alone => self.with(|r| r.store().room()),
+            Serving::Driven(engine) => Ok(engine.store().room()?),
         }
     }
 

@@ -5,7 +5,7 @@
 //! the cluster would have to agree on.
 
 use holdfast_scsi::{
-    alua::{self, TargetPortGroup},
+    alua::{self, ChangedBy, TargetPortGroup},
     capacity,
     cdb::{self, Command, VerifyCheck, WriteSameSource},
     checks::{self, Conditions, Verdict, WriteProtect},
@@ -180,7 +180,9 @@ fn run(image: &Image<'_>, asker: &Asker<'_>, command: &Command, out: &mut [u8]) 
             Ok((capacity::read_capacity16(unit, allocation_length, out), allocation_length))
         }
         Command::ReportTargetPortGroups { extended, allocation_length } => {
-            let reply = alua::report_target_port_groups(groups(image), extended, allocation_length, out);
+            // An image says nothing of what changed the states.
+            let (groups, by) = (groups(image), ChangedBy::Implicit);
+            let reply = alua::report_target_port_groups(groups, by, extended, allocation_length, out);
             Ok((reply, allocation_length))
         }
         Command::ReportSupportedOperationCodes { options, timeouts, allocation_length } => {

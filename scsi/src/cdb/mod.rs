@@ -194,6 +194,11 @@ pub enum Command {
         /// ALLOCATION LENGTH in bytes.
         allocation_length: u32,
     },
+    /// SET TARGET PORT GROUPS. Its parameter list goes through [`crate::alua::wanted`].
+    SetTargetPortGroups {
+        /// PARAMETER LIST LENGTH in bytes: 0, or a header and whole descriptors.
+        parameter_list_length: u32,
+    },
     /// REPORT SUPPORTED OPERATION CODES.
     ReportSupportedOperationCodes {
         /// REPORTING OPTIONS with what they need.

@@ -5,6 +5,7 @@ use super::{
     BufferMode, Command, IdentifyingKind, LogPage, ModeForm, ModeSense, PageControl, PrInAction, PrOutAction,
     ReportingOptions, SelectReport,
 };
+use crate::alua;
 use crate::geometry::Geometry;
 use crate::limits;
 use crate::sense::Sense;
@@ -161,6 +162,19 @@ pub(crate) fn report_target_port_groups(raw: &RawCdb, _: &Geometry) -> Result<Co
         _ => return Err(Sense::illegal_field_cdb(1, Some(7))),
     };
     Ok(Command::ReportTargetPortGroups { extended, allocation_length: raw.u32::<6>() })
+}
+
+pub(crate) fn set_target_port_groups(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let parameter_list_length = raw.u32::<6>();
+    let whole = match parameter_list_length {
+        0 => true,
+        len if len > limits::SET_TARGET_PORT_GROUPS_LIST_MAX => false,
+        len => len >= alua::SET_HEADER_LEN as u32 && len.is_multiple_of(alua::SET_DESCRIPTOR_LEN as u32),
+    };
+    if !whole {
+        return Err(Sense::parameter_list_length());
+    }
+    Ok(Command::SetTargetPortGroups { parameter_list_length })
 }
 
 pub(crate) fn report_supported_operation_codes(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {

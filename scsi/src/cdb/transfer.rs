@@ -56,6 +56,7 @@ impl Command {
             | Command::WriteBuffer { .. }
             | Command::SetIdentifyingInformation { .. }
             | Command::SetTimestamp { .. }
+            | Command::SetTargetPortGroups { .. }
             | Command::Write { .. }
             | Command::WriteAndVerify { .. }
             | Command::Verify { .. }
@@ -123,6 +124,7 @@ impl Command {
             Command::SetIdentifyingInformation { parameter_list_length, .. }
             | Command::WriteBuffer { parameter_list_length }
             | Command::SetTimestamp { parameter_list_length }
+            | Command::SetTargetPortGroups { parameter_list_length }
             | Command::PersistentReserveOut { parameter_list_length, .. } => *parameter_list_length as u64,
         };
         (self.data_direction(), len)

@@ -111,7 +111,14 @@ impl DeviceServer {
             }),
             Command::ReportTargetPortGroups { extended, allocation_length } => {
                 parameter_data(allocation_length, |out| {
-                    alua::report_target_port_groups(self.groups(), extended, allocation_length, out)
+                    let changed_by = self.topology.changed_by;
+                    alua::report_target_port_groups(
+                        self.groups(),
+                        changed_by,
+                        extended,
+                        allocation_length,
+                        out,
+                    )
                 })
             }
             Command::ReportSupportedOperationCodes { options, timeouts, allocation_length } => {

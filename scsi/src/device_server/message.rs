@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use super::CopyCommandOut;
 use crate::{
-    alua::AluaState,
+    alua::{AluaState, ChangedBy},
     cdb::WriteSameSource,
     copy::Designator,
     geometry::Extent,
@@ -43,6 +43,10 @@ pub struct Topology {
     pub target_name: String,
     /// The groups, in rising order of their numbers.
     pub groups: Vec<PortGroup>,
+    /// What changed their states last.
+    pub changed_by: ChangedBy,
+    /// The group that the cluster is making the active/optimized one.
+    pub moving_to: Option<u16>,
 }
 
 /// One target port group.

@@ -15,6 +15,7 @@
 //! | commands that change the unit's state, PERSISTENT RESERVE IN, barriers, draining | `reservations` |
 //! | ACA, QERR, TAS | `contingent_allegiance` |
 //! | FORMAT UNIT, SANITIZE | `operation` |
+//! | SET TARGET PORT GROUPS | `transition` |
 //! | LOG SELECT, what is counted | `statistics` |
 //! | EXTENDED COPY, WRITE USING TOKEN | `copy`, `copy_plan` |
 //! | tokens, what tells of copies, commands of copy managers | `copy_inform` |
@@ -43,6 +44,7 @@ mod reservations;
 mod statistics;
 mod task;
 mod task_management;
+mod transition;
 
 #[cfg(test)]
 mod tests;
@@ -200,9 +202,11 @@ impl DeviceServer {
         &self.config
     }
 
-    /// Replaces the target port groups.
+    /// Replaces the target port groups. A SET TARGET PORT GROUPS that waits for them may end.
     pub fn install_topology(&mut self, topology: Topology) {
         self.topology = topology;
+        self.follow_transition();
+        self.run();
     }
 
     /// Follows the mode parameters of the state that is installed.
@@ -363,6 +367,7 @@ impl DeviceServer {
             | Command::FormatUnit { .. }
             | Command::Sanitize { .. }
             | Command::ModeSelect { .. } => self.change_state(id),
+            Command::SetTargetPortGroups { .. } => self.set_target_port_groups(id),
             Command::LogSelect { reset_statistics, .. } => self.log_select(id, reset_statistics),
             Command::WriteBuffer { parameter_list_length } => self.write_buffer(id, parameter_list_length),
             Command::TestUnitReady

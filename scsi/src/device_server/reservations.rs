@@ -217,6 +217,14 @@ impl DeviceServer {
         let Stage::Proposed { expected_version, drains } = proposer.stage else { return };
         let aborting = proposer.aborted.is_some();
         match outcome {
+            ProposalOutcome::Committed { .. } if proposer.transition_to.is_some() && aborting => {
+                self.end_aborted(task);
+            }
+            ProposalOutcome::Committed { version } if proposer.transition_to.is_some() => {
+                self.set_stage(task, Stage::AwaitingTransition);
+                self.settle(version);
+                self.follow_transition();
+            }
             ProposalOutcome::Committed { version } => {
                 self.set_stage(task, Stage::AwaitingDrain { version, drains });
                 self.reservations.draining.push(task);

@@ -53,6 +53,8 @@ pub(super) struct Task {
     pub(super) token: Option<RodToken>,
     /// Its change turns the write cache off: what is in it becomes durable before GOOD.
     pub(super) flushes: bool,
+    /// The group that it makes the active/optimized one, once that was proposed.
+    pub(super) transition_to: Option<u16>,
 }
 
 /// How far a task is. What is under way outside ([`Stage::is_under_way`]) can only be waited for.
@@ -95,6 +97,8 @@ pub(super) enum Stage {
     AwaitingEvent,
     /// The SPC-2 reservation that is in its way ends with a nexus that was lost: judged again once that is settled.
     AwaitingLoss,
+    /// The cluster is making the transition that it asked for.
+    AwaitingTransition,
     /// Waits for the end of the FORMAT UNIT or SANITIZE that it began.
     AwaitingOperation,
     /// Waits until a Unit Attention is established.
@@ -183,6 +187,7 @@ impl Task {
             of_copy: false,
             token: None,
             flushes: false,
+            transition_to: None,
         };
         match data {
             DataOut::None => task.data_out_len = 0,
@@ -241,6 +246,7 @@ const fn looks_at_data(command: &Command) -> bool {
             | Command::Unmap { .. }
             | Command::ModeSelect { .. }
             | Command::LogSelect { .. }
+            | Command::SetTargetPortGroups { .. }
             | Command::SetIdentifyingInformation { .. }
             | Command::SetTimestamp { .. }
             | Command::FormatUnit { .. }

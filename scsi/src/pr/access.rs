@@ -74,6 +74,7 @@ const fn need(command: &Command) -> Need {
         | Command::LogSelect { .. }
         | Command::SetIdentifyingInformation { .. }
         | Command::SetTimestamp { .. }
+        | Command::SetTargetPortGroups { .. }
         | Command::SendDiagnostic { .. }
         | Command::StartStopUnit { start: false, .. }
         | Command::PreventAllowMediumRemoval { prevent: true }
@@ -202,6 +203,7 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         | Command::LogSelect { .. }
         | Command::SetIdentifyingInformation { .. }
         | Command::SetTimestamp { .. }
+        | Command::SetTargetPortGroups { .. }
         | Command::SendDiagnostic { .. }
         | Command::StartStopUnit { start: false, .. }
         | Command::PreventAllowMediumRemoval { prevent: true }

@@ -8,7 +8,7 @@ pub(crate) mod cdbs;
 use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_scsi::{
-    alua::AluaState,
+    alua::{self, AluaState, Wanted},
     cdb::{self, WriteSameSource},
     device_server::*,
     geometry::{Extent, Geometry},
@@ -24,6 +24,7 @@ use holdfast_scsi::{
         state::Refusal,
     },
     sense::AdditionalSense,
+    status::Status,
     task_set::{TaskAttribute, TaskId},
     time::Instant,
     transport_id::TransportId,
@@ -80,6 +81,9 @@ pub(crate) struct World {
     pub(crate) store_pace: Pace,
     pub(crate) controller_pace: Pace,
     pub(crate) quorum: Quorum,
+    /// The other node has an in-sync copy.
+    pub(crate) in_sync: bool,
+    topology: Topology,
     pub(crate) ended: BTreeMap<u64, Ended>,
     pub(crate) functions: BTreeMap<u64, Option<TmfResponse>>,
     pub(crate) drained: Vec<u64>,
@@ -115,10 +119,12 @@ impl World {
         let mut server = DeviceServer::new(LuConfig { properties, mode, read_only: false });
         let group = |id, state| PortGroup { id, state, preferred: false, ports: vec![RelativePort(id)] };
         server.install_clock(Instant(0), UnixMillis(1_000_000));
-        server.install_topology(Topology {
+        let topology = Topology {
             target_name: "iqn.2026-01.test:target".into(),
             groups: vec![group(1, AluaState::ActiveOptimized), group(2, AluaState::ActiveNonOptimized)],
-        });
+            ..Topology::default()
+        };
+        server.install_topology(topology.clone());
         let mut world = World {
             server,
             hosts: BTreeMap::new(),
@@ -128,6 +134,8 @@ impl World {
             store_pace: Pace::Prompt,
             controller_pace: Pace::Prompt,
             quorum: Quorum::There,
+            in_sync: true,
+            topology,
             ended: BTreeMap::new(),
             functions: BTreeMap::new(),
             drained: Vec::new(),
@@ -402,6 +410,10 @@ impl World {
     fn decide(&mut self, action: Action) {
         let now = self.tick();
         match action {
+            Action::ProposeChange { task, cdb, parameter_list, .. } if cdb[..2] == [0xa4, 0x0a] => {
+                let outcome = self.begin_transition(&parameter_list);
+                self.server.handle_proposal(now, task, outcome);
+            }
             Action::ProposeChange { task, nexus, expected_version, cdb, parameter_list } => {
                 let change = Change::Command { nexus: &nexus, cdb: &cdb, parameter_list: &parameter_list };
                 let outcome = self.commit(Some(task.0), expected_version, &change);
@@ -421,6 +433,44 @@ impl World {
             }
             other => panic!("not for the controller: {other:?}"),
         }
+    }
+
+    /// The controller's part of SET TARGET PORT GROUPS: the owner is to hand over.
+    fn begin_transition(&mut self, list: &[u8]) -> ProposalOutcome {
+        if self.quorum == Quorum::Lost {
+            return ProposalOutcome::NotProposed;
+        }
+        let groups = self.topology.groups.iter().map(|group| (group.id, group.state));
+        match alua::wanted(list, groups) {
+            Ok(Wanted::Optimized(to)) if self.in_sync => {
+                self.topology.moving_to = Some(to);
+                self.server.install_topology(self.topology.clone());
+                ProposalOutcome::Committed { version: self.version }
+            }
+            Ok(_) => ProposalOutcome::Refused(alua::SET_FAILED),
+            Err(sense) => ProposalOutcome::Refused(sense),
+        }
+    }
+
+    /// The owner has handed over, or was told not to. Here the same device server stands for the new owner's.
+    pub(crate) fn end_transition(&mut self, made: bool) {
+        let Some(to) = self.topology.moving_to.take() else { panic!("nothing is moving") };
+        if made {
+            for group in &mut self.topology.groups {
+                group.state = match group.id == to {
+                    true => AluaState::ActiveOptimized,
+                    false => AluaState::ActiveNonOptimized,
+                };
+            }
+        }
+        let answered = self.server.made_transition(&self.topology);
+        assert!(made || answered.is_empty());
+        for (id, completion) in answered {
+            assert_eq!((completion.status, completion.transfer_len % 4), (Status::Good, 0));
+            assert!(self.live.contains_key(&id.0));
+        }
+        self.server.install_topology(self.topology.clone());
+        self.pump();
     }
 
     fn commit(&mut self, task: Option<u64>, expected: u64, change: &Change<'_>) -> ProposalOutcome {

@@ -13,3 +13,4 @@ mod replicas;
 mod requests;
 mod rules;
 mod scenario;
+mod transition;

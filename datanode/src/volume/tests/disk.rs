@@ -106,6 +106,10 @@ impl Store for Disk {
         Ok(vec![Run { len, allocated }])
     }
 
+    fn room(&self) -> Result<crate::store::Room, StoreError> {
+        Ok(crate::store::Room { available_bytes: 1 << 40, used_bytes: self.look().medium.len() as u64 })
+    }
+
     fn grow(&self, size: u64) -> Result<(), StoreError> {
         let mut platter = self.look();
         platter.cache.resize(size as usize, 0);

@@ -49,6 +49,7 @@ fn server_with(write_cache: bool) -> DeviceServer {
             preferred: true,
             ports: vec![RelativePort(1)],
         }],
+        ..Topology::default()
     });
     server
 }
