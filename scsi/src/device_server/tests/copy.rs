@@ -74,6 +74,7 @@ impl Net {
                     preferred: true,
                     ports: vec![RelativePort(1)],
                 }],
+                ..Topology::default()
             });
             let store = (0..BLOCKS).flat_map(|lba| [name.wrapping_add(lba as u8 % 7); BLOCK]).collect();
             units.insert(name, Unit { server, store, data: BTreeMap::new() });
