@@ -72,9 +72,7 @@ fn an_spc2_reservation_holds_on_every_node_and_ends_with_its_host() -> anyhow::R
 #[test]
 fn sanitize_leaves_zeroes_through_every_path() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
-    // Each fits by itself; both together do not.
-    cluster.volume_for_both("disk", "40MiB", "node-1", 0)?;
-    cluster.volume_for_both("other", "40MiB", "node-1", 1)?;
+    cluster.volume_for_both("disk", "64MiB", "node-1", 0)?;
     let (mut a, mut b) = cluster.log_in_both()?;
     a.write_blocks(0, 1000, 8, 0x5a)?.good()?;
     b.command(0, BLOCK_ERASE)?.good()?;
@@ -172,20 +170,25 @@ fn commands_of_32_bytes_come_through_every_path() -> anyhow::Result<()> {
 }
 
 /// Threshold sets of 2 MiB that the pool has left, by the Logical Block Provisioning log page.
-fn sets_left(host: &mut Initiator) -> anyhow::Result<u32> {
-    let page = host.read(0, "4d004c00000000010000", 256)?.good()?;
-    ensure!(page[4..6] == [0, 1], "no count of available resources: {page:x?}");
+fn sets_left(page: &[u8]) -> anyhow::Result<u32> {
+    ensure!(page.get(4..6) == Some(&[0, 1]), "no count of available resources: {page:x?}");
     Ok(u32::from_be_bytes(page[8..12].try_into()?))
 }
+
+/// LOG SENSE of that page.
+const PROVISIONING: &str = "4d004c00000000010000";
 
 #[test]
 fn a_pool_that_runs_short_is_told_before_it_is_full() -> anyhow::Result<()> {
     let mut cluster = Cluster::start_with_small_pool("48m")?;
-    cluster.volume_for_both("disk", "64MiB", "node-1", 0)?;
+    // Each fits by itself; both together do not.
+    cluster.volume_for_both("disk", "40MiB", "node-1", 0)?;
+    cluster.volume_for_both("other", "40MiB", "node-1", 1)?;
     let mut a = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None)?;
     a.become_ready(0)?;
     a.become_ready(1)?;
-    let left = cluster.wait_for("the count of threshold sets", || sets_left(&mut a))?;
+    let left = cluster
+        .wait_for("the count of threshold sets", || sets_left(&a.read(0, PROVISIONING, 256)?.good()?))?;
     ensure!((8..=24).contains(&left), "{left} sets in 48 MiB");
     // MODE SELECT(6) of 1C/02: available resources, 6 sets.
     let page = format!("000000005c02001c{:024}80010000{:08x}0102000000000000", 0, 6);
@@ -193,12 +196,15 @@ fn a_pool_that_runs_short_is_told_before_it_is_full() -> anyhow::Result<()> {
     a.command(0, cdb::TEST_UNIT_READY)?.good()?;
     let mut written = 0;
     let told = cluster.wait_for("the threshold", || {
-        if sets_left(&mut a)? > 6 {
-            a.write_blocks(0, written * 2048, 2048, 0x5a)?.good()?;
-            written += 1;
+        // Whichever command comes first is told.
+        let page = a.read(0, PROVISIONING, 256)?;
+        if page.status != 0 {
+            return Ok(page);
         }
-        let answer = a.command(0, cdb::TEST_UNIT_READY)?;
-        ensure!(answer.status != 0, "nothing is told");
+        ensure!(sets_left(&page.data)? > 6, "nothing is told");
+        let answer = a.write_blocks(0, written % 40 * 2048, 2048, 0x5a)?;
+        written += 1;
+        ensure!(answer.status != 0, "nothing is told yet");
         Ok(answer)
     })?;
     told.check("6/38/07")?;
