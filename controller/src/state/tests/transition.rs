@@ -96,7 +96,12 @@ fn a_transition_that_is_given_up_is_told_to_everyone_unless_a_host_waits_for_it(
     let mut cluster = cluster();
     let ask = |cluster: &Cluster, to| {
         let record = cluster.volume("db1").record();
-        Body::RequestHandOver(records::RequestHandOver { volume_id: record.id, expected: record.epoch, to })
+        Body::RequestHandOver(records::RequestHandOver {
+            request: None,
+            volume_id: record.id,
+            expected: record.epoch,
+            to,
+        })
     };
     // Nothing was under way: nothing failed.
     assert_eq!(told(&cluster.done(ask(&cluster, 0))), []);
