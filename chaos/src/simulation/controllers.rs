@@ -20,17 +20,8 @@ use holdfast_proto::{
     state as records,
 };
 
-use super::{Down, Event, HOSTS, MEMBERS, NODES, Place, SessionId, Simulation, Up, VOLUMES};
+use super::{Down, Event, MEMBERS, Place, SessionId, Simulation, Up, founding::CLUSTER};
 
-/// Volume ids are this in every byte, and the number.
-pub(super) fn volume_id(volume: usize) -> Vec<u8> {
-    vec![volume as u8 + 1; 16]
-}
-
-/// The cluster's id.
-pub(super) const CLUSTER: [u8; 16] = [9; 16];
-/// Blocks of a volume.
-pub(super) const BLOCKS: u64 = 2048;
 /// Entries that a member keeps for nodes that come back.
 const KEPT: usize = 40;
 
@@ -150,6 +141,17 @@ impl Controllers {
         }
     }
 
+    /// Entries that are there from the beginning.
+    pub(super) fn found(&mut self, bodies: Vec<Body>) {
+        for body in bodies {
+            self.index += 1;
+            let applied = self.state.apply(self.index, &Command::new(0, body));
+            assert!(applied.response.is_ok(), "{:?}", applied.response);
+            self.commits.push(applied.commit);
+        }
+        self.term = 1;
+    }
+
     pub(super) fn leader(&self) -> Option<usize> {
         self.leader.map(|(member, _)| member)
     }
@@ -161,68 +163,6 @@ impl Controllers {
 }
 
 impl Simulation {
-    /// The cluster as an administrator has made it: nodes known, volumes of two copies, hosts, maps.
-    pub(super) fn found(&mut self) {
-        let caller = |body| Command::new(0, body);
-        let mut bodies = vec![Body::ClusterInit(records::ClusterInit {
-            id: CLUSTER.to_vec(),
-            target_iqn: "iqn.2026-11.example:target".to_owned(),
-        })];
-        bodies.push(Body::BeginLeaseTerm(records::BeginLeaseTerm { term: 1 }));
-        for node in 0..NODES {
-            bodies.push(Body::NodeJoin(super::node::join(node, 0)));
-            let number = node as u32 + 1;
-            bodies.push(Body::NodeLive(records::NodeLive { number, incarnation: 1, lease_term: 1 }));
-        }
-        for volume in 0..VOLUMES {
-            let place = |node: usize| (node % NODES) as u32 + 1;
-            bodies.push(Body::CreateVolume(records::CreateVolume {
-                id: volume_id(volume),
-                name: format!("volume-{volume}"),
-                size_bytes: BLOCKS * 512,
-                block_size: 512,
-                physical_block_exponent: 3,
-                write_cache: true,
-                thin: true,
-                replicas: 2,
-                node: place(volume),
-                pool: "default".to_owned(),
-                others: vec![records::ReplicaPlace { node: place(volume + 1), pool: "default".to_owned() }],
-                ..Default::default()
-            }));
-        }
-        for host in 0..HOSTS {
-            bodies.push(Body::CreateHost(records::CreateHost {
-                request: None,
-                host: Some(records::Host {
-                    name: format!("host-{host}"),
-                    initiators: vec![super::host::initiator(host)],
-                    chap: None,
-                }),
-            }));
-            for volume in 0..VOLUMES {
-                bodies.push(Body::CreateMapping(records::CreateMapping {
-                    volume: format!("volume-{volume}"),
-                    host: format!("host-{host}"),
-                    lun: Some(volume as u32),
-                    ..Default::default()
-                }));
-            }
-        }
-        for body in bodies {
-            self.controllers.index += 1;
-            let index = self.controllers.index;
-            let applied = self.controllers.state.apply(index, &caller(body));
-            assert!(applied.response.is_ok(), "{:?}", applied.response);
-            self.controllers.commits.push(applied.commit);
-        }
-        self.controllers.term = 1;
-        self.later(1, Event::Elected { member: 0, term: 2 });
-        for member in 0..MEMBERS {
-            self.later(TICK_MS, Event::MemberTick(member));
-        }
-    }
-
     pub(super) fn node_of(&self, session: SessionId) -> usize {
         self.controllers.sessions.get(&session).map_or(0, |(node, _)| *node)
     }

@@ -4,8 +4,9 @@
 //!
 //! | Looking for | Module |
 //! |---|---|
+//! | how it begins | [`founding`] |
 //! | log, elections, leases, barriers | [`controllers`] |
-//! | a data node: its session, its views, its hosts' sessions | [`node`] |
+//! | a data node: its session, its views, its hosts' sessions, what it asks of the leader | [`node`] |
 //! | a logical unit at its owner | [`unit`] |
 //! | what hosts do | [`host`] |
 //! | what goes wrong | [`faults`] |
@@ -19,6 +20,7 @@
 
 mod controllers;
 mod faults;
+mod founding;
 mod host;
 mod judge;
 mod node;

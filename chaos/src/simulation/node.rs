@@ -4,6 +4,8 @@
 //! Invariants (the shell's, as in the product): units follow a view before the workers do; an index is confirmed by the last worker;
 //! nothing is answered while the gate is closed; a request of unknown outcome is repeated under its id while the lease lasts.
 
+mod calls;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     rc::Rc,
@@ -29,11 +31,12 @@ use holdfast_scsi::{
     ua::UnitAttention,
 };
 
+use self::calls::Call;
 use super::{
     Down, Event, Place, SessionId, Simulation, Up,
-    controllers::{Answer, CLUSTER, Refused, Request},
+    founding::CLUSTER,
     host::{self, Sent},
-    unit::{Asker, CallFor, Outcome, Unit},
+    unit::{Asker, Outcome, Unit},
 };
 use crate::random::Random;
 
@@ -42,8 +45,6 @@ const WORKERS: usize = 2;
 const TICK_MS: u64 = 10;
 /// A leader that is silent for so long is left.
 const SILENCE_MS: u64 = 1_000;
-/// A request that never reached a leader is given up after this time.
-const UNSENT_MS: u64 = 5_000;
 /// A forwarded command is carried out within this time, or not at all.
 const FORWARD_MS: u64 = 1_500;
 /// By then its owner's word must have come.
@@ -87,17 +88,6 @@ struct Asked {
     number: u64,
     session: u64,
     lun: u16,
-}
-
-/// A request to the leader.
-struct Call {
-    request: Request,
-    asker: CallFor,
-    maybe_sent: bool,
-    sent_on: Option<SessionId>,
-    begun: u64,
-    /// Known, but this node has not installed it.
-    known: Option<(u64, Answer)>,
 }
 
 /// Between nodes.
@@ -594,92 +584,6 @@ impl Simulation {
                 self.submit(to, f.volume, f.epoch, asker, f.command, execute_by);
             }
         }
-    }
-
-    // ---- requests to the leader ----
-
-    pub(super) fn ask_leader(&mut self, at: usize, request: Request, asker: CallFor) {
-        let call = Call { request, asker, maybe_sent: false, sent_on: None, begun: self.now, known: None };
-        let id = self.nodes[at].fresh();
-        self.nodes[at].calls.insert(id, call);
-        self.drive_calls(at);
-    }
-
-    fn drive_calls(&mut self, at: usize) {
-        let ids: Vec<u64> = self.nodes[at].calls.keys().copied().collect();
-        for id in ids {
-            self.drive_call(at, id);
-        }
-    }
-
-    fn drive_call(&mut self, at: usize, id: u64) {
-        let now = self.now;
-        let node = &mut self.nodes[at];
-        let leased = node.leased(now);
-        let session = node.session.as_ref().filter(|s| s.incarnation.is_some()).map(|s| s.id);
-        let installed = node.installed;
-        let Some(call) = node.calls.get_mut(&id) else { return };
-        if let Some((index, answer)) = &call.known {
-            if installed >= *index {
-                let answer = answer.clone();
-                return self.call_done(at, id, answer);
-            }
-            if !leased {
-                return self.call_done(at, id, Answer::Unknown);
-            }
-            return;
-        }
-        if call.sent_on.is_some() && call.sent_on != session {
-            // Its session has ended: nobody knows what became of it.
-            call.sent_on = None;
-            call.maybe_sent = true;
-        }
-        if !leased && (call.maybe_sent || call.sent_on.is_some()) {
-            return self.call_done(at, id, Answer::Unknown);
-        }
-        if !leased || (session.is_none() && !call.maybe_sent && now > call.begun + UNSENT_MS) {
-            return self.call_done(at, id, Answer::Refused(Refused::Unavailable));
-        }
-        if call.sent_on.is_none() && session.is_some() {
-            if call.maybe_sent {
-                self.mark("a request of unknown outcome was asked for again");
-            }
-            let node = &mut self.nodes[at];
-            let Some(call) = node.calls.get_mut(&id) else { return };
-            call.sent_on = session;
-            let request = call.request.clone();
-            self.up(at, Up::Call { call: id, request });
-        }
-    }
-
-    fn call_answered(&mut self, at: usize, session: SessionId, id: u64, answer: Answer) {
-        let Some(call) = self.nodes[at].calls.get_mut(&id) else { return };
-        if call.sent_on != Some(session) || call.known.is_some() {
-            return;
-        }
-        match answer {
-            Answer::Refused(_) if !call.maybe_sent => return self.call_done(at, id, answer),
-            // Its version has passed for good, but the attempt before may have been in time.
-            Answer::Refused(Refused::Stale | Refused::Never) => {
-                return self.call_done(at, id, Answer::Unknown);
-            }
-            Answer::Refused(Refused::Unavailable) | Answer::NotLeading => call.sent_on = None,
-            Answer::Unknown => {
-                call.sent_on = None;
-                call.maybe_sent = true;
-            }
-            Answer::Proposal(ref outcome) if outcome.status == 0 => {
-                call.known = Some((outcome.version, answer))
-            }
-            Answer::Established(index) => call.known = Some((index, answer)),
-            known => return self.call_done(at, id, known),
-        }
-        self.drive_call(at, id);
-    }
-
-    fn call_done(&mut self, at: usize, id: u64, answer: Answer) {
-        let Some(call) = self.nodes[at].calls.remove(&id) else { return };
-        self.leader_said(at, call.asker, answer);
     }
 }
 
