@@ -11,6 +11,7 @@ use crate::{
     arguments::{Client, Watch, Watched},
     connection::{Access, Connection, refusal},
     output::{or_dash, print_line},
+    size::Size,
 };
 
 /// Pause before a watch goes on at another controller.
@@ -32,6 +33,12 @@ fn line(what: &str, name: &str, more: &str) -> Option<String> {
     Some(format!("{what:<8} {name:<28} {more}").trim_end().to_owned())
 }
 
+/// Beginning with what `--after` takes; "-" while what there is is still being told.
+fn step(revision: u64, what: &str, name: &str, more: &str) -> Option<String> {
+    let revision = if revision == 0 { "-".to_owned() } else { revision.to_string() };
+    line(&revision, &format!("{what:<4} {name}"), more)
+}
+
 macro_rules! steps {
     ($($message:ident $change:ident: $row:ident => $text:expr;)*) => { $(
         impl Step for v1::$message {
@@ -47,9 +54,9 @@ macro_rules! steps {
                 match self.change.as_ref()? {
                     Change::Changed(row) => {
                         let (name, more) = text(row);
-                        line("now", &name, &more)
+                        step(self.revision, "is", &name, &more)
                     }
-                    Change::Removed(name) => line("removed", name, ""),
+                    Change::Removed(name) => step(self.revision, "gone", name, ""),
                     Change::Synced(_) => None,
                 }
             }
@@ -68,7 +75,8 @@ steps! {
     VolumeChange volume_change: Volume => |volume| {
         let status = volume.status.clone().unwrap_or_default();
         let (owner, in_sync) = (or_dash(&status.owner), or_dash(&status.in_sync.join(",")));
-        (volume.name.clone(), format!("{}, owner {owner}, in sync {in_sync}", status.state))
+        let size = Size(volume.spec.as_ref().map_or(0, |spec| spec.size_bytes));
+        (volume.name.clone(), format!("{size}, {}, owner {owner}, in sync {in_sync}", status.state))
     };
     HostChange host_change: Host => |host| {
         let (spec, status) = (host.spec.clone().unwrap_or_default(), host.status.clone().unwrap_or_default());
