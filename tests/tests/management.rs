@@ -1,11 +1,17 @@
 //! What people change, and what the cluster remembers of it.
 
+use std::{
+    fs::{self, File},
+    process::Child,
+};
+
 use anyhow::{Context, ensure};
 use holdfast_tests::{
     cdb,
-    cluster::{Cluster, INITIATOR_A, INITIATOR_B},
+    cluster::{Cluster, INITIATOR_A, INITIATOR_B, holdfast},
     initiator::Initiator,
 };
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// LUN 300 in flat space addressing, as an initiator that takes 16 bits has to spell it.
@@ -325,5 +331,51 @@ fn what_every_path_has_is_asked_and_a_silent_node_is_named() -> anyhow::Result<(
     let text = cluster.cli(&["session", "list"])?;
     cluster.signal("node-2", rustix::process::Signal::CONT)?;
     ensure!(text.contains("not known: the sessions of node node-2") && text.contains(INITIATOR_A), "{text}");
+    Ok(())
+}
+
+/// A process that ends with its test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_watch_goes_on_after_the_death_of_its_leader_and_from_where_another_ended() -> anyhow::Result<()> {
+    let cluster = Cluster::start()?;
+    let folder = cluster.folder().to_str().context("folder")?.to_owned();
+    let shown = cluster.folder().join("shown");
+    let command = ["--dir", &folder, "watch", "volumes"];
+    let _watch = Process(holdfast(&command).stdout(File::create(&shown)?).spawn()?);
+    let told = |what: &str| {
+        cluster.wait_for(what, || {
+            let text = fs::read_to_string(&shown)?;
+            let line = text.lines().find(|line| line.contains(what)).context(text.clone())?;
+            let revision = line.split_whitespace().next().context("a revision")?;
+            Ok(revision.to_owned())
+        })
+    };
+    cluster.cli(&["volume", "create", "disk", "--size", "16MiB"])?;
+    told("is   disk")?;
+    let before = cluster.leader()?;
+    cluster.signal(&before, Signal::KILL)?;
+    cluster.cli(&["volume", "resize", "disk", "--size", "24MiB"])?;
+    let revision = told("24MiB")?;
+    cluster.cli(&["volume", "delete", "disk"])?;
+    told("gone disk")?;
+    // Another watch, from there: the deletion is told, and nothing from before.
+    let later = cluster.folder().join("later");
+    let command = ["--dir", &folder, "watch", "volumes", "--after", &revision];
+    let _later = Process(holdfast(&command).stdout(File::create(&later)?).spawn()?);
+    let text = cluster.wait_for("the deletion", || {
+        let text = fs::read_to_string(&later)?;
+        ensure!(text.contains("gone disk"), "{text}");
+        Ok(text)
+    })?;
+    ensure!(!text.contains("16MiB"), "{text}");
     Ok(())
 }
