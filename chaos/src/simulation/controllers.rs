@@ -13,7 +13,8 @@ use holdfast_controller::{
         reports::Reports,
         table::{Barrier, LeaseTable, Renewal},
     },
-    state::{Body, Command, Outcome, Refusal, StateMachine, is_node_visible},
+    session::{join_of, visible},
+    state::{Body, Command, Outcome, Refusal, StateMachine},
 };
 use holdfast_proto::{
     node::{FromNode, LeaseGrant, Renew, SnapshotPart, ToNode, Welcome, from_node, to_node},
@@ -271,7 +272,7 @@ impl Simulation {
         match message {
             Up::Session(FromNode { message: Some(message) }) => match message {
                 from_node::Message::Hello(hello) => {
-                    let body = Body::NodeJoin(super::node::join_of(&hello));
+                    let body = Body::NodeJoin(join_of(&hello));
                     let waiter = Waiter::Join { session, hello: Box::new(hello) };
                     confirm(self, Then::Append { body: Box::new(body), waiter });
                 }
@@ -383,22 +384,16 @@ impl Simulation {
             self.change_committed(proposal, index);
         }
         let commit = applied.commit;
-        let due: Vec<_> = commit.unit_attentions.clone();
-        self.controllers.commits.push(commit.clone());
-        for event in &due {
+        for event in &commit.unit_attentions {
             self.attention_due(event);
         }
-        let visible: Vec<_> =
-            commit.changes.iter().filter(|change| is_node_visible(change)).cloned().collect();
-        if (!visible.is_empty() || !due.is_empty() || !commit.aborts.is_empty())
-            && let Some((leader, _)) = self.controllers.leader
-        {
-            let message = records::Commit { changes: visible, ..commit };
+        if let (Some(message), Some((leader, _))) = (visible(&commit), self.controllers.leader) {
             for (node, session) in self.controllers.members[leader].sessions.clone() {
                 let message = to_node::Message::Commit(message.clone());
                 self.down(leader, node, session, Down::Session(ToNode { message: Some(message) }));
             }
         }
+        self.controllers.commits.push(commit);
         (applied.response, index)
     }
 
@@ -475,12 +470,7 @@ impl Simulation {
         if resumes {
             self.mark("a session resumed");
             let missed = self.controllers.commits.iter().filter(|commit| commit.index > hello.applied_index);
-            messages.extend(missed.filter_map(|commit| {
-                let changes: Vec<_> = commit.changes.iter().filter(|c| is_node_visible(c)).cloned().collect();
-                let nothing =
-                    changes.is_empty() && commit.unit_attentions.is_empty() && commit.aborts.is_empty();
-                (!nothing).then(|| to_node::Message::Commit(records::Commit { changes, ..commit.clone() }))
-            }));
+            messages.extend(missed.filter_map(visible).map(to_node::Message::Commit));
         } else {
             let changes = self.controllers.state.node_changes();
             messages.push(to_node::Message::Snapshot(SnapshotPart { index, changes, last: true }));

@@ -21,7 +21,7 @@ impl Simulation {
         let node = self.random.below(NODES as u64) as usize;
         let longest = if self.random.below(3) == 0 { 4_000 } else { 900 };
         let ms = 100 + self.random.below(longest);
-        let kind = match self.random.below(12) {
+        let kind = match self.random.below(11) {
             0 | 1 => {
                 let notices = if self.random.below(2) == 0 { 0 } else { self.random.below(2_500) };
                 self.depose(notices);
@@ -61,7 +61,7 @@ impl Simulation {
                 self.end_port(node, host);
                 "a session of a host ends"
             }
-            10 => {
+            _ => {
                 let volume = self.random.below(VOLUMES as u64) as usize;
                 let size_bytes = self.controllers.size_of(volume) + 4096;
                 let name = format!("volume-{volume}");
@@ -71,12 +71,6 @@ impl Simulation {
                     size_bytes,
                 }));
                 "a volume grows"
-            }
-            _ => {
-                let volume = self.random.below(VOLUMES as u64) as usize;
-                let name = format!("node-{}", self.random.below(NODES as u64) + 1);
-                self.note(|| format!("volume {volume} would go to {name}"));
-                "nothing"
             }
         };
         *self.report.faults.entry(kind).or_default() += 1;

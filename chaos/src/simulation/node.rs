@@ -140,7 +140,7 @@ pub(super) struct Node {
 }
 
 pub(super) fn join(node: usize, process: u64) -> records::NodeJoin {
-    join_of(&hello(node, process))
+    holdfast_controller::session::join_of(&hello(node, process))
 }
 
 fn hello(node: usize, process: u64) -> Hello {
@@ -158,19 +158,6 @@ fn hello(node: usize, process: u64) -> Hello {
         }],
         replicates: true,
         ..Default::default()
-    }
-}
-
-pub(super) fn join_of(hello: &Hello) -> records::NodeJoin {
-    records::NodeJoin {
-        name: hello.name.clone(),
-        boot_id: hello.boot_id.clone(),
-        process_id: hello.process_id.clone(),
-        portals: hello.portals.clone(),
-        interconnect: hello.interconnect.clone(),
-        pools: hello.pools.clone(),
-        version: hello.version.clone(),
-        replicates: hello.replicates,
     }
 }
 

@@ -252,6 +252,7 @@ impl Simulation {
         };
         node.next += 1;
         let task = node.next;
+        let mut entered = true;
         self.with_unit(at, id, |unit, now| {
             let data = if command.data.is_empty() { DataOut::None } else { DataOut::Ready(&command.data) };
             unit.tasks.insert(
@@ -276,9 +277,11 @@ impl Simulation {
                 unit_attention: command.unit_attention,
                 read_only: command.read_only,
             };
-            // Names are never used twice.
-            let _ = unit.server.handle_command(now, request, data);
+            entered = unit.server.handle_command(now, request, data).is_ok();
         });
+        if !entered {
+            self.violated(format!("node {at}: a name of a task was used twice"));
+        }
     }
 
     /// Does something with a unit, and then what its device server wants.

@@ -10,6 +10,8 @@ mod parts;
 pub(crate) mod registry;
 mod stream;
 
+pub use self::parts::visible;
+
 use std::collections::VecDeque;
 
 use holdfast_pki::Role;
@@ -139,17 +141,7 @@ impl NodeAgent for NodeAgentService {
             }
             leads.term
         };
-        let join = records::NodeJoin {
-            name: hello.name.clone(),
-            boot_id: hello.boot_id.clone(),
-            process_id: hello.process_id.clone(),
-            portals: hello.portals.clone(),
-            interconnect: hello.interconnect.clone(),
-            pools: hello.pools.clone(),
-            version: hello.version.chars().take(64).collect(),
-            replicates: hello.replicates,
-        };
-        let written = self.write(&call, Body::NodeJoin(join)).await?;
+        let written = self.write(&call, Body::NodeJoin(join_of(&hello))).await?;
         let node = match written.response {
             Ok(Outcome::Node(node)) => node,
             Ok(_) => return Err(Status::internal("a join was answered like another command")),
@@ -319,6 +311,20 @@ impl NodeAgent for NodeAgentService {
         };
         self.pass_barrier(index).await?;
         Ok(Response::new(EstablishUnitAttentionResponse { index }))
+    }
+}
+
+/// What a node's hello asks the log for.
+pub fn join_of(hello: &Hello) -> records::NodeJoin {
+    records::NodeJoin {
+        name: hello.name.clone(),
+        boot_id: hello.boot_id.clone(),
+        process_id: hello.process_id.clone(),
+        portals: hello.portals.clone(),
+        interconnect: hello.interconnect.clone(),
+        pools: hello.pools.clone(),
+        version: hello.version.chars().take(64).collect(),
+        replicates: hello.replicates,
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn snapshot(index: u64, changes: Vec<records::Change>) -> Vec<Snapsho
 }
 
 /// What nodes see of a commit; `None` if nothing.
-pub(super) fn visible(commit: &records::Commit) -> Option<records::Commit> {
+pub fn visible(commit: &records::Commit) -> Option<records::Commit> {
     let changes: Vec<_> = commit.changes.iter().filter(|change| is_node_visible(change)).cloned().collect();
     let nothing = changes.is_empty() && commit.unit_attentions.is_empty() && commit.aborts.is_empty();
     (!nothing).then(|| records::Commit {

@@ -53,15 +53,16 @@ impl StateMachine {
         Ok(Outcome::Host(host))
     }
 
+    fn known_host(&self, name: &str) -> Result<&records::Host, Refusal> {
+        self.hosts.get(name).ok_or_else(|| Refusal::not_found(Kind::Host, &printable(name)))
+    }
+
     pub(super) fn update_host(
         &mut self,
         command: &records::UpdateHost,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
-        let host = self
-            .hosts
-            .get(&command.name)
-            .ok_or_else(|| Refusal::not_found(Kind::Host, &printable(&command.name)))?;
+        let host = self.known_host(&command.name)?;
         let added = initiators("add_initiators", &command.add_initiators)?;
         let removed = initiators("remove_initiators", &command.remove_initiators)?;
         let own = |initiator: &Initiator| self.initiators.get(initiator) == Some(&host.name);
@@ -115,10 +116,7 @@ impl StateMachine {
         command: &records::DeleteHost,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
-        let host = self
-            .hosts
-            .get(&command.name)
-            .ok_or_else(|| Refusal::not_found(Kind::Host, &printable(&command.name)))?;
+        let host = self.known_host(&command.name)?;
         if let Some(group) = self.groups_of(&host.name).next() {
             return Err(Refusal::Precondition(format!(
                 "host {} is in host group {group}; remove it from the group first",

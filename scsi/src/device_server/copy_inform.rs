@@ -81,11 +81,10 @@ impl DeviceServer {
                     report::status_lid1(of, allocation_length, out)
                 });
             }
-            CopyCommand::ReceiveDataLid1 { list_id, allocation_length }
-            | CopyCommand::ReceiveFailureDetails { list_id, allocation_length }
+            CopyCommand::ReceiveDataLid1 { list_id, .. }
+            | CopyCommand::ReceiveFailureDetails { list_id, .. }
                 if self.copy_outcome_of(id, u32::from(list_id)).is_none_or(|of| !of.state.has_ended()) =>
             {
-                let _ = allocation_length;
                 self.complete(id, Completion::check(Sense::illegal_field_cdb(2, None)));
             }
             CopyCommand::ReceiveDataLid1 { allocation_length, .. } => {

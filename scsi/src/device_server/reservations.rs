@@ -172,21 +172,27 @@ impl DeviceServer {
             },
             Ok(applied) => {
                 let drains = applied.narrowed || !applied.abort_tasks_of.is_empty();
-                let expected_version = self.reservations.version;
                 let write_cache_goes = self.mode.write_cache && !next.mode(self.config.mode).write_cache;
                 if let Some(task) = self.tasks.get_mut(&id) {
                     task.flushes = write_cache_goes;
                 }
-                self.set_stage(id, Stage::Proposed { expected_version, drains });
-                self.actions.push_back(Action::ProposeChange {
-                    task: id,
-                    nexus,
-                    expected_version,
-                    cdb,
-                    parameter_list,
-                });
+                self.propose(id, drains, parameter_list);
             }
         }
+    }
+
+    /// Proposes the command of a task against the installed version.
+    pub(super) fn propose(&mut self, id: TaskId, drains: bool, parameter_list: Vec<u8>) {
+        let Some(Task { nexus, cdb, .. }) = self.tasks.get(&id) else { return };
+        let (nexus, cdb, expected_version) = (*nexus, *cdb, self.reservations.version);
+        self.set_stage(id, Stage::Proposed { expected_version, drains });
+        self.actions.push_back(Action::ProposeChange {
+            task: id,
+            nexus,
+            expected_version,
+            cdb,
+            parameter_list,
+        });
     }
 
     /// True for a FORMAT UNIT or SANITIZE that is answered when the work is done.

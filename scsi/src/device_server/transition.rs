@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 
 use super::{
-    Action, Completion, DeviceServer, Topology,
+    Completion, DeviceServer, Topology,
     task::{Stage, Task},
 };
 use crate::{
@@ -28,7 +28,6 @@ impl DeviceServer {
         if let Some(refused) = self.data_length_refusal(task) {
             return self.complete(id, refused);
         }
-        let Task { nexus, cdb, .. } = *task;
         let wanted = task.data_out_wanted(&self.config.properties.geometry);
         let len = usize::try_from(wanted).unwrap_or(usize::MAX);
         let parameter_list = task.data.get(..len).unwrap_or(&task.data).to_vec();
@@ -37,18 +36,10 @@ impl DeviceServer {
             Err(sense) => self.complete(id, Completion::check(sense)),
             Ok(Wanted::Nothing) => self.complete(id, Completion::good()),
             Ok(Wanted::Optimized(group)) => {
-                let expected_version = self.reservations.installed_version();
                 if let Some(task) = self.tasks.get_mut(&id) {
                     task.transition_to = Some(group);
                 }
-                self.set_stage(id, Stage::Proposed { expected_version, drains: false });
-                self.actions.push_back(Action::ProposeChange {
-                    task: id,
-                    nexus,
-                    expected_version,
-                    cdb,
-                    parameter_list,
-                });
+                self.propose(id, false, parameter_list);
             }
         }
     }
