@@ -133,6 +133,15 @@ impl<V: Clone + Eq> NexusPort<V> {
         }
     }
 
+    /// A command that carried the Unit Attention with this id ended without the owner's word for the host. The owner may count it
+    /// as reported, and would never report that number again: it gets a new one. A host may so be told twice, never not at all.
+    pub fn not_told(&mut self, lun: &Lun, id: u64) {
+        let new_id = self.next_id();
+        if let Some(unit) = lun.number().and_then(|number| self.units.get_mut(&number)) {
+            unit.unit_attentions.renumber(id, new_id);
+        }
+    }
+
     /// Queues a Unit Attention on every LUN that leads to this volume.
     pub fn raise(&mut self, volume: &V, additional: AdditionalSense) {
         let id = self.next_id();
@@ -296,6 +305,20 @@ mod tests {
         port.reported(&lun(5), head.id);
         assert!(codes(&port, 5).is_empty());
         assert_eq!(codes(&port, 0), [asc::POWER_ON_OR_RESET]);
+    }
+
+    #[test]
+    fn what_the_host_may_not_have_been_told_gets_a_new_number() {
+        let mut port = port(&[(0, 'a', false)]);
+        let head = port.pending(0)[0];
+        port.not_told(&lun(0), head.id);
+        let [again] = port.pending(0)[..] else { panic!("lost or doubled") };
+        assert!(again.id > head.id && again.additional == head.additional);
+        // The report of the number before, which comes late, is of no account.
+        port.reported(&lun(0), head.id);
+        assert_eq!(port.pending(0), [again]);
+        port.not_told(&lun(0), head.id);
+        assert_eq!(port.pending(0), [again]);
     }
 
     #[test]

@@ -137,6 +137,12 @@ impl UaQueue {
         self.remove_where(|pending| pending.id == id)
     }
 
+    /// Gives the condition with this id another one, in its place. False if it is not pending (any more).
+    pub fn renumber(&mut self, id: u64, new_id: u64) -> bool {
+        let found = self.entries.iter_mut().take(self.len).flatten().find(|pending| pending.id == id);
+        found.map(|pending| pending.id = new_id).is_some()
+    }
+
     /// Removes 3F/0E, which REPORT LUNS does for every logical unit of its nexus (SPC-5 6.33). Call it only when the
     /// queue's owner has not raised another 3F/0E since the reply was built.
     pub fn clear_reported_luns_changed(&mut self) -> bool {

@@ -313,17 +313,22 @@ impl Simulation {
 
     fn until(&mut self, deadline: u64, done: impl Fn(&Self) -> bool) -> Result<(), String> {
         while !done(self) {
-            let Some(((at, _), event)) = self.queue.pop_first() else {
+            let Some(((at, order), event)) = self.queue.pop_first() else {
                 return Err("nothing happens any more".into());
             };
             if at > deadline {
-                self.order += 1;
-                self.queue.insert((at, self.order), event);
+                self.queue.insert((at, order), event);
                 self.now = deadline;
                 return Ok(());
             }
             self.now = at;
-            self.happen(event);
+            match self.paused_until(&event) {
+                // Under its own number: what came first is first when the node goes on.
+                Some(until) => {
+                    self.queue.insert((until, order), event);
+                }
+                None => self.happen(event),
+            }
             if let Some(what) = self.violation.take() {
                 return Err(what);
             }
@@ -332,10 +337,6 @@ impl Simulation {
     }
 
     fn happen(&mut self, event: Event) {
-        if let Some(until) = self.paused_until(&event) {
-            let wait = until - self.now;
-            return self.later(wait, event);
-        }
         match event {
             Event::MemberTick(member) => self.member_tick(member),
             Event::Confirmed { member, term, then } => self.confirmed(member, term, then),

@@ -88,6 +88,8 @@ struct Asked {
     number: u64,
     session: u64,
     lun: u16,
+    /// The Unit Attention that it took along.
+    unit_attention: Option<u64>,
 }
 
 /// Between nodes.
@@ -462,7 +464,7 @@ impl Simulation {
         let Some(port) = port.filter(|port| port.session == sent.session) else {
             return self.later(1, Event::Answer { host, number, answer: gone });
         };
-        let asked = Asked { host, number, session: port.session, lun: command.lun };
+        let mut asked = Asked { host, number, session: port.session, lun: command.lun, unit_attention: None };
         let nexus = *port.nexus.nexus();
         let (volume, read_only, unit_attention) = match port.nexus.classify(&lun, &command.cdb) {
             Route::Answer(completion) => {
@@ -471,6 +473,7 @@ impl Simulation {
             }
             Route::Forward { volume, read_only, unit_attention } => (volume, read_only, unit_attention),
         };
+        asked.unit_attention = unit_attention.map(|attention| attention.id);
         let request = node.fresh();
         let (process, clock) = (node.process, node.clock(now));
         let told = PortCommand { nexus, cdb: command.cdb, data: command.data, unit_attention, read_only };
@@ -526,11 +529,18 @@ impl Simulation {
     fn answer_host(&mut self, at: usize, asked: &Asked, outcome: Outcome) {
         let leased = self.nodes[at].leased(self.now);
         let port = self.nodes[at].workers.iter_mut().find_map(|worker| worker.ports.get_mut(&asked.host));
-        if let (Some(port), Outcome::Reply(reply)) = (port.filter(|p| p.session == asked.session), &outcome)
-            && let (Some(id), Some(lun)) = (reply.unit_attention_reported, Lun::from_number(asked.lun))
-            && leased
+        if let (Some(port), Some(lun)) =
+            (port.filter(|p| p.session == asked.session), Lun::from_number(asked.lun))
         {
-            port.nexus.reported(&lun, id);
+            match (&outcome, asked.unit_attention) {
+                (Outcome::Reply(reply), _) if leased => {
+                    if let Some(id) = reply.unit_attention_reported {
+                        port.nexus.reported(&lun, id);
+                    }
+                }
+                (_, Some(id)) => port.nexus.not_told(&lun, id),
+                (_, None) => {}
+            }
         }
         let answer = match outcome {
             _ if !leased => host::Answer::Unknown,

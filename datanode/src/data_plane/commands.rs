@@ -261,6 +261,13 @@ impl Worker {
         request.place = Place::Held;
         let connection = request.connection;
         let Some(session) = self.connections.get_mut(&connection).and_then(|p| p.session()) else { return };
+        if let Kind::Command(pending) = &mut request.kind
+            && pending.settled.is_none()
+            && let Some(carried) = pending.command.unit_attention.take()
+        {
+            // It has been with an owner, in vain.
+            session.port.not_told(&request.lun, carried.id);
+        }
         let at = session.held.partition_point(|earlier| *earlier < token);
         if session.held.get(at) != Some(&token) {
             session.held.insert(at, token);
@@ -426,8 +433,16 @@ impl Worker {
         if let Some(session) = portal.session() {
             session.by_tag.remove(&tag);
             session.counters.ended(&outcome);
-            if let Outcome::Reply(Reply { unit_attention_reported: Some(id), .. }) = &outcome {
-                session.port.reported(&request.lun, *id);
+            if let Kind::Command(pending) = &request.kind {
+                match (&outcome, pending.command.unit_attention) {
+                    (Outcome::Reply(Reply { unit_attention_reported, .. }), _) if !pending.given_up => {
+                        if let Some(id) = unit_attention_reported {
+                            session.port.reported(&request.lun, *id);
+                        }
+                    }
+                    (_, Some(carried)) => session.port.not_told(&request.lun, carried.id),
+                    (_, None) => {}
+                }
             }
         }
         let Some(engine) = portal.engine() else { return };
