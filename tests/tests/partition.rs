@@ -26,6 +26,8 @@ const KEY_B: u64 = 0xb;
 const BUSY: u8 = 0x08;
 /// NOT READY, LOGICAL UNIT NOT ACCESSIBLE, TARGET PORT IN UNAVAILABLE STATE.
 const NOT_SERVED: &str = "2/04/0c";
+/// ABORTED COMMAND, LOGICAL UNIT COMMUNICATION FAILURE: what became of the command is not known.
+const NOBODY_KNOWS: &str = "b/08/00";
 const REGISTRANTS: u8 = cdb::WRITE_EXCLUSIVE_REGISTRANTS_ONLY;
 
 /// One command of a hammering initiator, by the machine's boot-time clock.
@@ -111,6 +113,16 @@ fn registered_pair(cluster: &NetCluster) -> anyhow::Result<(Initiator, Initiator
     Ok((a, b))
 }
 
+/// Host A through node 1, which owns LUN 0, and host B through node 2, which sends data when it is told to.
+fn pair_with_a_slow_host(cluster: &NetCluster) -> anyhow::Result<(Initiator, RawInitiator)> {
+    cluster.volume_for_both("disk", 0, &["--size", "16MiB", "--node", "node-1"])?;
+    let mut a = cluster.login("host-1", "node-1", INITIATOR_A, 1)?;
+    a.become_ready(0)?;
+    let mut b = RawInitiator::login(cluster.connect("host-2", "node-2")?, &cluster.target, INITIATOR_B, 1)?;
+    b.become_ready(0)?;
+    Ok((a, b))
+}
+
 /// PRGENERATION as the controllers know it.
 fn generation(cluster: &NetCluster) -> anyhow::Result<u64> {
     let shown = cluster.json(&["reservation", "show", "disk"])?;
@@ -163,13 +175,9 @@ fn a_preempt_waits_for_a_paused_node_and_its_host_is_told_and_fenced() -> anyhow
 #[test]
 fn preempt_and_abort_ends_a_slow_write_through_another_node() -> anyhow::Result<()> {
     let cluster = NetCluster::start(Shape::default())?;
-    cluster.volume_for_both("disk", 0, &["--size", "16MiB", "--node", "node-1"])?;
-    let mut a = cluster.login("host-1", "node-1", INITIATOR_A, 1)?;
-    a.become_ready(0)?;
+    let (mut a, mut b) = pair_with_a_slow_host(&cluster)?;
     a.reserve_out(0, cdb::REGISTER, 0, 0, KEY_A)?.good()?;
     a.reserve_out(0, cdb::RESERVE, REGISTRANTS, KEY_A, 0)?.good()?;
-    let mut b = RawInitiator::login(cluster.connect("host-2", "node-2")?, &cluster.target, INITIATOR_B, 1)?;
-    b.become_ready(0)?;
     b.reserve_out(0, cdb::REGISTER, 0, KEY_B)?;
     let held = b.begin_write(0, 0, vec![0xbb; 16 * 512])?;
     // It does not wait for data that never comes.
@@ -189,11 +197,7 @@ fn queries_and_i_t_nexus_reset_reach_the_owner_through_another_node() -> anyhow:
     let (query_task, query_task_set) = (9, 10);
     let (complete, succeeded) = (0, 7);
     let cluster = NetCluster::start(Shape::default())?;
-    cluster.volume_for_both("disk", 0, &["--size", "16MiB", "--node", "node-1"])?;
-    let mut a = cluster.login("host-1", "node-1", INITIATOR_A, 1)?;
-    a.become_ready(0)?;
-    let mut b = RawInitiator::login(cluster.connect("host-2", "node-2")?, &cluster.target, INITIATOR_B, 1)?;
-    b.become_ready(0)?;
+    let (mut a, mut b) = pair_with_a_slow_host(&cluster)?;
     ensure!(b.task_management(query_task_set, 0, None)? == complete, "no task is there yet");
     let held = b.begin_write(0, 0, vec![0xbb; 16 * 512])?;
     ensure!(b.task_management(query_task, 0, Some(&held))? == succeeded, "the task is there");
@@ -212,11 +216,7 @@ fn queries_and_i_t_nexus_reset_reach_the_owner_through_another_node() -> anyhow:
 #[test]
 fn lun_reset_ends_a_slow_write_through_another_node() -> anyhow::Result<()> {
     let cluster = NetCluster::start(Shape::default())?;
-    cluster.volume_for_both("disk", 0, &["--size", "16MiB", "--node", "node-1"])?;
-    let mut a = cluster.login("host-1", "node-1", INITIATOR_A, 1)?;
-    a.become_ready(0)?;
-    let mut b = RawInitiator::login(cluster.connect("host-2", "node-2")?, &cluster.target, INITIATOR_B, 1)?;
-    b.become_ready(0)?;
+    let (mut a, mut b) = pair_with_a_slow_host(&cluster)?;
     let held = b.begin_write(0, 0, vec![0xbb; 16 * 512])?;
     ensure!(a.lun_reset(0)? == 0, "LUN RESET was not complete");
     b.send_data(&held)?;
@@ -232,6 +232,29 @@ fn lun_reset_ends_a_slow_write_through_another_node() -> anyhow::Result<()> {
     ensure!(b.status(&held)? == GOOD);
     let read = a.read_blocks(0, 0, 16)?.good()?;
     ensure!(read.iter().all(|byte| *byte == 0xbb), "data of the write is not there");
+    Ok(())
+}
+
+#[test]
+fn a_unit_attention_whose_answer_was_lost_between_the_nodes_is_told_again() -> anyhow::Result<()> {
+    let cluster = NetCluster::start(Shape::default())?;
+    for (lun, name) in [(0, "disk"), (1, "other")] {
+        cluster.volume_for_both(name, lun, &["--size", "16MiB", "--node", "node-1"])?;
+    }
+    let mut b = cluster.login("host-2", "node-2", INITIATOR_B, 1)?;
+    b.become_ready(0)?;
+    // The owner hears what is asked, and is not heard.
+    cluster.network.cut_one_way("node-1", "node-2")?;
+    b.command(1, cdb::TEST_UNIT_READY)?.check(NOBODY_KNOWS)?;
+    cluster.network.heal()?;
+    // Not executed while there is no way to the owner yet, it may be BUSY.
+    let answer = cluster.wait_for("the way to the owner", || {
+        let answer = b.command(1, cdb::TEST_UNIT_READY)?;
+        ensure!(answer.status != BUSY && answer.sense != NOBODY_KNOWS, "no way yet: {answer:?}");
+        Ok(answer)
+    })?;
+    answer.check("6/29/00")?;
+    b.command(1, cdb::TEST_UNIT_READY)?.good()?;
     Ok(())
 }
 
