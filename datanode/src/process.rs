@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     data_plane::{self, DataPlane, Setup},
     interconnect::{self, Interconnects},
-    store::pool::{Pool, PoolError},
+    store::pool::{Pool, PoolError, Space},
     view::{ClusterId, Shared},
 };
 
@@ -162,7 +162,7 @@ fn is_news(now: &state::Pool, told: &state::Pool) -> bool {
 }
 
 fn pool_record(pool: &Pool) -> io::Result<state::Pool> {
-    let (capacity_bytes, free_bytes) = space_of(pool.directory())?;
+    let Space { capacity_bytes, free_bytes } = pool.space()?;
     Ok(state::Pool { name: pool.name().to_owned(), capacity_bytes, free_bytes })
 }
 

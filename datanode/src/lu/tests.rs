@@ -165,7 +165,7 @@ impl Bench {
         };
         let bytes = Mutex::new(vec![0; BLOCKS as usize * 512]);
         let store = OrderedStore { bytes, control: Arc::clone(&control) };
-        let replica = Replica::with_store(Box::new(store), tempfile::tempfile().unwrap(), superblock);
+        let replica = Replica::with_store(Box::new(store), superblock);
         let volume = Volume::new(id, Arc::clone(&shared));
         volume.open(EPOCH, Arc::new(replica));
         let poll = mio::Poll::new().unwrap();

@@ -1,61 +1,68 @@
-//! The bookkeeping of a replica on disk, beside its data: the activity log and a bitmap for each absent replica, in the
-//! slots that [`holdfast_replica::activity_log`] and [`holdfast_replica::bitmap`] draw.
+//! The bookkeeping of a replica: superblock, activity log and a bitmap for each absent replica, in the slots that
+//! [`holdfast_replica::superblock`], [`holdfast_replica::activity_log`] and [`holdfast_replica::bitmap`] draw.
 //!
-//! ```text
-//! DIR/<volume uuid>/log          the activity log, two slots
-//! DIR/<volume uuid>/bitmap-<n>   chunks that node n lacks, two slots for each page
-//! ```
-//!
-//! Invariants: what [`Metadata::write_log`] and [`Metadata::write_pages`] were given is on the medium when they return, the entry
-//! in the directory too; a slot that is damaged or missing is told as such and never mended here.
+//! Invariants: what was written is on the medium when the call returns (a promise of [`Bookkeeping`]); a slot that is damaged or missing
+//! is told as such and never mended here.
 
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 
 use holdfast_replica::activity_log::{self, ActivityLog, LogError};
 use holdfast_replica::bitmap::{self, Bitmap};
 use holdfast_replica::ids::{NodeNumber, VolumeId};
 use holdfast_replica::span::Shape;
+use holdfast_replica::superblock::{self, Superblock, SuperblockError};
 
-use super::pool::sync_directory;
-
-const LOG_FILE: &str = "log";
-const BITMAP_PREFIX: &str = "bitmap-";
+use super::bookkeeping::{Area, Bookkeeping};
 
 /// One page of a bitmap and the slot that it belongs to.
 pub type PageImage = (usize, Box<[u8; bitmap::PAGE_LEN]>);
 
-/// The files. See the module's invariants.
+/// The bookkeeping of one replica. See the module's invariants.
 #[derive(Debug)]
 pub struct Metadata {
-    folder: PathBuf,
+    place: Box<dyn Bookkeeping>,
     volume: VolumeId,
-    log: File,
 }
 
 impl Metadata {
-    /// Makes the files of a new replica, with this log. Durable but for the entry of the folder itself.
+    /// Fills the empty `place` of a new replica.
     ///
     /// # Errors
     /// As the system reports them.
-    pub(super) fn create(folder: &Path, volume: VolumeId, mut log: ActivityLog) -> io::Result<()> {
-        let file = File::options().write(true).create_new(true).open(folder.join(LOG_FILE))?;
-        file.write_all_at(&[0; 2 * activity_log::SLOT_LEN], 0)?;
-        let (slot, image) = log.image(volume, crc32c::crc32c_append);
-        file.write_all_at(&*image, (slot * activity_log::SLOT_LEN) as u64)?;
-        file.sync_all()
+    pub(super) fn create(
+        place: &dyn Bookkeeping,
+        superblock: &Superblock,
+        mut log: ActivityLog,
+    ) -> io::Result<()> {
+        write_superblock(place, superblock)?;
+        let (slot, image) = log.image(superblock.volume, crc32c::crc32c_append);
+        // Both slots, so that the area has its full length from the beginning.
+        let blank = [0; activity_log::SLOT_LEN];
+        let other = slot_offset(1 - slot.min(1), activity_log::SLOT_LEN);
+        place.write(Area::Log, &[(other, &blank), (slot_offset(slot, activity_log::SLOT_LEN), &*image)])
     }
 
-    /// Opens the files of a replica. A log that is missing is made, empty: it then reads as damaged.
+    /// Of the replica of `volume` at `place`.
+    pub(super) fn new(place: Box<dyn Bookkeeping>, volume: VolumeId) -> Metadata {
+        Metadata { place, volume }
+    }
+
+    /// The superblock as it stands on the medium, whosever it is.
     ///
     /// # Errors
-    /// As the system reports them.
-    pub(super) fn open(folder: &Path, volume: VolumeId) -> io::Result<Metadata> {
-        let path = folder.join(LOG_FILE);
-        let log = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        Ok(Metadata { folder: folder.to_path_buf(), volume, log })
+    /// Outside: the system's; inside: why the slots are none.
+    pub(super) fn superblock(&self) -> io::Result<Result<Superblock, SuperblockError>> {
+        let bytes = self.place.read(Area::Superblock)?;
+        let [first, second] = two_slots::<{ superblock::SLOT_LEN }>(&bytes);
+        Ok(Superblock::decode([&first, &second], crc32c::crc32c_append))
+    }
+
+    /// Writes the slot that the sequence number stands for; the other slot keeps the state before.
+    ///
+    /// # Errors
+    /// As the system reports them; the slot is then in doubt.
+    pub(super) fn write_superblock(&self, superblock: &Superblock) -> io::Result<()> {
+        write_superblock(&*self.place, superblock)
     }
 
     /// The activity log as it stands on the medium.
@@ -63,25 +70,19 @@ impl Metadata {
     /// # Errors
     /// Outside: the system's; inside: why the slots are none.
     pub fn log(&self) -> io::Result<Result<ActivityLog, LogError>> {
-        let mut slots = [[0; activity_log::SLOT_LEN]; 2];
-        for (at, slot) in slots.iter_mut().enumerate() {
-            read_slot(&self.log, slot, at * activity_log::SLOT_LEN)?;
-        }
-        let [first, second] = &slots;
-        Ok(ActivityLog::decode([first, second], self.volume, crc32c::crc32c_append))
+        let bytes = self.place.read(Area::Log)?;
+        let [first, second] = two_slots::<{ activity_log::SLOT_LEN }>(&bytes);
+        Ok(ActivityLog::decode([&first, &second], self.volume, crc32c::crc32c_append))
     }
 
-    /// Every bitmap that has a file.
+    /// Every bitmap that there is.
     ///
     /// # Errors
     /// As the system reports them.
     pub fn bitmaps(&self, shape: Shape) -> io::Result<Vec<Bitmap>> {
         let mut bitmaps = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix(BITMAP_PREFIX));
-            let Some(node) = number.and_then(|n| n.parse().ok()).and_then(NodeNumber::new) else { continue };
-            let bytes = fs::read(self.bitmap_path(node))?;
+        for node in self.place.bitmaps()? {
+            let bytes = self.place.read(Area::Bitmap(node))?;
             let (slots, _) = bytes.as_chunks::<{ bitmap::PAGE_LEN }>();
             let slot = |at: usize| slots.get(at);
             bitmaps.push(Bitmap::decode(node, self.volume, shape, slot, crc32c::crc32c_append));
@@ -94,8 +95,7 @@ impl Metadata {
     /// # Errors
     /// As the system reports them; the slot is then in doubt.
     pub fn write_log(&self, slot: usize, image: &[u8; activity_log::SLOT_LEN]) -> io::Result<()> {
-        self.log.write_all_at(image, (slot * activity_log::SLOT_LEN) as u64)?;
-        self.log.sync_data()
+        self.place.write(Area::Log, &[(slot_offset(slot, activity_log::SLOT_LEN), image)])
     }
 
     /// Writes pages of the bitmap for `node`.
@@ -103,17 +103,11 @@ impl Metadata {
     /// # Errors
     /// As the system reports them; the slots are then in doubt.
     pub fn write_pages(&self, node: NodeNumber, pages: &[PageImage]) -> io::Result<()> {
-        let path = self.bitmap_path(node);
-        let (file, new) = match File::options().write(true).open(&path) {
-            Ok(file) => (file, false),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (File::create_new(&path)?, true),
-            Err(e) => return Err(e),
-        };
-        for (slot, image) in pages {
-            file.write_all_at(&**image, (slot * bitmap::PAGE_LEN) as u64)?;
-        }
-        file.sync_data()?;
-        if new { sync_directory(&self.folder) } else { Ok(()) }
+        let parts: Vec<(u64, &[u8])> = pages
+            .iter()
+            .map(|(slot, image)| (slot_offset(*slot, bitmap::PAGE_LEN), image.as_slice()))
+            .collect();
+        self.place.write(Area::Bitmap(node), &parts)
     }
 
     /// Removes the bitmap for `node`; none is no error.
@@ -121,11 +115,7 @@ impl Metadata {
     /// # Errors
     /// As the system reports them.
     pub fn drop_bitmap(&self, node: NodeNumber) -> io::Result<()> {
-        match fs::remove_file(self.bitmap_path(node)) {
-            Ok(()) => sync_directory(&self.folder),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
-        }
+        self.place.remove_bitmap(node)
     }
 
     /// Begins anew as the only copy: nobody is absent, nothing may differ from anything.
@@ -137,42 +127,41 @@ impl Metadata {
         let mut log = match self.log()? {
             Ok(log) => log.successor(vec![me]),
             Err(_) => {
-                self.log.write_all_at(&[0; 2 * activity_log::SLOT_LEN], 0)?;
+                self.place.write(Area::Log, &[(0, &[0; 2 * activity_log::SLOT_LEN])])?;
                 ActivityLog::new(vec![me])
             }
         };
-        for entry in fs::read_dir(&self.folder)? {
-            let name = entry?.file_name();
-            if name.to_str().is_some_and(|name| name.starts_with(BITMAP_PREFIX)) {
-                fs::remove_file(self.folder.join(name))?;
-            }
+        for node in self.place.bitmaps()? {
+            self.place.remove_bitmap(node)?;
         }
-        sync_directory(&self.folder)?;
         let (slot, image) = log.image(self.volume, crc32c::crc32c_append);
         self.write_log(slot, &image)
     }
-
-    fn bitmap_path(&self, node: NodeNumber) -> PathBuf {
-        self.folder.join(format!("{BITMAP_PREFIX}{}", node.get()))
-    }
 }
 
-/// Fills `slot`; what the file lacks stays zero.
-fn read_slot(file: &File, slot: &mut [u8], offset: usize) -> io::Result<()> {
-    let mut filled = 0;
-    while let Some(rest) = slot.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, (offset + filled) as u64) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+fn write_superblock(place: &dyn Bookkeeping, superblock: &Superblock) -> io::Result<()> {
+    let image = superblock.encode(crc32c::crc32c_append);
+    place.write(Area::Superblock, &[(slot_offset(superblock.slot(), superblock::SLOT_LEN), &*image)])
+}
+
+fn slot_offset(slot: usize, len: usize) -> u64 {
+    (slot as u64).saturating_mul(len as u64)
+}
+
+/// The two slots; what the area lacks is zero.
+fn two_slots<const N: usize>(bytes: &[u8]) -> [Box<[u8; N]>; 2] {
+    [0, 1].map(|slot| {
+        let mut image = Box::new([0; N]);
+        for (to, from) in image.iter_mut().zip(bytes.iter().skip(slot * N)) {
+            *to = *from;
         }
-    }
-    Ok(())
+        image
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::directory::Folder;
     use super::*;
     use holdfast_replica::span::Span;
 
@@ -186,10 +175,22 @@ mod tests {
         Shape::new(1 << 20, 512).unwrap()
     }
 
+    fn superblock() -> Superblock {
+        let cluster = holdfast_replica::ids::ClusterId([1; 16]);
+        let promised = holdfast_replica::epoch::Epoch::ZERO;
+        let (block_size, blocks, sequence) = (512, 1 << 20, 1);
+        Superblock { cluster, volume: VOLUME, node: node(1), block_size, blocks, sequence, promised }
+    }
+
+    fn opened(dir: &tempfile::TempDir) -> Metadata {
+        Metadata::new(Box::new(Folder::open(dir.path()).unwrap()), VOLUME)
+    }
+
     fn made() -> (tempfile::TempDir, Metadata) {
         let dir = tempfile::tempdir().unwrap();
-        Metadata::create(dir.path(), VOLUME, ActivityLog::new(vec![node(1), node(2)])).unwrap();
-        let metadata = Metadata::open(dir.path(), VOLUME).unwrap();
+        let folder = Folder::create(dir.path()).unwrap();
+        Metadata::create(&folder, &superblock(), ActivityLog::new(vec![node(1), node(2)])).unwrap();
+        let metadata = opened(&dir);
         (dir, metadata)
     }
 
@@ -219,8 +220,8 @@ mod tests {
         metadata.write_log(0, &[0x55; activity_log::SLOT_LEN]).unwrap();
         metadata.write_log(1, &[0x55; activity_log::SLOT_LEN]).unwrap();
         assert_eq!(metadata.log().unwrap().unwrap_err(), LogError::Corrupt);
-        fs::remove_file(dir.path().join(LOG_FILE)).unwrap();
-        let metadata = Metadata::open(dir.path(), VOLUME).unwrap();
+        std::fs::remove_file(dir.path().join("log")).unwrap();
+        let metadata = opened(&dir);
         assert_eq!(metadata.log().unwrap().unwrap_err(), LogError::Blank);
     }
 

@@ -3,8 +3,8 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | a replica's data as a sparse file | [`file`] |
-//! | a replica's activity log and bitmaps | [`metadata`] |
-//! | directories of replicas, their lock and their superblocks | [`pool`] |
+//! | a replica's superblock, activity log and bitmaps | [`metadata`], [`bookkeeping`] says where they lie |
+//! | where replicas are kept | [`pool`]; a directory of them: `directory` |
 //! | threads for what may block | [`io_threads`] |
 //!
 //! Invariants of every [`Store`]: what was never written, or was unmapped or zeroed, reads as zeroes; a write that
@@ -12,6 +12,8 @@
 //! power; once a flush has failed nobody knows what is on the medium, so every later call fails until the
 //! replica is opened anew and reconciled.
 
+pub mod bookkeeping;
+mod directory;
 pub mod file;
 pub mod io_threads;
 pub mod metadata;

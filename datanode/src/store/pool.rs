@@ -1,48 +1,40 @@
-//! A pool: a directory in which this node keeps replicas, one folder each.
+//! A pool: where this node keeps replicas.
 //!
-//! ```text
-//! DIR/lock               held while a process uses the pool; names that process
-//! DIR/pool               which cluster and node the pool belongs to
-//! DIR/<volume uuid>/     a replica: `superblock`, `data`, `log` and `bitmap-<node>`
-//! DIR/.<volume uuid>.new      being created; never served, removed at the next start
-//! DIR/.<volume uuid>.removed  being removed; removed for good at the next start
-//! ```
+//! What a pool is made of is the matter of its [`Backend`]; what a replica is, and whose, is the same on all of them.
 //!
-//! Invariants: one process at a time; a pool of another cluster or node is never touched; a replica's folder appears whole
-//! or not at all, and is removed only by [`Pool::remove_replica`], which the caller reaches only when the cluster's record says
-//! so. What the pool does not know it leaves alone.
+//! Invariants: one process at a time; a pool of another cluster or node is never touched; a replica appears whole or not at all,
+//! and is removed only by [`Pool::remove_replica`], which the caller reaches only when the cluster's record says so.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use holdfast_replica::activity_log::ActivityLog;
+use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
+use holdfast_replica::superblock::Superblock;
 
+use super::Store;
+use super::bookkeeping::Bookkeeping;
+use super::directory::Directory;
+use super::metadata::Metadata;
 use super::replica::{Replica, ReplicaError, ReplicaIdentity, ReplicaShape};
-
-const LOCK_FILE: &str = "lock";
-const MARKER_FILE: &str = "pool";
-const MARKER_TITLE: &str = "holdfast pool 1";
-/// Longest marker file that is read, in bytes.
-const MARKER_LEN_MAX: u64 = 4096;
 
 /// Why a pool cannot be used, or a replica in it.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
     /// Another process has it.
-    #[error("pool directory {} is in use by process {process}", .directory.display())]
+    #[error("pool {place} is in use by process {process}")]
     InUse {
-        /// The directory.
-        directory: PathBuf,
+        /// The directory or device.
+        place: String,
         /// Number of the process, as it wrote it down itself.
         process: String,
     },
     /// It belongs to someone else.
-    #[error("pool directory {} belongs to {found}, not to {expected}", .directory.display())]
+    #[error("pool {place} belongs to {found}, not to {expected}")]
     Foreign {
-        /// The directory.
-        directory: PathBuf,
+        /// The directory or device.
+        place: String,
         /// Whose it is.
         found: String,
         /// Who we are.
@@ -61,10 +53,10 @@ pub enum PoolError {
         directory: PathBuf,
     },
     /// The system refused.
-    #[error("pool directory {}: {action}: {error}", .directory.display())]
+    #[error("pool {place}: {action}: {error}")]
     Io {
-        /// The directory.
-        directory: PathBuf,
+        /// The directory or device.
+        place: String,
         /// What was tried.
         action: &'static str,
         /// What the system said.
@@ -72,7 +64,7 @@ pub enum PoolError {
     },
 }
 
-/// Space of the file system that a pool lies on.
+/// Space of a pool, or of the file system that it lies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
     /// In all, in bytes.
@@ -81,14 +73,45 @@ pub struct Space {
     pub free_bytes: u64,
 }
 
+/// Writes the bookkeeping of a replica that is being made.
+pub(super) type Fill<'a> = &'a dyn Fn(&dyn Bookkeeping) -> io::Result<()>;
+
+/// What a pool is made of. Calls may come from any thread; those for one volume come one after the other.
+pub(super) trait Backend: Send + Sync + std::fmt::Debug {
+    /// How full it is.
+    fn space(&self) -> io::Result<Space>;
+
+    /// The replicas in it, in order.
+    fn replicas(&self) -> io::Result<Vec<VolumeId>>;
+
+    /// True if there is a replica of this volume.
+    fn has_replica(&self, volume: VolumeId) -> bool;
+
+    /// Makes a replica, all zero, with the bookkeeping that `fill` writes. A crash leaves a whole one or none; so does an error.
+    /// `AlreadyExists` if there is one.
+    fn create(&self, volume: VolumeId, shape: &ReplicaShape, fill: Fill<'_>) -> Result<(), ReplicaError>;
+
+    /// Where the bookkeeping of a replica lies.
+    fn bookkeeping(&self, volume: VolumeId) -> io::Result<Box<dyn Bookkeeping>>;
+
+    /// Opens the data of a replica, of `size` bytes.
+    fn store(&self, volume: VolumeId, size: u64) -> io::Result<Box<dyn Store>>;
+
+    /// Removes a replica for good; none is no error. Trying again is safe.
+    fn remove(&self, volume: VolumeId) -> io::Result<()>;
+
+    /// The directory, where the pool is one.
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
+}
+
 /// A pool that this process holds.
 #[derive(Debug)]
 pub struct Pool {
     name: String,
-    directory: PathBuf,
     cluster: ClusterId,
-    /// Held open for its lock.
-    _lock: File,
+    backend: Box<dyn Backend>,
 }
 
 impl Pool {
@@ -98,22 +121,8 @@ impl Pool {
     /// # Errors
     /// [`PoolError`].
     pub fn open(name: &str, directory: &Path, cluster: ClusterId, node: &str) -> Result<Pool, PoolError> {
-        let failed =
-            |action| move |error| PoolError::Io { directory: directory.to_path_buf(), action, error };
-        // Not `create_dir_all` alone: it says of a disk that cannot be read that the directory exists.
-        match fs::metadata(directory) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(directory).map_err(failed("create"))?;
-            }
-            found => {
-                found.map_err(failed("look at it"))?;
-            }
-        }
-        let lock = lock(directory)?;
-        check_or_write_marker(directory, cluster, node)?;
-        let pool = Pool { name: name.to_owned(), directory: directory.to_path_buf(), cluster, _lock: lock };
-        pool.sweep().map_err(failed("remove leftovers"))?;
-        Ok(pool)
+        let backend = Box::new(Directory::open(directory, cluster, node)?);
+        Ok(Pool { name: name.to_owned(), cluster, backend })
     }
 
     /// Its name.
@@ -121,9 +130,9 @@ impl Pool {
         &self.name
     }
 
-    /// Its directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    /// Its directory, if it is one.
+    pub fn directory(&self) -> Option<&Path> {
+        self.backend.directory()
     }
 
     /// How full it is.
@@ -131,11 +140,7 @@ impl Pool {
     /// # Errors
     /// As the system reports them.
     pub fn space(&self) -> io::Result<Space> {
-        let fs = rustix::fs::statvfs(&self.directory)?;
-        Ok(Space {
-            capacity_bytes: fs.f_blocks.saturating_mul(fs.f_frsize),
-            free_bytes: fs.f_bavail.saturating_mul(fs.f_frsize),
-        })
+        self.backend.space()
     }
 
     /// The replicas in it, whether the cluster still knows them or not.
@@ -143,17 +148,12 @@ impl Pool {
     /// # Errors
     /// As the system reports them.
     pub fn replicas(&self) -> io::Result<Vec<VolumeId>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            found.extend(entry?.file_name().to_str().and_then(parse_uuid));
-        }
-        found.sort_unstable();
-        Ok(found)
+        self.backend.replicas()
     }
 
     /// True if there is a replica of this volume.
     pub fn has_replica(&self, volume: VolumeId) -> bool {
-        self.folder(volume).is_dir()
+        self.backend.has_replica(volume)
     }
 
     /// Opens the replica of `volume`. A larger `shape` than it was left with makes it grow.
@@ -167,7 +167,8 @@ impl Pool {
         shape: &ReplicaShape,
     ) -> Result<Replica, ReplicaError> {
         let identity = ReplicaIdentity { cluster: self.cluster, volume, node };
-        Replica::open(&self.folder(volume), identity, shape)
+        let metadata = Metadata::new(self.backend.bookkeeping(volume)?, volume);
+        Replica::open(metadata, identity, shape, |size| self.backend.store(volume, size))
     }
 
     /// Makes an empty replica of `volume` with this activity log. A crash leaves a whole one or none.
@@ -181,26 +182,18 @@ impl Pool {
         shape: &ReplicaShape,
         log: ActivityLog,
     ) -> Result<Replica, ReplicaError> {
-        let identity = ReplicaIdentity { cluster: self.cluster, volume, node };
-        let folder = self.folder(volume);
-        if folder.exists() {
-            return Err(ReplicaError::Io(io::ErrorKind::AlreadyExists.into()));
-        }
-        let temporary = self.directory.join(format!(".{volume}.new"));
-        remove_folder(&temporary)?;
-        fs::create_dir(&temporary)?;
-        let made = Replica::create(&temporary, identity, shape, log).and_then(|()| {
-            sync_directory(&temporary)?;
-            fs::rename(&temporary, &folder)?;
-            sync_directory(&self.directory)?;
-            Ok(())
-        });
-        if let Err(error) = made {
-            // A full disk is the usual cause: what was reserved must not stay behind.
-            let _ = remove_folder(&temporary);
-            return Err(error);
-        }
-        Replica::open(&folder, identity, shape)
+        let superblock = Superblock {
+            cluster: self.cluster,
+            volume,
+            node,
+            block_size: shape.block_size,
+            blocks: shape.blocks,
+            sequence: 1,
+            promised: Epoch::ZERO,
+        };
+        let fill = |place: &dyn Bookkeeping| Metadata::create(place, &superblock, log.clone());
+        self.backend.create(volume, shape, &fill)?;
+        self.open_replica(volume, node, shape)
     }
 
     /// Removes the replica of `volume` for good; none is no error. Nobody may have it open.
@@ -208,123 +201,6 @@ impl Pool {
     /// # Errors
     /// As the system reports them; trying again is safe.
     pub fn remove_replica(&self, volume: VolumeId) -> io::Result<()> {
-        let removed = self.directory.join(format!(".{volume}.removed"));
-        match fs::rename(self.folder(volume), &removed) {
-            Ok(()) => sync_directory(&self.directory)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-        }
-        remove_folder(&removed)?;
-        sync_directory(&self.directory)
+        self.backend.remove(volume)
     }
-
-    fn folder(&self, volume: VolumeId) -> PathBuf {
-        self.directory.join(volume.to_string())
-    }
-
-    fn sweep(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.directory)? {
-            let name = entry?.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let inner =
-                name.strip_prefix('.').and_then(|n| n.strip_suffix(".new").or(n.strip_suffix(".removed")));
-            if inner.and_then(parse_uuid).is_some() {
-                tracing::info!(pool = %self.name, leftover = name, "removing what a stop left behind");
-                remove_folder(&self.directory.join(name))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Makes a change of a directory's entries durable.
-pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-/// Writes a whole file so that a crash leaves the old one or the new one.
-fn write_file(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let temporary = directory.join(format!(".{name}.tmp"));
-    let mut file = File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, directory.join(name))?;
-    sync_directory(directory)
-}
-
-fn remove_folder(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-fn lock(directory: &Path) -> Result<File, PoolError> {
-    let failed = |error| PoolError::Io { directory: directory.to_path_buf(), action: "lock", error };
-    let path = directory.join(LOCK_FILE);
-    let mut file =
-        File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut process = String::new();
-            let _ = (&mut file).take(32).read_to_string(&mut process);
-            let process = match process.trim() {
-                "" => "unknown".to_owned(),
-                number => number.to_owned(),
-            };
-            return Err(PoolError::InUse { directory: directory.to_path_buf(), process });
-        }
-        Err(TryLockError::Error(e)) => return Err(failed(e)),
-    }
-    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-    writeln!(file, "{}", std::process::id()).map_err(failed)?;
-    Ok(file)
-}
-
-fn check_or_write_marker(directory: &Path, cluster: ClusterId, node: &str) -> Result<(), PoolError> {
-    let failed = |action| move |error| PoolError::Io { directory: directory.to_path_buf(), action, error };
-    let expected = format!("{MARKER_TITLE}\ncluster {cluster}\nnode {node}\n");
-    let mut found = String::new();
-    match File::open(directory.join(MARKER_FILE)) {
-        Ok(file) => {
-            file.take(MARKER_LEN_MAX).read_to_string(&mut found).map_err(failed("read the marker"))?;
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            for entry in fs::read_dir(directory).map_err(failed("read"))? {
-                let name = entry.map_err(failed("read"))?.file_name();
-                let ours = [LOCK_FILE, ".pool.tmp", "lost+found"];
-                if !ours.iter().any(|n| name == *n) {
-                    return Err(PoolError::NotEmpty { directory: directory.to_path_buf() });
-                }
-            }
-            return write_file(directory, MARKER_FILE, expected.as_bytes())
-                .map_err(failed("write the marker"));
-        }
-        Err(e) => return Err(failed("open the marker")(e)),
-    }
-    if found == expected {
-        return Ok(());
-    }
-    let mut lines = found.lines();
-    if lines.next() != Some(MARKER_TITLE) {
-        return Err(PoolError::Marker { directory: directory.to_path_buf() });
-    }
-    Err(PoolError::Foreign {
-        directory: directory.to_path_buf(),
-        found: lines.collect::<Vec<_>>().join(", "),
-        expected: format!("cluster {cluster}, node {node}"),
-    })
-}
-
-/// The inverse of `VolumeId`'s `Display`, and nothing else.
-fn parse_uuid(text: &str) -> Option<VolumeId> {
-    let mut id = [0; 16];
-    let mut digits = text.bytes().filter(|b| *b != b'-');
-    for byte in &mut id {
-        let mut digit = || char::from(digits.next()?).to_digit(16);
-        *byte = u8::try_from(digit()? << 4 | digit()?).ok()?;
-    }
-    let id = VolumeId(id);
-    (id.to_string() == text).then_some(id)
 }

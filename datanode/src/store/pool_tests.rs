@@ -103,7 +103,11 @@ fn replica_is_never_made_over_another_nor_served_for_another() {
     let smaller = ReplicaShape { blocks: 1024, ..SHAPE };
     assert!(matches!(pool.open_replica(VOLUME, node(), &smaller), Err(ReplicaError::Shape { .. })));
     let moved = VolumeId([3; 16]);
-    fs::rename(pool.directory().join(VOLUME.to_string()), pool.directory().join(moved.to_string())).unwrap();
+    fs::rename(
+        pool.directory().unwrap().join(VOLUME.to_string()),
+        pool.directory().unwrap().join(moved.to_string()),
+    )
+    .unwrap();
     assert!(matches!(pool.open_replica(moved, node(), &SHAPE), Err(ReplicaError::Foreign { .. })));
 }
 
@@ -111,7 +115,7 @@ fn replica_is_never_made_over_another_nor_served_for_another() {
 fn damaged_superblock_stops_the_replica() {
     let (_dir, pool) = pool();
     drop(pool.create_replica(VOLUME, node(), &SHAPE, log()).unwrap());
-    let file = pool.directory().join(VOLUME.to_string()).join("superblock");
+    let file = pool.directory().unwrap().join(VOLUME.to_string()).join("superblock");
     let mut bytes = fs::read(&file).unwrap();
     bytes.iter_mut().for_each(|b| *b ^= 0x55);
     fs::write(&file, &bytes).unwrap();
@@ -175,7 +179,7 @@ fn removed_replica_is_gone_and_leftovers_are_swept() {
     pool.remove_replica(VOLUME).unwrap();
     pool.remove_replica(VOLUME).unwrap();
     assert!(!pool.has_replica(VOLUME));
-    let directory = pool.directory().to_path_buf();
+    let directory = pool.directory().unwrap().to_path_buf();
     drop(pool);
     let half = [format!(".{VOLUME}.new"), format!(".{VOLUME}.removed")];
     for name in &half {

@@ -9,10 +9,7 @@
 //! overwritten.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use holdfast_replica::activity_log::{ActivityLog, LogError};
@@ -21,15 +18,11 @@ use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
 use holdfast_replica::secondary::Part;
 use holdfast_replica::span::Shape;
-use holdfast_replica::superblock::{SLOT_LEN, SLOTS, Superblock, SuperblockError};
+use holdfast_replica::superblock::{Superblock, SuperblockError};
 
-use super::file::FileStore;
 use super::metadata::{Metadata, PageImage};
-use super::pool::sync_directory;
 use super::{Store, StoreError};
 
-const SUPERBLOCK_FILE: &str = "superblock";
-const DATA_FILE: &str = "data";
 /// No volume ever gets here: what is admitted from this epoch on is nothing.
 const NEVER: Epoch = Epoch { generation: u32::MAX, number: u64::MAX };
 
@@ -109,10 +102,9 @@ pub struct ReplicaIdentity {
 #[derive(Debug)]
 pub struct Replica {
     store: Box<dyn Store>,
-    /// None only where a test needs none.
-    metadata: Option<Metadata>,
+    metadata: Metadata,
     /// Locked while the superblock is being written, which blocks; taken before `state`.
-    superblock: Mutex<(File, Superblock)>,
+    superblock: Mutex<Superblock>,
     /// Never locked while something blocks.
     state: Mutex<State>,
     drained: Condvar,
@@ -152,37 +144,14 @@ impl Drop for Admitted<'_> {
 }
 
 impl Replica {
-    /// Fills the empty `folder`. Everything in it is durable when this returns.
-    pub(super) fn create(
-        folder: &Path,
-        identity: ReplicaIdentity,
-        shape: &ReplicaShape,
-        log: ActivityLog,
-    ) -> Result<(), ReplicaError> {
-        FileStore::create(&folder.join(DATA_FILE), shape.bytes(), !shape.thin)?;
-        let ReplicaIdentity { cluster, volume, node } = identity;
-        let (block_size, blocks) = (shape.block_size, shape.blocks);
-        let superblock =
-            Superblock { cluster, volume, node, block_size, blocks, sequence: 1, promised: Epoch::ZERO };
-        let file = File::options().write(true).create_new(true).open(folder.join(SUPERBLOCK_FILE))?;
-        file.set_len((SLOT_LEN * SLOTS) as u64)?;
-        write_slot(&file, &superblock)?;
-        file.sync_all()?;
-        Metadata::create(folder, volume, log)?;
-        sync_directory(folder)?;
-        Ok(())
-    }
-
+    /// Opens what `metadata` describes; `store` opens its data, of so many bytes.
     pub(super) fn open(
-        folder: &Path,
+        metadata: Metadata,
         identity: ReplicaIdentity,
         shape: &ReplicaShape,
+        store: impl FnOnce(u64) -> io::Result<Box<dyn Store>>,
     ) -> Result<Replica, ReplicaError> {
-        let file = File::options().read(true).write(true).open(folder.join(SUPERBLOCK_FILE))?;
-        let (mut first, mut second) = ([0; SLOT_LEN], [0; SLOT_LEN]);
-        file.read_exact_at(&mut first, 0)?;
-        file.read_exact_at(&mut second, SLOT_LEN as u64)?;
-        let superblock = Superblock::decode([&first, &second], crc32c::crc32c_append)?;
+        let superblock = metadata.superblock()??;
         let Superblock { cluster, volume, node, .. } = superblock;
         if (ReplicaIdentity { cluster, volume, node }) != identity {
             return Err(ReplicaError::Foreign { cluster, volume, node });
@@ -192,19 +161,17 @@ impl Replica {
             return Err(ReplicaError::Shape { found, expected: (shape.block_size, shape.blocks) });
         }
         let size = found.1.saturating_mul(u64::from(found.0));
-        let store = FileStore::open(&folder.join(DATA_FILE), size)?;
-        let metadata = Metadata::open(folder, volume)?;
-        let replica = Replica::new(Box::new(store), Some(metadata), file, superblock);
+        let replica = Replica::new(store(size)?, metadata, superblock);
         replica.grow(shape.blocks)?;
         Ok(replica)
     }
 
-    fn new(store: Box<dyn Store>, metadata: Option<Metadata>, file: File, superblock: Superblock) -> Replica {
+    fn new(store: Box<dyn Store>, metadata: Metadata, superblock: Superblock) -> Replica {
         let promised = superblock.promised;
         Replica {
             store,
             metadata,
-            superblock: Mutex::new((file, superblock)),
+            superblock: Mutex::new(superblock),
             state: Mutex::new(State { promised, admits_from: promised, suspended: false, in_flight: 0 }),
             drained: Condvar::new(),
         }
@@ -212,25 +179,26 @@ impl Replica {
 
     /// A replica over another store, for tests of what stores do wrong.
     #[cfg(test)]
-    pub(crate) fn with_store(store: Box<dyn Store>, file: File, superblock: Superblock) -> Replica {
-        Replica::new(store, None, file, superblock)
+    pub(crate) fn with_store(store: Box<dyn Store>, superblock: Superblock) -> Replica {
+        let place = Box::new(super::bookkeeping::InMemory::default());
+        let metadata = Metadata::new(place, superblock.volume);
+        Replica::new(store, metadata, superblock)
     }
 
     /// The same with its bookkeeping in `folder`, under this log.
     #[cfg(test)]
     pub(crate) fn with_store_and_log(
         store: Box<dyn Store>,
-        folder: &Path,
+        folder: &std::path::Path,
         superblock: Superblock,
         log: ActivityLog,
     ) -> io::Result<Replica> {
-        let volume = superblock.volume;
-        let path = folder.join(SUPERBLOCK_FILE);
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        if !folder.join("log").exists() {
-            Metadata::create(folder, volume, log)?;
+        use super::directory::Folder;
+        if !folder.join("superblock").exists() {
+            Metadata::create(&Folder::create(folder)?, &superblock, log)?;
         }
-        Ok(Replica::new(store, Some(Metadata::open(folder, volume)?), file, superblock))
+        let metadata = Metadata::new(Box::new(Folder::open(folder)?), superblock.volume);
+        Ok(Replica::new(store, metadata, superblock))
     }
 
     /// The data, for the replication core, which orders its I/O itself.
@@ -243,8 +211,7 @@ impl Replica {
     /// # Errors
     /// Outside: the system's; inside: why there is no log.
     pub fn bookkeeping(&self, shape: Shape) -> io::Result<(Result<ActivityLog, LogError>, Vec<Bitmap>)> {
-        let metadata = self.metadata()?;
-        Ok((metadata.log()?, metadata.bitmaps(shape)?))
+        Ok((self.metadata.log()?, self.metadata.bitmaps(shape)?))
     }
 
     /// Brings parts of the bookkeeping to the medium, all of them. Blocks.
@@ -252,7 +219,7 @@ impl Replica {
     /// # Errors
     /// An I/O error; what was written is then in doubt.
     pub fn persist(&self, parts: &[Part]) -> Result<(), ReplicaError> {
-        let metadata = self.metadata()?;
+        let metadata = &self.metadata;
         let mut pages: BTreeMap<NodeNumber, Vec<PageImage>> = BTreeMap::new();
         for part in parts {
             match part {
@@ -275,18 +242,14 @@ impl Replica {
     /// # Errors
     /// An I/O error.
     pub fn begin_alone(&self) -> Result<(), ReplicaError> {
-        let node = self.superblock.lock().unwrap_or_else(PoisonError::into_inner).1.node;
-        Ok(self.metadata()?.reset(node)?)
-    }
-
-    fn metadata(&self) -> io::Result<&Metadata> {
-        self.metadata.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
+        let node = self.superblock.lock().unwrap_or_else(PoisonError::into_inner).node;
+        Ok(self.metadata.reset(node)?)
     }
 
     fn note_promise(&self, epoch: Epoch) -> Result<(), ReplicaError> {
         let mut superblock = self.superblock.lock().unwrap_or_else(PoisonError::into_inner);
-        if epoch != superblock.1.promised {
-            let next = superblock.1.promise(epoch).ok_or(ReplicaError::Exhausted)?;
+        if epoch != superblock.promised {
+            let next = superblock.promise(epoch).ok_or(ReplicaError::Exhausted)?;
             self.write_superblock(&mut superblock, next)?;
         }
         let mut state = self.lock();
@@ -324,7 +287,7 @@ impl Replica {
         state.admits_from = epoch;
         state.suspended = false;
         self.drain(state);
-        let next = superblock.1.promise(epoch).ok_or(ReplicaError::Exhausted)?;
+        let next = superblock.promise(epoch).ok_or(ReplicaError::Exhausted)?;
         self.write_superblock(&mut superblock, next)?;
         self.lock().promised = epoch;
         Ok(())
@@ -336,10 +299,10 @@ impl Replica {
     /// An I/O error.
     pub fn grow(&self, blocks: u64) -> Result<(), ReplicaError> {
         let mut superblock = self.superblock.lock().unwrap_or_else(PoisonError::into_inner);
-        if blocks <= superblock.1.blocks {
+        if blocks <= superblock.blocks {
             return Ok(());
         }
-        let next = superblock.1.resize(blocks).ok_or(ReplicaError::Exhausted)?;
+        let next = superblock.resize(blocks).ok_or(ReplicaError::Exhausted)?;
         // First the room, then the record of it: a crash between the two leaves a longer file, which is no harm.
         self.store.grow(blocks.saturating_mul(u64::from(next.block_size)))?;
         self.write_superblock(&mut superblock, next)?;
@@ -370,23 +333,16 @@ impl Replica {
     }
 
     /// A failure leaves the slot in doubt: nothing is admitted after it.
-    fn write_superblock(&self, current: &mut (File, Superblock), next: Superblock) -> io::Result<()> {
-        if let Err(error) = write_slot(&current.0, &next) {
+    fn write_superblock(&self, current: &mut Superblock, next: Superblock) -> io::Result<()> {
+        if let Err(error) = self.metadata.write_superblock(&next) {
             self.lock().admits_from = NEVER;
             return Err(error);
         }
-        current.1 = next;
+        *current = next;
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Writes the slot that the sequence number stands for, durably; the other slot keeps the state before.
-fn write_slot(file: &File, superblock: &Superblock) -> io::Result<()> {
-    let offset = superblock.slot() * SLOT_LEN;
-    file.write_all_at(&*superblock.encode(crc32c::crc32c_append), offset as u64)?;
-    file.sync_data()
 }
