@@ -372,6 +372,9 @@ pub(crate) struct VolumeCreate {
     /// Acknowledge writes from memory (on), or only once they are on disk (off).
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub(crate) write_cache: Switch,
+    /// Keep a checksum for every 4096 bytes with each copy, verify it on every read, and mend what does not fit from another copy.
+    #[arg(long)]
+    pub(crate) checksums: bool,
     /// Node that keeps the first copy and owns the volume at first, then those of the other copies (default: chosen).
     #[arg(long, value_delimiter = ',')]
     pub(crate) node: Vec<String>,
@@ -516,6 +519,7 @@ mod tests {
             "holdfast cluster recover db1",
             "holdfast cluster recover db1 --from node-2 --accept-data-loss 0.17",
             "holdfast volume create db1 --size 10GiB --replicas 2 --block-size 4096 --write-cache off",
+            "holdfast volume create db1 --size 10GiB --replicas 2 --checksums",
             "holdfast volume resize db1 --size 20GiB",
             "holdfast host create h --initiator iqn.a:1 iqn.a:2 --chap-user u --chap-secret-file f",
             "holdfast map create db1 h --lun 3 -o json",

@@ -115,6 +115,8 @@ pub struct VolumeView {
     pub write_cache: bool,
     /// Thin provisioned.
     pub thin: bool,
+    /// Its replicas keep checksums.
+    pub checksums: bool,
     /// Epoch, owner, in-sync set, learners.
     pub config: VolumeConfig,
     /// Replicas that exist but are neither in sync nor catching up.

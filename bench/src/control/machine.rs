@@ -181,6 +181,7 @@ fn create(n: u32, nodes: u32) -> Body {
         physical_block_exponent: 3,
         write_cache: true,
         thin: true,
+        checksums: false,
         replicas: 2,
         node: n % nodes + 1,
         pool: "default".to_owned(),

@@ -38,6 +38,7 @@ impl Simulation {
                 physical_block_exponent: 3,
                 write_cache: true,
                 thin: true,
+                checksums: false,
                 replicas: 2,
                 node: place(volume),
                 pool: "default".to_owned(),

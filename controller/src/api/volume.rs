@@ -138,6 +138,7 @@ impl VolumeService for Api {
             physical_block_exponent: (PHYSICAL_BLOCK_BYTES / block_size.max(1)).checked_ilog2().unwrap_or(0),
             write_cache: spec.write_cache.unwrap_or(true),
             thin: true,
+            checksums: spec.checksums,
             replicas,
             node: owner.node,
             pool: owner.pool,

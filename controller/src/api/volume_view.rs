@@ -27,6 +27,7 @@ pub(super) fn view(state: &StateMachine, reports: &Reports, record: &records::Vo
             block_size: record.block_size,
             replicas: record.replicas,
             write_cache: Some(record.write_cache),
+            checksums: record.checksums,
             node: first.map_or(String::new(), |m| state.node_name(m.node)),
             pool: first.map_or(String::new(), |m| m.pool.clone()),
             others: others

@@ -111,6 +111,7 @@ impl World {
             physical_block_exponent: 0,
             write_cache: true,
             thin: true,
+            checksums: false,
             replicas: nodes.len() as u32,
             node: nodes[0],
             pool: "p".to_owned(),

@@ -48,6 +48,7 @@ fn owned() -> (StateMachine, LeaseTable) {
             physical_block_exponent: 0,
             write_cache: true,
             thin: true,
+            checksums: false,
             replicas: 1,
             node: 1,
             pool: "p".to_owned(),

@@ -167,6 +167,7 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
             .with("block_size", c.block_size)
             .with("replicas", c.replicas)
             .with("write_cache", c.write_cache)
+            .with("checksums", c.checksums)
             .with("others", c.others.iter().map(|p| state.node_name(p.node)).collect::<Vec<_>>().join(","))
             .with("node", state.node_name(c.node))
             .with("pool", &c.pool),

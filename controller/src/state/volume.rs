@@ -40,6 +40,8 @@ pub struct Volume {
     pub write_cache: bool,
     /// Space is allocated on first write.
     pub thin: bool,
+    /// Its copies keep checksums.
+    pub checksums: bool,
     /// Copies wished for.
     pub replicas: u32,
     /// Owner, in-sync set, learners, epoch.
@@ -84,6 +86,7 @@ impl Volume {
             physical_block_exponent: self.physical_block_exponent,
             write_cache: self.write_cache,
             thin: self.thin,
+            checksums: self.checksums,
             replicas: self.replicas,
             epoch: Some(epoch_record(self.config.epoch())),
             owner: owner.map_or(0, |o| u32::from(o.node.get())),
@@ -155,6 +158,7 @@ impl Volume {
             physical_block_exponent: record.physical_block_exponent,
             write_cache: record.write_cache,
             thin: record.thin,
+            checksums: record.checksums,
             replicas: record.replicas,
             config,
             deleting: record.deleting,
@@ -311,6 +315,7 @@ impl StateMachine {
             physical_block_exponent: command.physical_block_exponent,
             write_cache: command.write_cache,
             thin: command.thin,
+            checksums: command.checksums,
             replicas: command.replicas,
             config,
             deleting: false,

@@ -50,7 +50,7 @@ impl From<HostResult> for IoResult {
                 HostFailure::NotExecuted => IoFailure::NotExecuted,
                 HostFailure::Unknown => IoFailure::Unknown,
                 HostFailure::NoSpace => IoFailure::NoSpace,
-                HostFailure::Medium => IoFailure::Medium { lba: None },
+                HostFailure::Medium(lba) => IoFailure::Medium { lba },
                 HostFailure::Hardware => IoFailure::Hardware,
             }),
         }
@@ -147,10 +147,12 @@ impl Io {
             Io::Read { extent, fua: false } if extent.byte_len(g) <= INLINE_IO_LEN_MAX => {
                 match read(volume, g, *extent, Wait::Never) {
                     Err(VolumeError::Store(StoreError::WouldBlock)) => None,
-                    done => Some(result(done)),
+                    done => Some(result(g, done)),
                 }
             }
-            Io::Write { data, fua: false, .. } if data.len() as u64 <= INLINE_IO_LEN_MAX => {
+            Io::Write { lba, data, fua: false }
+                if data.len() as u64 <= INLINE_IO_LEN_MAX && !volume.write_waits(g, *lba, data.len()) =>
+            {
                 Some(self.run(volume, g))
             }
             _ => None,
@@ -177,32 +179,35 @@ impl Io {
             (true, Ok(())) => volume.flush(),
             (_, done) => done,
         };
-        result(match self {
-            Io::Read { extent, fua } => {
-                durable(*fua, Ok(())).and_then(|()| read(volume, g, *extent, Wait::Allowed))
-            }
-            Io::Write { lba, data, fua } => {
-                let durability = if *fua { Durability::OnMedium } else { Durability::Cached };
-                volume.write(g, *lba, data.as_slice(), durability).map(|()| IoResult::Done)
-            }
-            Io::Repeat { extent, block, fua } => {
-                durable(*fua, repeat(volume, g, *extent, block.as_slice())).map(|()| IoResult::Done)
-            }
-            Io::Zeroes { extent, deallocate: true, fua } => {
-                durable(*fua, volume.unmap(g, *extent)).map(|()| IoResult::Done)
-            }
-            Io::Zeroes { extent, deallocate: false, fua } => {
-                durable(*fua, volume.write_zeroes(g, *extent)).map(|()| IoResult::Done)
-            }
-            Io::Unmap { extents, fua } => {
-                let done = extents.iter().try_for_each(|extent| volume.unmap(g, *extent));
-                durable(*fua, done).map(|()| IoResult::Done)
-            }
-            Io::Flush => volume.flush().map(|()| IoResult::Done),
-            Io::QueryAllocation { extent } => volume
-                .allocation(g, *extent, LBA_STATUS_DESCRIPTORS_MAX)
-                .map(|runs| IoResult::Allocation(block_states(g, *extent, &runs))),
-        })
+        result(
+            g,
+            match self {
+                Io::Read { extent, fua } => {
+                    durable(*fua, Ok(())).and_then(|()| read(volume, g, *extent, Wait::Allowed))
+                }
+                Io::Write { lba, data, fua } => {
+                    let durability = if *fua { Durability::OnMedium } else { Durability::Cached };
+                    volume.write(g, *lba, data.as_slice(), durability).map(|()| IoResult::Done)
+                }
+                Io::Repeat { extent, block, fua } => {
+                    durable(*fua, repeat(volume, g, *extent, block.as_slice())).map(|()| IoResult::Done)
+                }
+                Io::Zeroes { extent, deallocate: true, fua } => {
+                    durable(*fua, volume.unmap(g, *extent)).map(|()| IoResult::Done)
+                }
+                Io::Zeroes { extent, deallocate: false, fua } => {
+                    durable(*fua, volume.write_zeroes(g, *extent)).map(|()| IoResult::Done)
+                }
+                Io::Unmap { extents, fua } => {
+                    let done = extents.iter().try_for_each(|extent| volume.unmap(g, *extent));
+                    durable(*fua, done).map(|()| IoResult::Done)
+                }
+                Io::Flush => volume.flush().map(|()| IoResult::Done),
+                Io::QueryAllocation { extent } => volume
+                    .allocation(g, *extent, LBA_STATUS_DESCRIPTORS_MAX)
+                    .map(|runs| IoResult::Allocation(block_states(g, *extent, &runs))),
+            },
+        )
     }
 }
 
@@ -252,7 +257,7 @@ fn block_states(g: &Geometry, extent: Extent, runs: &[Run]) -> Vec<LbaStatus> {
     states
 }
 
-fn result(done: Result<IoResult, VolumeError>) -> IoResult {
+fn result(g: &Geometry, done: Result<IoResult, VolumeError>) -> IoResult {
     let failure = match done {
         Ok(done) => return done,
         Err(VolumeError::NotExecuted) => IoFailure::NotExecuted,
@@ -261,6 +266,10 @@ fn result(done: Result<IoResult, VolumeError>) -> IoResult {
         Err(VolumeError::Store(StoreError::Medium(error))) => {
             tracing::error!(%error, "the medium failed");
             IoFailure::Medium { lba: None }
+        }
+        Err(VolumeError::Store(StoreError::Corrupt { offset, len })) => {
+            tracing::error!(offset, len, "blocks are damaged and there is no other copy");
+            IoFailure::Medium { lba: Some(offset / u64::from(g.block_size().max(1))) }
         }
         Err(VolumeError::Store(error)) => {
             tracing::error!(%error, "the store failed");

@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/lock               held while a process uses the pool; names that process
 //! DIR/pool               which cluster and node the pool belongs to
-//! DIR/<volume uuid>/     a replica: `superblock`, `data`, `log` and `bitmap-<node>`
+//! DIR/<volume uuid>/     a replica: `superblock`, `data`, `checksums`, `log` and `bitmap-<node>`
 //! DIR/.<volume uuid>.new      being created; never served, removed at the next start
 //! DIR/.<volume uuid>.removed  being removed; removed for good at the next start
 //! ```
@@ -20,6 +20,7 @@ use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
 
 use super::Store;
 use super::bookkeeping::{Area, Bookkeeping};
+use super::checked;
 use super::file::FileStore;
 use super::pool::{Backend, Fill, PoolError, Space};
 use super::replica::{ReplicaError, ReplicaShape};
@@ -31,6 +32,7 @@ const MARKER_TITLE: &str = "holdfast pool 1";
 const MARKER_LEN_MAX: u64 = 4096;
 const SUPERBLOCK_FILE: &str = "superblock";
 const DATA_FILE: &str = "data";
+const CHECKSUMS_FILE: &str = "checksums";
 const LOG_FILE: &str = "log";
 const BITMAP_PREFIX: &str = "bitmap-";
 
@@ -116,17 +118,21 @@ impl Backend for Directory {
         let temporary = self.path.join(format!(".{volume}.new"));
         remove_folder(&temporary)?;
         fs::create_dir(&temporary)?;
-        let make = || {
+        let make = || -> Result<(), ReplicaError> {
             FileStore::create(&temporary.join(DATA_FILE), shape.bytes(), !shape.thin)?;
+            if shape.checksums {
+                let len = checked::sums_len(shape.bytes());
+                let sums = FileStore::create(&temporary.join(CHECKSUMS_FILE), len, !shape.thin)?;
+                checked::create(&sums, volume)?;
+            }
             fill(&Folder::create(&temporary)?)?;
             sync_directory(&temporary)?;
             fs::rename(&temporary, &folder)?;
-            sync_directory(&self.path)
+            Ok(sync_directory(&self.path)?)
         };
-        make().map_err(|error| {
+        make().inspect_err(|_| {
             // A full disk is the usual cause: what was reserved must not stay behind.
             let _ = remove_folder(&temporary);
-            ReplicaError::Io(error)
         })
     }
 
@@ -136,6 +142,18 @@ impl Backend for Directory {
 
     fn store(&self, volume: VolumeId, size: u64) -> io::Result<Box<dyn Store>> {
         Ok(Box::new(FileStore::open(&self.folder(volume).join(DATA_FILE), size)?))
+    }
+
+    fn keeps_checksums(&self) -> bool {
+        true
+    }
+
+    fn checksums(&self, volume: VolumeId, size: u64) -> io::Result<Option<Box<dyn Store>>> {
+        let path = self.folder(volume).join(CHECKSUMS_FILE);
+        if !path.try_exists()? {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(FileStore::open(&path, checked::sums_len(size))?)))
     }
 
     fn remove(&self, volume: VolumeId) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | a replica's data as a sparse file | [`file`] |
+//! | a checksum for each block, verified on every read | [`checked`] |
 //! | a replica's superblock, activity log and bitmaps | [`metadata`], [`bookkeeping`] says where they lie |
 //! | where replicas are kept | [`pool`]; a directory of them: `directory` |
 //! | threads for what may block | [`io_threads`] |
@@ -13,6 +14,7 @@
 //! replica is opened anew and reconciled.
 
 pub mod bookkeeping;
+pub mod checked;
 mod directory;
 pub mod file;
 pub mod io_threads;
@@ -72,6 +74,14 @@ pub enum StoreError {
     /// The medium lost or refused these bytes.
     #[error("medium error: {0}")]
     Medium(#[source] io::Error),
+    /// These bytes are not what was written there. None of them was handed out; all others are well.
+    #[error("{len} bytes at {offset} do not fit their checksums")]
+    Corrupt {
+        /// The first of them.
+        offset: u64,
+        /// How many.
+        len: u64,
+    },
     /// Anything else the system reports.
     #[error("input/output failed: {0}")]
     Hardware(#[source] io::Error),
@@ -99,6 +109,21 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`StoreError`]; how much was written is then unknown.
     fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), StoreError>;
+
+    /// True if a cached write there may have to wait for the medium.
+    fn write_waits(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
+
+    /// Writes bytes again that were lost there, durably. They are what the store should hold, so a crash on the way may leave it as
+    /// bad as it was, and never worse. `offset` and length are multiples of 4096, or end where the store ends.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn repair(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.write_at(offset, data, Durability::OnMedium)
+    }
 
     /// Makes every write that returned before durable.
     ///
@@ -135,4 +160,50 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`StoreError`].
     fn grow(&self, size: u64) -> Result<(), StoreError>;
+}
+
+impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8], wait: Wait) -> Result<(), StoreError> {
+        (**self).read_at(offset, buffer, wait)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), StoreError> {
+        (**self).write_at(offset, data, durability)
+    }
+
+    fn write_waits(&self, offset: u64, len: u64) -> bool {
+        (**self).write_waits(offset, len)
+    }
+
+    fn repair(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        (**self).repair(offset, data)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        (**self).flush()
+    }
+
+    fn unmap(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        (**self).unmap(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        (**self).write_zeroes(offset, len)
+    }
+
+    fn allocation(&self, offset: u64, len: u64, runs_max: usize) -> Result<Vec<Run>, StoreError> {
+        (**self).allocation(offset, len, runs_max)
+    }
+
+    fn room(&self) -> Result<Room, StoreError> {
+        (**self).room()
+    }
+
+    fn grow(&self, size: u64) -> Result<(), StoreError> {
+        (**self).grow(size)
+    }
 }

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use holdfast_replica::activity_log::ActivityLog;
 use holdfast_replica::epoch::Epoch;
@@ -15,9 +16,10 @@ use holdfast_replica::superblock::Superblock;
 
 use super::Store;
 use super::bookkeeping::Bookkeeping;
+use super::checked::{CheckedStore, SidecarError};
 use super::directory::Directory;
 use super::metadata::Metadata;
-use super::replica::{Replica, ReplicaError, ReplicaIdentity, ReplicaShape};
+use super::replica::{Replica, ReplicaError, ReplicaIdentity, ReplicaShape, Stores};
 
 /// Why a pool cannot be used, or a replica in it.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +99,17 @@ pub(super) trait Backend: Send + Sync + std::fmt::Debug {
     /// Opens the data of a replica, of `size` bytes.
     fn store(&self, volume: VolumeId, size: u64) -> io::Result<Box<dyn Store>>;
 
+    /// True if replicas may keep checksums here.
+    fn keeps_checksums(&self) -> bool {
+        false
+    }
+
+    /// Opens the checksums of a replica of `size` bytes; `None`: it keeps none.
+    fn checksums(&self, volume: VolumeId, size: u64) -> io::Result<Option<Box<dyn Store>>> {
+        let _ = (volume, size);
+        Ok(None)
+    }
+
     /// Removes a replica for good; none is no error. Trying again is safe.
     fn remove(&self, volume: VolumeId) -> io::Result<()>;
 
@@ -168,7 +181,19 @@ impl Pool {
     ) -> Result<Replica, ReplicaError> {
         let identity = ReplicaIdentity { cluster: self.cluster, volume, node };
         let metadata = Metadata::new(self.backend.bookkeeping(volume)?, volume);
-        Replica::open(metadata, identity, shape, |size| self.backend.store(volume, size))
+        Replica::open(metadata, identity, shape, |size| self.stores(volume, shape, size))
+    }
+
+    fn stores(&self, volume: VolumeId, shape: &ReplicaShape, size: u64) -> Result<Stores, ReplicaError> {
+        let data = self.backend.store(volume, size)?;
+        match (self.backend.checksums(volume, size)?, shape.checksums) {
+            (None, false) => Ok((data, None)),
+            (Some(sums), true) => {
+                let checked = Arc::new(CheckedStore::open(data, sums, volume)?);
+                Ok((Box::new(Arc::clone(&checked)), Some(checked)))
+            }
+            (_, expected) => Err(SidecarError::Other { expected }.into()),
+        }
     }
 
     /// Makes an empty replica of `volume` with this activity log. A crash leaves a whole one or none.
@@ -191,6 +216,9 @@ impl Pool {
             sequence: 1,
             promised: Epoch::ZERO,
         };
+        if shape.checksums && !self.backend.keeps_checksums() {
+            return Err(SidecarError::NoPlace { pool: self.name.clone() }.into());
+        }
         let fill = |place: &dyn Bookkeeping| Metadata::create(place, &superblock, log.clone());
         self.backend.create(volume, shape, &fill)?;
         self.open_replica(volume, node, shape)

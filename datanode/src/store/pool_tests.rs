@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, mpsc};
 
 use holdfast_replica::activity_log::ActivityLog;
@@ -10,11 +11,11 @@ use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
 
 use super::pool::{Pool, PoolError};
 use super::replica::{Replica, ReplicaError, ReplicaShape};
-use super::{Durability, Wait};
+use super::{Durability, StoreError, Wait};
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
 const VOLUME: VolumeId = VolumeId([2; 16]);
-const SHAPE: ReplicaShape = ReplicaShape { block_size: 512, blocks: 2048, thin: true };
+const SHAPE: ReplicaShape = ReplicaShape { block_size: 512, blocks: 2048, thin: true, checksums: false };
 
 fn log() -> ActivityLog {
     ActivityLog::new(vec![node()])
@@ -198,4 +199,27 @@ fn pool_tells_its_space() {
     let (_dir, pool) = pool();
     let space = pool.space().unwrap();
     assert!(space.capacity_bytes > 0 && space.free_bytes <= space.capacity_bytes);
+}
+
+#[test]
+fn checksummed_replica_notices_what_was_changed_behind_its_back_and_other_shapes_are_refused() {
+    let (dir, pool) = pool();
+    let shape = ReplicaShape { checksums: true, ..SHAPE };
+    let replica = pool.create_replica(VOLUME, node(), &shape, log()).unwrap();
+    replica.store().write_at(0, &[7; 8192], Durability::Cached).unwrap();
+    drop(replica);
+    let data = dir.path().join("pool").join(VOLUME.to_string()).join("data");
+    fs::File::options().write(true).open(data).unwrap().write_all_at(&[8], 5000).unwrap();
+    let replica = pool.open_replica(VOLUME, node(), &shape).unwrap();
+    let mut bytes = [0; 4096];
+    replica.store().read_at(0, &mut bytes, Wait::Allowed).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+    let damaged = replica.store().read_at(4096, &mut bytes, Wait::Allowed).unwrap_err();
+    assert!(matches!(damaged, StoreError::Corrupt { offset: 4096, len: 4096 }), "{damaged}");
+    drop(replica);
+    let refused = pool.open_replica(VOLUME, node(), &SHAPE).unwrap_err();
+    assert_eq!(refused.to_string(), "the replica has checksums, and its volume has none");
+    let larger = ReplicaShape { blocks: 4096, ..shape };
+    let replica = pool.open_replica(VOLUME, node(), &larger).unwrap();
+    replica.store().write_at(4095 * 512, &[9; 512], Durability::OnMedium).unwrap();
 }

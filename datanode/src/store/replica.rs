@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use holdfast_replica::activity_log::{ActivityLog, LogError};
 use holdfast_replica::bitmap::Bitmap;
@@ -20,6 +20,7 @@ use holdfast_replica::secondary::Part;
 use holdfast_replica::span::Shape;
 use holdfast_replica::superblock::{Superblock, SuperblockError};
 
+use super::checked::{CheckedStore, OpenError, SidecarError};
 use super::metadata::{Metadata, PageImage};
 use super::{Store, StoreError};
 
@@ -35,6 +36,8 @@ pub struct ReplicaShape {
     pub blocks: u64,
     /// No space is reserved.
     pub thin: bool,
+    /// A checksum is kept for every 4096 bytes.
+    pub checksums: bool,
 }
 
 impl ReplicaShape {
@@ -85,7 +88,22 @@ pub enum ReplicaError {
     /// The data cannot be grown or read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The checksums cannot be used.
+    #[error(transparent)]
+    Checksums(#[from] SidecarError),
 }
+
+impl From<OpenError> for ReplicaError {
+    fn from(error: OpenError) -> ReplicaError {
+        match error {
+            OpenError::Sidecar(error) => ReplicaError::Checksums(error),
+            OpenError::Store(error) => ReplicaError::Store(error),
+        }
+    }
+}
+
+/// A replica's data, and the same where it keeps checksums.
+pub(super) type Stores = (Box<dyn Store>, Option<Arc<CheckedStore>>);
 
 /// Which replica it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +120,8 @@ pub struct ReplicaIdentity {
 #[derive(Debug)]
 pub struct Replica {
     store: Box<dyn Store>,
+    /// The same where it keeps checksums.
+    checked: Option<Arc<CheckedStore>>,
     metadata: Metadata,
     /// Locked while the superblock is being written, which blocks; taken before `state`.
     superblock: Mutex<Superblock>,
@@ -144,12 +164,12 @@ impl Drop for Admitted<'_> {
 }
 
 impl Replica {
-    /// Opens what `metadata` describes; `store` opens its data, of so many bytes.
+    /// Opens what `metadata` describes; `stores` opens its data, of so many bytes, and says whether it keeps checksums.
     pub(super) fn open(
         metadata: Metadata,
         identity: ReplicaIdentity,
         shape: &ReplicaShape,
-        store: impl FnOnce(u64) -> io::Result<Box<dyn Store>>,
+        stores: impl FnOnce(u64) -> Result<Stores, ReplicaError>,
     ) -> Result<Replica, ReplicaError> {
         let superblock = metadata.superblock()??;
         let Superblock { cluster, volume, node, .. } = superblock;
@@ -161,7 +181,8 @@ impl Replica {
             return Err(ReplicaError::Shape { found, expected: (shape.block_size, shape.blocks) });
         }
         let size = found.1.saturating_mul(u64::from(found.0));
-        let replica = Replica::new(store(size)?, metadata, superblock);
+        let (store, checked) = stores(size)?;
+        let replica = Replica { checked, ..Replica::new(store, metadata, superblock) };
         replica.grow(shape.blocks)?;
         Ok(replica)
     }
@@ -170,6 +191,7 @@ impl Replica {
         let promised = superblock.promised;
         Replica {
             store,
+            checked: None,
             metadata,
             superblock: Mutex::new(superblock),
             state: Mutex::new(State { promised, admits_from: promised, suspended: false, in_flight: 0 }),
@@ -204,6 +226,11 @@ impl Replica {
     /// The data, for the replication core, which orders its I/O itself.
     pub fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// The same where it keeps checksums.
+    pub fn checked(&self) -> Option<&CheckedStore> {
+        self.checked.as_deref()
     }
 
     /// Activity log and bitmaps as they stand on the medium.

@@ -399,6 +399,7 @@ fn volume(record: &state::Volume, reservations: Arc<ReservationView>) -> Field<V
         physical_block_exponent,
         write_cache: record.write_cache,
         thin: record.thin,
+        checksums: record.checksums,
         config: volume_config(record)?,
         absent: record.absent.iter().map(member).collect::<Field<_>>()?,
         removing: record.removing.iter().map(member).collect::<Field<_>>()?,

@@ -53,9 +53,17 @@ impl Engine {
             DiskJob::Read(term, id, span) if inline(*span) => match self.read(*span, block_size, Wait::Never)
             {
                 Err(StoreError::WouldBlock) => {}
-                done => return Some(DiskResult::Read(*term, *id, done.map_err(|e| failure_of_read(&e)))),
+                done => {
+                    return Some(DiskResult::Read(
+                        *term,
+                        *id,
+                        done.map_err(|e| failure_of_read(&e, block_size)),
+                    ));
+                }
             },
-            DiskJob::Apply { span, body: Body::Data(_), durable: false, .. } if inline(*span) => {
+            DiskJob::Apply { span, body: Body::Data(_), durable: false, .. }
+                if inline(*span) && !self.write_waits(*span, block_size) =>
+            {
                 return Some(self.carry_out(job, block_size));
             }
             _ => {}
@@ -69,6 +77,11 @@ impl Engine {
         });
         self.around.io.submit(lane, run);
         None
+    }
+
+    fn write_waits(&self, span: Span, block_size: u32) -> bool {
+        let (offset, len) = bytes_of(span, block_size);
+        self.replica.store().write_waits(offset, len)
     }
 
     fn carry_out(&self, job: DiskJob, block_size: u32) -> DiskResult {
@@ -97,7 +110,7 @@ impl Engine {
                 if let Err(error) = &done {
                     tracing::error!(volume = %self.id, lba = span.lba(), %error, "blocks cannot be read");
                 }
-                DiskResult::Read(term, id, done.map_err(|e| failure_of_read(&e)))
+                DiskResult::Read(term, id, done.map_err(|e| failure_of_read(&e, block_size)))
             }
             DiskJob::Copy(term, id, span) => DiskResult::Copy(term, id, self.copy(span, block_size)),
         }
@@ -153,6 +166,7 @@ impl Engine {
             StoreError::OutOfRange => Failure::OutOfRange,
             StoreError::WouldBlock
             | StoreError::Medium(_)
+            | StoreError::Corrupt { .. }
             | StoreError::Hardware(_)
             | StoreError::OutOfService => Failure::Io,
         }
@@ -191,9 +205,10 @@ fn bytes_of(span: Span, block_size: u32) -> (u64, u64) {
     (span.lba().saturating_mul(block_size), span.blocks().saturating_mul(block_size))
 }
 
-fn failure_of_read(error: &StoreError) -> HostFailure {
+fn failure_of_read(error: &StoreError, block_size: u32) -> HostFailure {
     match error {
-        StoreError::Medium(_) => HostFailure::Medium,
+        StoreError::Medium(_) => HostFailure::Medium(None),
+        StoreError::Corrupt { offset, .. } => HostFailure::Medium(offset.checked_div(u64::from(block_size))),
         _ => HostFailure::Hardware,
     }
 }

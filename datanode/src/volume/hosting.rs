@@ -273,6 +273,7 @@ impl Hosting {
                 block_size: volume.geometry.block_size(),
                 blocks: volume.geometry.blocks(),
                 thin: volume.thin,
+                checksums: volume.checksums,
             },
             me: Owner { node: view.me, incarnation: view.my_incarnation },
             boot: view.my_node()?.boot,

@@ -58,7 +58,8 @@ pub(crate) enum HostFailure {
     /// It may have been done.
     Unknown,
     NoSpace,
-    Medium,
+    /// The first block that is lost, where it is known.
+    Medium(Option<u64>),
     Hardware,
 }
 

@@ -164,6 +164,12 @@ impl Volume {
         self.with(|r| r.store().write_at(offset, data, durability))
     }
 
+    /// True if a cached write of so many bytes from `lba` on may have to wait for the medium.
+    pub fn write_waits(&self, g: &Geometry, lba: u64, len: usize) -> bool {
+        let offset = Extent { lba, blocks: 0 }.byte_offset(g);
+        self.with(|r| Ok(r.store().write_waits(offset, len as u64))).unwrap_or(false)
+    }
+
     /// Makes zeroes of `extent`, keeping its space.
     ///
     /// # Errors

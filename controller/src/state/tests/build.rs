@@ -96,6 +96,7 @@ pub(super) fn volume_of(id: u8, name: &str, node: u32, size_bytes: u64) -> recor
         physical_block_exponent: 3,
         write_cache: true,
         thin: true,
+        checksums: false,
         replicas: 1,
         node,
         pool: "default".to_owned(),

@@ -1,0 +1,96 @@
+//! Disks that change bytes behind everybody's back, under volumes with checksums: a host never sees one of those bytes.
+
+use std::{fs::File, os::unix::fs::FileExt, path::PathBuf};
+
+use anyhow::{Context, ensure};
+use holdfast_tests::{
+    cluster::{Cluster, INITIATOR_A},
+    initiator::Initiator,
+};
+
+/// Bytes under one checksum.
+const BLOCK: u64 = 4096;
+/// Blocks of 512 bytes in it.
+const SECTORS: u32 = 8;
+
+/// The file that holds a volume's blocks on a node.
+fn data(cluster: &Cluster, volume: &str, node: &str) -> anyhow::Result<PathBuf> {
+    let shown = cluster.json(&["volume", "show", volume])?;
+    let id = shown["status"]["id"].as_str().context("id")?;
+    Ok(cluster.folder().join(node).join("pool").join(id).join("data"))
+}
+
+fn file(cluster: &Cluster, node: &str) -> anyhow::Result<File> {
+    let path = data(cluster, "disk", node)?;
+    File::options().read(true).write(true).open(&path).with_context(|| path.display().to_string())
+}
+
+/// Flips a bit in a block of 4096 bytes of the node's copy of volume `disk`.
+fn rot(cluster: &Cluster, node: &str, block: u64) -> anyhow::Result<()> {
+    let file = file(cluster, node)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, block * BLOCK + 100)?;
+    byte[0] ^= 0x10;
+    file.write_all_at(&byte, block * BLOCK + 100)?;
+    Ok(())
+}
+
+fn host(cluster: &Cluster, portal: usize) -> anyhow::Result<Initiator> {
+    let mut host = Initiator::login(&cluster.portals[portal], &cluster.target, INITIATOR_A, 1, None)?;
+    host.become_ready(0)?;
+    Ok(host)
+}
+
+#[test]
+fn only_copy_that_rots_is_a_medium_error_and_all_else_is_served() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start()?;
+    cluster.volume_for_both_with("disk", "16MiB", "node-1", 0, &["--checksums"])?;
+    ensure!(cluster.json(&["volume", "show", "disk"])?["spec"]["checksums"] == true);
+    let mut host = host(&cluster, 0)?;
+    host.write_blocks(0, 0, 64, 7)?.good()?;
+    rot(&cluster, "node-1", 2)?;
+    // A block that was never written rots as well.
+    rot(&cluster, "node-1", 1000)?;
+    for again in 0..2 {
+        host.read_blocks(0, 2 * SECTORS, 8)?.check("3/11/00")?;
+        host.read_blocks(0, 0, 64)?.check("3/11/00")?;
+        host.read_blocks(0, 1000 * SECTORS + 3, 1)?.check("3/11/00")?;
+        ensure!(host.read_blocks(0, 0, 16)?.good()? == vec![7; 16 * 512]);
+        ensure!(host.read_blocks(0, 3 * SECTORS, 40)?.good()? == vec![7; 40 * 512]);
+        if again == 0 {
+            // A part of the block does not make the rest of it right.
+            host.write_blocks(0, 2 * SECTORS, 1, 9)?.good()?;
+        }
+    }
+    host.write_blocks(0, 2 * SECTORS, 8, 9)?.good()?;
+    ensure!(host.read_blocks(0, 2 * SECTORS, 8)?.good()? == vec![9; 8 * 512]);
+    drop(host);
+    cluster.stop()?;
+    cluster.up(&[])?;
+    let mut host = self::host(&cluster, 1)?;
+    ensure!(host.read_blocks(0, 2 * SECTORS, 8)?.good()? == vec![9; 8 * 512]);
+    host.read_blocks(0, 1000 * SECTORS, 8)?.check("3/11/00")?;
+    drop(host);
+    cluster.stop()
+}
+
+#[test]
+fn killed_data_node_is_no_rot() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start()?;
+    cluster.volume_for_both_with("disk", "64MiB", "node-1", 0, &["--checksums", "--write-cache", "off"])?;
+    let mut host = host(&cluster, 0)?;
+    for round in 0..40_u8 {
+        host.write_blocks(0, u32::from(round) * 3001, 13, round + 1)?.good()?;
+    }
+    host.abandon();
+    cluster.signal("node-1", rustix::process::Signal::KILL)?;
+    cluster.stop().ok();
+    cluster.up(&[])?;
+    let mut host = self::host(&cluster, 0)?;
+    for round in 0..40_u8 {
+        let found = host.read_blocks(0, u32::from(round) * 3001, 13)?.good()?;
+        ensure!(found == vec![round + 1; 13 * 512], "round {round}");
+    }
+    drop(host);
+    cluster.stop()
+}
