@@ -11,10 +11,10 @@ binaries := -p holdfast-cli -p holdfast-controller -p holdfast-datanode --bins
 # In CI the lock file is the truth; a developer's cargo may complete it.
 locked := $(if $(CI),--locked)
 
-.PHONY: help build demo run test bench bench-control conformance differential fuzz chaos sim mutants kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
+.PHONY: help build demo run test bench bench-control bench-failover bench-replication conformance differential fuzz chaos sim mutants kmod vm-test lint audit clean ready-build ready-demo ready-test ready-conformance ready-kmod ready-bench release
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 build: ready-build ## the three release binaries, in target/release
 	@$(MAKE) --no-print-directory release
@@ -54,6 +54,18 @@ bench-control: ready-build ## the control plane beside one fsync and one round t
 	mkdir -p $(target_dir)/bench
 	$(target_dir)/release/holdfast-bench control --controller $(target_dir)/release/holdfast-controller \
 	  --dir $(target_dir)/bench --out $(target_dir)/bench $(BENCH)
+
+bench-failover: ready-test ## how long hosts stand still: planned, kill -9, partition; COUNT=n MINUTES=n (arguments: BENCH="--kind kill"); needs root
+	@$(MAKE) --no-print-directory release
+	cargo build --release -p holdfast-bench --bins $(locked)
+	mkdir -p $(target_dir)/bench
+	HOLDFAST_BIN_DIR=$(target_dir)/release PATH=$$PATH:/usr/sbin:/sbin $(target_dir)/release/holdfast-bench failover \
+	  --count $(or $(COUNT),100) --minutes $(or $(MINUTES),25) --dir $(target_dir)/bench --out docs/performance $(BENCH)
+
+bench-replication: ready-bench ## writes with 1, 2, 3 copies beside a bare exchange, re-synchronisation, memory; minutes (arguments: BENCH="--quick")
+	@$(MAKE) --no-print-directory release
+	cargo build --release -p holdfast-bench --bins $(locked)
+	HOLDFAST_BIN_DIR=$(target_dir)/release $(target_dir)/release/holdfast-bench replication --out docs/performance $(BENCH)
 
 kmod: ready-kmod ## the kernel module for every kernel whose headers are there
 	@for kernel in $$(ls -d /lib/modules/*/build | cut -d/ -f4); do kmod-frontend/build.sh $$kernel; done

@@ -10,6 +10,8 @@
 //! | processor time, context switches, system calls of a process | [`cost`] |
 //! | percentiles | [`histogram`] |
 //! | the control plane | [`control`] |
+//! | how long hosts stand still at a failover | [`failover`] |
+//! | what copies cost | [`replication`] |
 //! | rounds, medians, tables, plots | [`run`], [`report`], [`plot`] |
 //!
 //! Invariants: targets take turns within a round, so that what disturbs the machine disturbs all alike; a figure is the
@@ -19,11 +21,13 @@
 pub mod case;
 pub mod control;
 pub mod cost;
+pub mod failover;
 pub mod floor;
 pub mod histogram;
 pub mod lean;
 pub mod libiscsi;
 pub mod plot;
+pub mod replication;
 pub mod report;
 pub mod run;
 pub mod target;

@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use holdfast_bench::case::Set;
 use holdfast_bench::control;
+use holdfast_bench::failover;
+use holdfast_bench::replication;
 use holdfast_bench::report::{self, Report};
 use holdfast_bench::run::{self, ClientKind, Plan, Row};
 use holdfast_bench::target::Kind;
@@ -25,6 +27,13 @@ enum What {
     Run(Run),
     /// The control plane: reservations, LUN maps, failovers, and how they grow
     Control(control::Arguments),
+    /// How long hosts stand still when a volume gets another owner
+    Failover(failover::Arguments),
+    /// What copies cost: writes, re-synchronisation, memory
+    Replication(replication::Arguments),
+    /// The bare exchange that stores, as a server; `replication` starts it
+    #[command(hide = true)]
+    ReplicationFloor(replication::floor::Arguments),
     /// The state machine at one size; `control` starts it
     #[command(hide = true)]
     ControlCore(control::CoreArguments),
@@ -77,6 +86,9 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
         What::Run(arguments) => measure(arguments),
         What::Control(arguments) => control::run(arguments),
+        What::Failover(arguments) => failover::run(&arguments),
+        What::Replication(arguments) => replication::run(arguments),
+        What::ReplicationFloor(arguments) => replication::floor::serve(&arguments),
         What::ControlCore(arguments) => control::run_core(&arguments),
         What::Floor => floor::serve(),
     }

@@ -17,37 +17,54 @@ pub fn bars<'a>(
     groups: impl Iterator<Item = &'a [Row]>,
     value: fn(&Row) -> f64,
 ) -> String {
-    let groups: Vec<&[Row]> = groups.collect();
-    let mut targets: Vec<&str> = Vec::new();
-    for row in groups.iter().copied().flatten() {
-        if !targets.contains(&row.target) {
-            targets.push(row.target);
+    let groups: Vec<Group<'_>> = groups
+        .map(|rows| Group {
+            name: rows.first().map_or(String::new(), |row| row.case.name()),
+            bars: rows.iter().map(|row| (row.target, value(row))).collect(),
+        })
+        .collect();
+    grouped(title, unit, &groups)
+}
+
+/// Bars that stand together: those of a case, say.
+#[derive(Clone, Debug)]
+pub struct Group<'a> {
+    /// What they have in common.
+    pub name: String,
+    /// Name and length of each; bars of one name have one colour in all groups.
+    pub bars: Vec<(&'a str, f64)>,
+}
+
+/// Bars in groups; the longest of each group fills the width.
+pub fn grouped(title: &str, unit: &str, groups: &[Group<'_>]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in groups.iter().flat_map(|group| &group.bars) {
+        if !names.contains(name) {
+            names.push(name);
         }
     }
-    let bars: usize = groups.iter().map(|group| group.len()).sum();
+    let bars: usize = groups.iter().map(|group| group.bars.len()).sum();
     let height = 70.0 + bars as f64 * BAR + groups.len() as f64 * ROW_GAP;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"10\" y=\"20\" font-size=\"14\">{title} ({unit})</text>\n"
     );
-    for (n, target) in targets.iter().enumerate() {
+    for (n, name) in names.iter().enumerate() {
         let x = 10.0 + n as f64 * 140.0;
         let _ = writeln!(
             svg,
-            "<rect x=\"{x}\" y=\"30\" width=\"10\" height=\"10\" fill=\"{}\"/><text x=\"{}\" y=\"39\">{target}</text>",
+            "<rect x=\"{x}\" y=\"30\" width=\"10\" height=\"10\" fill=\"{}\"/><text x=\"{}\" y=\"39\">{name}</text>",
             COLOURS[n % COLOURS.len()],
             x + 14.0
         );
     }
     let mut y = 58.0;
     for group in groups {
-        let most = group.iter().map(value).fold(1e-9, f64::max);
-        if let Some(first) = group.first() {
-            let _ = writeln!(svg, "<text x=\"10\" y=\"{}\">{}</text>", y + 11.0, first.case.name());
-        }
-        for row in group {
-            let colour = targets.iter().position(|t| *t == row.target).unwrap_or(0) % COLOURS.len();
-            let length = value(row) / most * (WIDTH - LEFT - 80.0);
+        let most = group.bars.iter().map(|bar| bar.1).fold(1e-9, f64::max);
+        let _ = writeln!(svg, "<text x=\"10\" y=\"{}\">{}</text>", y + 11.0, group.name);
+        for (name, value) in &group.bars {
+            let colour = names.iter().position(|known| known == name).unwrap_or(0) % COLOURS.len();
+            let length = value / most * (WIDTH - LEFT - 80.0);
             let _ = writeln!(
                 svg,
                 "<rect x=\"{LEFT}\" y=\"{y:.0}\" width=\"{length:.1}\" height=\"{}\" fill=\"{}\"/><text x=\"{:.0}\" y=\"{:.0}\">{}</text>",
@@ -55,7 +72,7 @@ pub fn bars<'a>(
                 COLOURS[colour],
                 LEFT + length + 4.0,
                 y + 10.0,
-                number(value(row))
+                number(*value)
             );
             y += BAR;
         }

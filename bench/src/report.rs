@@ -26,6 +26,12 @@ pub fn machine() -> String {
     format!("{processors} x {}, Linux {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
 }
 
+/// The load of this machine over the last minute.
+pub fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
+}
+
 impl Report {
     /// Rows of one case and client.
     pub fn groups(&self) -> impl Iterator<Item = &[Row]> {

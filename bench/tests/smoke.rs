@@ -1,5 +1,5 @@
 //! The benchmark itself works: every case of the short set runs against Holdfast, the floor and whichever peers are
-//! installed, and the report has all of them. No figure is judged.
+//! installed, and the report has all of them; failovers show hosts no error. No figure is judged.
 
 use std::{
     env,
@@ -82,5 +82,68 @@ fn the_control_planes_measurement_runs_through() {
         "Restart with 40 volumes",
     ] {
         assert!(text.contains(row), "{row}: {text}");
+    }
+}
+
+fn binaries() -> PathBuf {
+    controller().parent().unwrap().to_owned()
+}
+
+#[test]
+fn failovers_show_hosts_no_error_and_lose_nothing() {
+    let out = tempfile::tempdir().unwrap();
+    let done = Command::new(env!("CARGO_BIN_EXE_holdfast-bench"))
+        .env("HOLDFAST_BIN_DIR", binaries())
+        .args(["failover", "--count", "2", "--volumes", "2", "--depths", "2", "--minutes", "3", "--out"])
+        .arg(out.path())
+        .output()
+        .unwrap();
+    // It fails by itself when a host saw an error, an acknowledged write was not there, or copies differ.
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let report = std::fs::read_to_string(out.path().join("failover.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(
+        rows.iter().map(|row| row["kind"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["planned", "kill", "partition"]
+    );
+    for row in rows {
+        assert_eq!(row["stalls_ms"].as_array().unwrap().len(), 2, "{row}");
+        assert!(row["host_errors"].as_array().unwrap().is_empty(), "{row}");
+        assert!(row["verified"].as_u64().unwrap() > 0 && row["writes"].as_u64().unwrap() > 100, "{row}");
+    }
+    // The host of a killed node loses a path, and gets it back.
+    assert!(rows[1]["lost_sessions"].as_u64().unwrap() > 0, "{}", rows[1]);
+    let text = std::fs::read_to_string(out.path().join("failover.md")).unwrap();
+    assert!(text.contains("| kill -9 | 2 | 2 (1) |"), "{text}");
+    assert!(std::fs::read_to_string(out.path().join("failover.svg")).unwrap().contains("partition"));
+}
+
+#[test]
+fn the_measurement_of_copies_runs_through() {
+    let out = tempfile::tempdir().unwrap();
+    let done = Command::new(env!("CARGO_BIN_EXE_holdfast-bench"))
+        .env("HOLDFAST_BIN_DIR", binaries())
+        .args(["replication", "--quick", "--out"])
+        .arg(out.path())
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let report = std::fs::read_to_string(out.path().join("replication.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let writes = report["writes"].as_array().unwrap();
+    assert_eq!(writes.len(), 3 * 2 * 3);
+    for write in writes {
+        for both in ["p50_us", "p99_us", "per_second"] {
+            assert!(write[both].as_array().unwrap().iter().all(|n| n.as_f64().unwrap() > 0.0), "{write}");
+        }
+    }
+    let copying = &report["copying"];
+    for rate in ["plain_mib_s", "idle_mib_s", "busy_mib_s", "before_per_second", "during_per_second"] {
+        assert!(copying[rate].as_f64().unwrap() > 0.0, "{rate}: {copying}");
+    }
+    assert_eq!(report["memory"]["node_mib_after"].as_array().unwrap().len(), 3);
+    for file in ["replication.md", "replication.svg"] {
+        assert!(std::fs::read_to_string(out.path().join(file)).unwrap().contains("bare"), "{file}");
     }
 }

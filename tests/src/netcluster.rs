@@ -4,7 +4,7 @@
 //! Members of the network: `ctl-1`.. and `node-1`.. (one process each), `host-1`.. (initiators), `admin` (the CLI).
 //!
 //! Invariants: state lives in a memory file system that only the cluster's processes see, so nothing but the logs outlives a
-//! crash of the test; processes are ended by their own ids.
+//! crash of the test (a measurement may want a real disk: [`Shape::disk`]); processes are ended by their own ids.
 
 use std::{
     collections::BTreeMap,
@@ -56,6 +56,9 @@ pub struct Shape {
     /// Where the logs go; without it into a temporary folder that stays when the test panics. By default a folder of this process
     /// in `HOLDFAST_TEST_LOGS`, where that is set.
     pub logs: Option<PathBuf>,
+    /// Keep all state in a new folder below this one, which is removed at the end, instead of in memory; pools have no size of their own
+    /// then.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for Shape {
@@ -69,6 +72,7 @@ impl Default for Shape {
             bad_disks: false,
             logs: env::var_os("HOLDFAST_TEST_LOGS")
                 .map(|folder| Path::new(&folder).join(std::process::id().to_string())),
+            disk: None,
         }
     }
 }
@@ -116,7 +120,12 @@ impl NetCluster {
         }
         let named: Vec<_> = members.iter().map(|(name, address)| (name.as_str(), *address)).collect();
         let network = Network::new(&named)?;
-        let temporary = tempfile::Builder::new().prefix("holdfast-partition-").tempdir()?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("holdfast-partition-");
+        let temporary = match &shape.disk {
+            Some(disk) => builder.tempdir_in(disk)?,
+            None => builder.tempdir()?,
+        };
         let folder = temporary.path().join("cluster");
         fs::create_dir(&folder)?;
         let logs = shape.logs.clone().unwrap_or_else(|| temporary.path().join("log"));
@@ -185,7 +194,9 @@ impl NetCluster {
     /// The folder, certificates, and how each process is started.
     fn prepare(&mut self) -> anyhow::Result<()> {
         let folder = self.path(&[]);
-        self.tool(&["mount", "-t", "tmpfs", "-o", "mode=0700", "holdfast-test", &folder])?;
+        if self.shape.disk.is_none() {
+            self.tool(&["mount", "-t", "tmpfs", "-o", "mode=0700", "holdfast-test", &folder])?;
+        }
         let holdfast = binaries().join("holdfast").display().to_string();
         let authority = self.path(&["ca"]);
         self.tool(&[&holdfast, "pki", "init", "--ca", &authority])?;
@@ -231,7 +242,7 @@ impl NetCluster {
             if self.shape.bad_disks {
                 self.bad_disk(&name, &pool, bytes_of(&self.shape.pool_size)?)?;
                 self.boot(&name)?;
-            } else {
+            } else if self.shape.disk.is_none() {
                 let size = format!("size={}", self.shape.pool_size);
                 self.tool(&["mount", "-t", "tmpfs", "-o", &size, "holdfast-pool", &pool])?;
             }
@@ -691,6 +702,11 @@ impl NetCluster {
             .network
             .spawner
             .inside(host, move || TcpStream::connect_timeout(&portal, Duration::from_secs(2)))??)
+    }
+
+    /// State is on a real disk.
+    pub fn is_on_disk(&self) -> bool {
+        self.shape.disk.is_some()
     }
 
     /// Folder of the logs.

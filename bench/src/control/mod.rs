@@ -115,7 +115,7 @@ pub fn run_core(arguments: &CoreArguments) -> anyhow::Result<()> {
 async fn all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report {
         machine: crate::report::machine(),
-        load_before: load(),
+        load_before: crate::report::load(),
         lease_ms: f64::from(holdfast_controller::lease::LEASE_MS),
         ..Report::default()
     };
@@ -138,7 +138,7 @@ async fn all(arguments: &Arguments) -> anyhow::Result<Report> {
     report.restart = bench.restart().await?;
     // Of these figures the second fsync floor says whether the disk went on as it began.
     report.fsync_after = floor::fsync(folder.path(), budget / 2)?;
-    report.load_after = load();
+    report.load_after = crate::report::load();
     Ok(report)
 }
 
@@ -177,9 +177,4 @@ fn core(volumes: u32, hosts: u32, nodes: u32) -> anyhow::Result<Core> {
 
 fn say(what: &str) {
     eprintln!("bench-control: {what}");
-}
-
-fn load() -> f64 {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }

@@ -2,7 +2,7 @@
 //! counted and not copied. It shows where the target's own limit lies.
 //!
 //! Invariants: numbering is kept as RFC 7143 demands; no more than the command window is in flight; any status other than
-//! GOOD ends the run.
+//! GOOD ends the run, but for a Unit Attention: that command is not counted.
 
 mod pdu;
 mod session;

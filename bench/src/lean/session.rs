@@ -24,6 +24,8 @@ pub struct Login {
     pub lun: u16,
 }
 
+/// Status CHECK CONDITION.
+const CHECK_CONDITION: u8 = 0x02;
 /// The longest vectored write, in slices.
 const SLICES_MAX: usize = 512;
 /// What is written: data of no meaning. Commands are no longer than this, in bytes.
@@ -66,6 +68,10 @@ pub struct Session {
     ending: Option<u32>,
     /// Data that is kept, of a command whose data matter.
     kept: Option<Vec<u8>>,
+    /// Sense data of the command that ends with a CHECK CONDITION.
+    sense: Option<Vec<u8>>,
+    /// Commands that were told a Unit Attention instead of being done.
+    attentions: u64,
     /// Data to send instead of [`DATA`].
     source: Option<Vec<u8>>,
 }
@@ -99,6 +105,8 @@ impl Session {
             skip: 0,
             ending: None,
             kept: None,
+            sense: None,
+            attentions: 0,
             source: None,
         };
         session.lun[..2].copy_from_slice(&login.lun.to_be_bytes());
@@ -344,6 +352,9 @@ impl Session {
             if let Some(kept) = &mut self.kept {
                 kept.extend_from_slice(data);
             }
+            if let Some(sense) = &mut self.sense {
+                sense.extend_from_slice(data);
+            }
             self.skip -= step;
             bytes = rest;
             if self.skip == 0
@@ -422,6 +433,10 @@ impl Session {
 
     /// The command ends with this PDU, once all data of it is here.
     fn status(&mut self, tag: u32, header: &Header) -> anyhow::Result<()> {
+        if header.0[3] == CHECK_CONDITION && header.data_len() > 0 {
+            (self.sense, self.ending) = (Some(Vec::new()), Some(tag));
+            return Ok(());
+        }
         ensure!(header.0[3] == 0, "a command ended with status {:#04x}", header.0[3]);
         let residual = header.0[1] & 0x06;
         ensure!(residual == 0, "a command moved other than it should: residual {}", header.word(44));
@@ -433,20 +448,31 @@ impl Session {
         let started = self.slots.get_mut(tag as usize).and_then(Option::take);
         let started = started.with_context(|| format!("tag {tag} is not in use"))?;
         self.free.push(tag);
+        if let Some(sense) = self.sense.take() {
+            // The cluster may tell something at any time; that command is not counted.
+            ensure!(is_unit_attention(&sense), "a command ended with sense {sense:x?}");
+            self.attentions += 1;
+            return Ok(());
+        }
         ended(started);
         Ok(())
     }
 
     fn alone(&mut self, write: bool, lba: u64, size: u32) -> anyhow::Result<()> {
         let mut buffer = vec![0; 1 << 20];
-        self.command(Instant::now(), write, lba, size);
-        while self.in_flight() > 0 || self.skip > 0 {
-            self.ready(true, true);
-            self.send()?;
-            self.receive(&mut buffer, |_| {})?;
-            std::thread::yield_now();
+        loop {
+            let attentions = self.attentions;
+            self.command(Instant::now(), write, lba, size);
+            while self.in_flight() > 0 || self.skip > 0 {
+                self.ready(true, true);
+                self.send()?;
+                self.receive(&mut buffer, |_| {})?;
+                std::thread::yield_now();
+            }
+            if attentions == self.attentions {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Writes these bytes, waiting for the answer.
@@ -463,6 +489,13 @@ impl Session {
         self.alone(false, lba, size)?;
         Ok(self.kept.take().unwrap_or_default())
     }
+}
+
+/// Of a response's data segment: two bytes of length, then sense data in either format (SPC-5 4.5).
+fn is_unit_attention(segment: &[u8]) -> bool {
+    let byte = |at: usize| segment.get(at).copied().unwrap_or(0);
+    let key = if byte(2) & 0x7f >= 0x72 { byte(3) } else { byte(4) };
+    key & 0x0f == 6
 }
 
 /// Reads one PDU from a blocking socket.

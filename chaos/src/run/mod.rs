@@ -181,6 +181,7 @@ fn start(plan: &Plan, random: &mut Random, chronicle: &Chronicle) -> anyhow::Res
         bad_disks: false,
         clock_offsets_s,
         logs: Some(plan.folder.join("log")),
+        disk: None,
     };
     let cluster = NetCluster::start(shape)?;
     let replicas = plan.replicas.to_string();
