@@ -255,7 +255,8 @@ fn bounded<T>(
     }
 }
 
-fn boot_id() -> Result<BootId, ConfigError> {
+/// The boot that this process runs under.
+pub(crate) fn boot_id() -> Result<BootId, ConfigError> {
     let text = fs::read_to_string(BOOT_ID).map_err(|error| ConfigError::BootId(error.to_string()))?;
     parse_boot_id(&text).ok_or_else(|| ConfigError::BootId(format!("it holds '{}'", text.trim())))
 }

@@ -4,6 +4,7 @@
 //! DIR/lock               held while a process uses the pool; names that process
 //! DIR/pool               which cluster and node the pool belongs to
 //! DIR/<volume uuid>/     a replica: `superblock`, `data`, `checksums`, `log` and `bitmap-<node>`
+//! DIR/layers/            what replicas have in common, for snapshots and clones: [`super::layers`]
 //! DIR/.<volume uuid>.new      being created; never served, removed at the next start
 //! DIR/.<volume uuid>.removed  being removed; removed for good at the next start
 //! ```
@@ -16,14 +17,16 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
+use holdfast_replica::ids::{BootId, ClusterId, NodeNumber, VolumeId};
 
-use super::Store;
 use super::bookkeeping::{Area, Bookkeeping};
 use super::checked;
 use super::file::FileStore;
+use super::layers::library::{Library, TakeError};
+use super::layers::{sync_directory, synced};
 use super::pool::{Backend, Fill, PoolError, Space};
 use super::replica::{ReplicaError, ReplicaShape};
+use super::{Store, StoreError};
 
 const LOCK_FILE: &str = "lock";
 const MARKER_FILE: &str = "pool";
@@ -31,7 +34,6 @@ const MARKER_TITLE: &str = "holdfast pool 1";
 /// Longest marker file that is read, in bytes.
 const MARKER_LEN_MAX: u64 = 4096;
 const SUPERBLOCK_FILE: &str = "superblock";
-const DATA_FILE: &str = "data";
 const CHECKSUMS_FILE: &str = "checksums";
 const LOG_FILE: &str = "log";
 const BITMAP_PREFIX: &str = "bitmap-";
@@ -40,6 +42,7 @@ const BITMAP_PREFIX: &str = "bitmap-";
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
+    library: Library,
     /// Held open for its lock.
     _lock: File,
 }
@@ -47,7 +50,12 @@ pub(super) struct Directory {
 impl Directory {
     /// Takes the directory for `node` of `cluster`, and makes it if there is none. Removes what a crash left half created or half
     /// removed.
-    pub(super) fn open(path: &Path, cluster: ClusterId, node: &str) -> Result<Directory, PoolError> {
+    pub(super) fn open(
+        path: &Path,
+        boot: BootId,
+        cluster: ClusterId,
+        node: &str,
+    ) -> Result<Directory, PoolError> {
         let failed = |action| move |error| PoolError::Io { place: place(path), action, error };
         // Not `create_dir_all` alone: it says of a disk that cannot be read that the directory exists.
         match fs::metadata(path) {
@@ -60,7 +68,8 @@ impl Directory {
         }
         let lock = lock(path)?;
         check_or_write_marker(path, cluster, node)?;
-        let directory = Directory { path: path.to_path_buf(), _lock: lock };
+        let library = Library::new(path, boot);
+        let directory = Directory { path: path.to_path_buf(), library, _lock: lock };
         directory.sweep().map_err(failed("remove leftovers"))?;
         Ok(directory)
     }
@@ -84,7 +93,43 @@ impl Directory {
                 remove_folder(&self.path.join(name))?;
             }
         }
+        // A pool of which not all can be read still serves the rest; nothing is removed from it.
+        if let Err(error) = self.library.sweep() {
+            tracing::warn!(pool = %self.path.display(), %error, "layers that nothing lies on cannot be looked for");
+        }
         Ok(())
+    }
+
+    fn create_on(
+        &self,
+        volume: VolumeId,
+        shape: &ReplicaShape,
+        fill: Fill<'_>,
+        layer: Option<VolumeId>,
+    ) -> Result<(), ReplicaError> {
+        let folder = self.folder(volume);
+        if folder.exists() {
+            return Err(ReplicaError::Io(io::ErrorKind::AlreadyExists.into()));
+        }
+        let temporary = self.path.join(format!(".{volume}.new"));
+        remove_folder(&temporary)?;
+        fs::create_dir(&temporary)?;
+        let make = || -> Result<(), ReplicaError> {
+            self.library.create_data(&temporary, shape.bytes(), !shape.thin, layer)?;
+            if shape.checksums {
+                let len = checked::sums_len(shape.bytes());
+                let sums = FileStore::create(&temporary.join(CHECKSUMS_FILE), len, !shape.thin)?;
+                checked::create(&sums, volume)?;
+            }
+            fill(&Folder::create(&temporary)?)?;
+            sync_directory(&temporary)?;
+            fs::rename(&temporary, &folder)?;
+            Ok(sync_directory(&self.path)?)
+        };
+        make().inspect_err(|_| {
+            // A full disk is the usual cause: what was reserved must not stay behind.
+            let _ = remove_folder(&temporary);
+        })
     }
 }
 
@@ -111,29 +156,32 @@ impl Backend for Directory {
     }
 
     fn create(&self, volume: VolumeId, shape: &ReplicaShape, fill: Fill<'_>) -> Result<(), ReplicaError> {
-        let folder = self.folder(volume);
-        if folder.exists() {
-            return Err(ReplicaError::Io(io::ErrorKind::AlreadyExists.into()));
-        }
-        let temporary = self.path.join(format!(".{volume}.new"));
-        remove_folder(&temporary)?;
-        fs::create_dir(&temporary)?;
-        let make = || -> Result<(), ReplicaError> {
-            FileStore::create(&temporary.join(DATA_FILE), shape.bytes(), !shape.thin)?;
-            if shape.checksums {
-                let len = checked::sums_len(shape.bytes());
-                let sums = FileStore::create(&temporary.join(CHECKSUMS_FILE), len, !shape.thin)?;
-                checked::create(&sums, volume)?;
+        self.create_on(volume, shape, fill, None)
+    }
+
+    fn create_from(
+        &self,
+        source: &dyn Store,
+        volume: VolumeId,
+        shape: &ReplicaShape,
+        fill: Fill<'_>,
+    ) -> Result<(), TakeError> {
+        let data = source.as_layered().filter(|_| !shape.checksums).ok_or(TakeError::Unsupported)?;
+        let layer = match self.library.same_as(data)? {
+            Some(layer) => layer,
+            None => {
+                self.library.take(data, volume)?;
+                volume
             }
-            fill(&Folder::create(&temporary)?)?;
-            sync_directory(&temporary)?;
-            fs::rename(&temporary, &folder)?;
-            Ok(sync_directory(&self.path)?)
         };
-        make().inspect_err(|_| {
-            // A full disk is the usual cause: what was reserved must not stay behind.
-            let _ = remove_folder(&temporary);
+        self.create_on(volume, shape, fill, Some(layer)).map_err(|error| match error {
+            ReplicaError::Io(error) => TakeError::Io(error),
+            other => TakeError::Io(io::Error::other(other)),
         })
+    }
+
+    fn merge_layers(&self, bytes_max: u64) -> Result<bool, StoreError> {
+        self.library.merge_some(bytes_max)
     }
 
     fn bookkeeping(&self, volume: VolumeId) -> io::Result<Box<dyn Bookkeeping>> {
@@ -141,7 +189,7 @@ impl Backend for Directory {
     }
 
     fn store(&self, volume: VolumeId, size: u64) -> io::Result<Box<dyn Store>> {
-        Ok(Box::new(FileStore::open(&self.folder(volume).join(DATA_FILE), size)?))
+        Ok(Box::new(self.library.open_data(volume, &self.folder(volume), size)?))
     }
 
     fn keeps_checksums(&self) -> bool {
@@ -164,7 +212,8 @@ impl Backend for Directory {
             Err(e) => return Err(e),
         }
         remove_folder(&removed)?;
-        sync_directory(&self.path)
+        sync_directory(&self.path)?;
+        self.library.sweep()
     }
 
     fn directory(&self) -> Option<&Path> {
@@ -218,7 +267,9 @@ impl Bookkeeping for Folder {
     fn write(&self, area: Area, parts: &[(u64, &[u8])]) -> io::Result<()> {
         let write = |file: &File| {
             parts.iter().try_for_each(|(offset, bytes)| file.write_all_at(bytes, *offset))?;
-            file.sync_data()
+            file.sync_data()?;
+            synced(file);
+            Ok(())
         };
         match area {
             Area::Superblock => write(&self.superblock),
@@ -259,11 +310,6 @@ impl Bookkeeping for Folder {
 /// What errors call it.
 fn place(path: &Path) -> String {
     format!("directory {}", path.display())
-}
-
-/// Makes a change of a directory's entries durable.
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 /// Writes a whole file so that a crash leaves the old one or the new one.
@@ -342,7 +388,7 @@ fn check_or_write_marker(directory: &Path, cluster: ClusterId, node: &str) -> Re
 }
 
 /// The inverse of `VolumeId`'s `Display`, and nothing else.
-fn parse_uuid(text: &str) -> Option<VolumeId> {
+pub(super) fn parse_uuid(text: &str) -> Option<VolumeId> {
     let mut id = [0; 16];
     let mut digits = text.bytes().filter(|b| *b != b'-');
     for byte in &mut id {

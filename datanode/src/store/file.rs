@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{Durability, Room, Run, Store, StoreError, Wait};
+use super::{Durability, Room, Run, Store, StoreError, Wait, layers};
 
 /// Zeroes written at a time where the file system cannot make a range zero by itself.
 const ZEROES_LEN: usize = 256 * 1024;
@@ -63,6 +63,7 @@ impl FileStore {
             }
         }
         file.sync_all()?;
+        layers::synced(&file);
         Ok(FileStore::new(file, size))
     }
 
@@ -202,13 +203,19 @@ impl Store for FileStore {
             // The write-back inside a synchronous write is a flush: once it failed the pages count as clean.
             self.give_up(e);
         }
+        if done.is_ok() && durability == Durability::OnMedium {
+            layers::synced_part(&self.file, offset, data.len());
+        }
         done
     }
 
     fn flush(&self) -> Result<(), StoreError> {
         self.check(0, 0)?;
         match rustix::fs::fdatasync(&self.file) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                layers::synced(&self.file);
+                Ok(())
+            }
             Err(e) => {
                 let e = io::Error::from(e);
                 self.give_up(&e);
@@ -272,7 +279,10 @@ impl Store for FileStore {
             self.file.set_len(size).map_err(classify)?;
         }
         match self.file.sync_all() {
-            Ok(()) => self.size.store(size, Ordering::Release),
+            Ok(()) => {
+                layers::synced(&self.file);
+                self.size.store(size, Ordering::Release);
+            }
             Err(e) => {
                 self.give_up(&e);
                 return Err(classify(e));

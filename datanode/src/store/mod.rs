@@ -3,6 +3,7 @@
 //! | Looking for | Module |
 //! |---|---|
 //! | a replica's data as a sparse file | [`file`] |
+//! | the same in layers, for snapshots and clones | [`layers`] |
 //! | a checksum for each block, verified on every read | [`checked`] |
 //! | a replica's superblock, activity log and bitmaps | [`metadata`], [`bookkeeping`] says where they lie |
 //! | where replicas are kept | [`pool`]; a directory of them: `directory` |
@@ -18,6 +19,7 @@ pub mod checked;
 mod directory;
 pub mod file;
 pub mod io_threads;
+pub mod layers;
 pub mod metadata;
 pub mod pool;
 #[cfg(test)]
@@ -25,6 +27,8 @@ mod pool_tests;
 pub mod replica;
 
 use std::io;
+
+use layers::Layered;
 
 /// Whether a read may wait for the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +164,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`StoreError`].
     fn grow(&self, size: u64) -> Result<(), StoreError>;
+
+    /// The same as what can be made a layer of; none where no snapshot can be taken.
+    fn as_layered(&self) -> Option<&Layered> {
+        None
+    }
 }
 
 impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
@@ -181,6 +190,10 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
 
     fn repair(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         (**self).repair(offset, data)
+    }
+
+    fn as_layered(&self) -> Option<&Layered> {
+        (**self).as_layered()
     }
 
     fn flush(&self) -> Result<(), StoreError> {

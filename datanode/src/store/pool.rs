@@ -11,15 +11,17 @@ use std::sync::Arc;
 
 use holdfast_replica::activity_log::ActivityLog;
 use holdfast_replica::epoch::Epoch;
-use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
+use holdfast_replica::ids::{BootId, ClusterId, NodeNumber, VolumeId};
 use holdfast_replica::superblock::Superblock;
 
-use super::Store;
 use super::bookkeeping::Bookkeeping;
 use super::checked::{CheckedStore, SidecarError};
 use super::directory::Directory;
+use super::layers::library::TakeError;
 use super::metadata::Metadata;
 use super::replica::{Replica, ReplicaError, ReplicaIdentity, ReplicaShape, Stores};
+use super::{Store, StoreError};
+use crate::config;
 
 /// Why a pool cannot be used, or a replica in it.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +95,22 @@ pub(super) trait Backend: Send + Sync + std::fmt::Debug {
     /// `AlreadyExists` if there is one.
     fn create(&self, volume: VolumeId, shape: &ReplicaShape, fill: Fill<'_>) -> Result<(), ReplicaError>;
 
+    /// Makes a replica that reads as `source`, of this pool, does now; nothing may be written to that meanwhile. Else as `create`.
+    fn create_from(
+        &self,
+        _source: &dyn Store,
+        _volume: VolumeId,
+        _shape: &ReplicaShape,
+        _fill: Fill<'_>,
+    ) -> Result<(), TakeError> {
+        Err(TakeError::Unsupported)
+    }
+
+    /// Merges what replicas have in common with nobody any more, about so many bytes now. True if there is more to do.
+    fn merge_layers(&self, _bytes_max: u64) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     /// Where the bookkeeping of a replica lies.
     fn bookkeeping(&self, volume: VolumeId) -> io::Result<Box<dyn Bookkeeping>>;
 
@@ -134,7 +152,23 @@ impl Pool {
     /// # Errors
     /// [`PoolError`].
     pub fn open(name: &str, directory: &Path, cluster: ClusterId, node: &str) -> Result<Pool, PoolError> {
-        let backend = Box::new(Directory::open(directory, cluster, node)?);
+        let boot = config::boot_id().map_err(|error| PoolError::Io {
+            place: format!("directory {}", directory.display()),
+            action: "read the boot id",
+            error: io::Error::other(error),
+        })?;
+        Pool::open_under(boot, name, directory, cluster, node)
+    }
+
+    /// The same under this boot.
+    pub(super) fn open_under(
+        boot: BootId,
+        name: &str,
+        directory: &Path,
+        cluster: ClusterId,
+        node: &str,
+    ) -> Result<Pool, PoolError> {
+        let backend = Box::new(Directory::open(directory, boot, cluster, node)?);
         Ok(Pool { name: name.to_owned(), cluster, backend })
     }
 
@@ -207,7 +241,46 @@ impl Pool {
         shape: &ReplicaShape,
         log: ActivityLog,
     ) -> Result<Replica, ReplicaError> {
-        let superblock = Superblock {
+        let superblock = self.superblock(volume, node, shape);
+        if shape.checksums && !self.backend.keeps_checksums() {
+            return Err(SidecarError::NoPlace { pool: self.name.clone() }.into());
+        }
+        let fill = |place: &dyn Bookkeeping| Metadata::create(place, &superblock, log.clone());
+        self.backend.create(volume, shape, &fill)?;
+        self.open_replica(volume, node, shape)
+    }
+
+    /// Makes a replica of `snapshot`, with this activity log, that reads as `source`, of this pool, does now. Nothing may be written to
+    /// `source` meanwhile. One that is there already is left as it is. Blocks.
+    ///
+    /// # Errors
+    /// [`TakeError`]; after some of them `source` is out of service.
+    pub fn take_snapshot(
+        &self,
+        source: &Replica,
+        snapshot: VolumeId,
+        node: NodeNumber,
+        shape: &ReplicaShape,
+        log: ActivityLog,
+    ) -> Result<(), TakeError> {
+        if self.has_replica(snapshot) {
+            return Ok(());
+        }
+        let superblock = self.superblock(snapshot, node, shape);
+        let fill = |place: &dyn Bookkeeping| Metadata::create(place, &superblock, log.clone());
+        self.backend.create_from(source.store(), snapshot, shape, &fill)
+    }
+
+    /// Merges layers of replicas that nobody else lies on, about so many bytes now. True if there is more to do. Blocks.
+    ///
+    /// # Errors
+    /// As the store reports them; trying again is safe.
+    pub fn merge_layers(&self, bytes_max: u64) -> Result<bool, StoreError> {
+        self.backend.merge_layers(bytes_max)
+    }
+
+    fn superblock(&self, volume: VolumeId, node: NodeNumber, shape: &ReplicaShape) -> Superblock {
+        Superblock {
             cluster: self.cluster,
             volume,
             node,
@@ -215,13 +288,7 @@ impl Pool {
             blocks: shape.blocks,
             sequence: 1,
             promised: Epoch::ZERO,
-        };
-        if shape.checksums && !self.backend.keeps_checksums() {
-            return Err(SidecarError::NoPlace { pool: self.name.clone() }.into());
         }
-        let fill = |place: &dyn Bookkeeping| Metadata::create(place, &superblock, log.clone());
-        self.backend.create(volume, shape, &fill)?;
-        self.open_replica(volume, node, shape)
     }
 
     /// Removes the replica of `volume` for good; none is no error. Nobody may have it open.
