@@ -14,12 +14,14 @@ use holdfast_controller::{
         table::{Barrier, LeaseTable, Renewal},
     },
     session::{join_of, visible},
-    state::{Body, Command, Outcome, Refusal, StateMachine},
+    state::{Body, Command, Outcome, Refusal, StateMachine, Volume},
 };
 use holdfast_proto::{
     node::{FromNode, LeaseGrant, Renew, SnapshotPart, ToNode, Welcome, from_node, to_node},
     state as records,
 };
+
+use holdfast_replica::ids::VolumeId;
 
 use super::{Down, Event, MEMBERS, Place, SessionId, Simulation, Up, founding::CLUSTER};
 
@@ -71,6 +73,7 @@ pub(super) enum Then {
 pub(super) enum Waiter {
     Nobody,
     Call { session: SessionId, call: u64 },
+    Change { session: SessionId, id: u64 },
     Join { session: SessionId, hello: Box<holdfast_proto::node::Hello> },
 }
 
@@ -155,6 +158,20 @@ impl Controllers {
 
     pub(super) fn leader(&self) -> Option<usize> {
         self.leader.map(|(member, _)| member)
+    }
+
+    pub(super) fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.state.volumes()
+    }
+
+    pub(super) fn owner_of(&self, volume: usize) -> Option<usize> {
+        let volume = self.state.volume(VolumeId([volume as u8 + 1; 16]))?;
+        volume.owner_node().map(|number| usize::from(number.get()) - 1)
+    }
+
+    pub(super) fn epoch_of(&self, volume: usize) -> Option<records::Epoch> {
+        let id = VolumeId([volume as u8 + 1; 16]);
+        self.state.volume(id).map(|volume| super::unit::epoch_record(volume.config.epoch()))
     }
 
     pub(super) fn size_of(&self, volume: usize) -> u64 {
@@ -255,6 +272,11 @@ impl Simulation {
         }
     }
 
+    fn tell_changed(&mut self, member: usize, session: SessionId, id: u64, refused: bool) {
+        let node = self.node_of(session);
+        self.down(member, node, session, Down::Changed { id, refused });
+    }
+
     pub(super) fn at_member(&mut self, member: usize, session: SessionId, message: Up) {
         let node = self.node_of(session);
         let Some(term) = self.controllers.members[member].leads else {
@@ -263,6 +285,7 @@ impl Simulation {
                 Up::Call { call, .. } => {
                     self.tell(member, &Waiter::Call { session, call }, Answer::NotLeading)
                 }
+                Up::Change { id, .. } => self.tell_changed(member, session, id, false),
             };
         };
         let confirm = |simulation: &mut Self, then| {
@@ -286,6 +309,16 @@ impl Simulation {
                 _ => {}
             },
             Up::Session(_) => {}
+            Up::Change { id, mut change } => {
+                let table = &self.controllers.members[member].table;
+                let leased = table.is_leased(change.proposer, change.owner_incarnation, Millis(self.now));
+                let Some(lease_term) = table.term().filter(|_| leased) else {
+                    return self.tell_changed(member, session, id, false);
+                };
+                change.lease_term = lease_term;
+                let body = Box::new(Body::ChangeConfiguration(*change));
+                confirm(self, Then::Append { body, waiter: Waiter::Change { session, id } });
+            }
             Up::Call { call, request } => {
                 let waiter = Waiter::Call { session, call };
                 confirm(
@@ -430,6 +463,10 @@ impl Simulation {
                     _ => Refused::Never,
                 };
                 self.tell(member, &waiter, Answer::Refused(why));
+            }
+            (Waiter::Change { session, id }, response) => {
+                let refused = matches!(response, Err(Refusal::Precondition(_)));
+                self.tell_changed(member, session, id, refused);
             }
             (Waiter::Join { session, .. }, _) => {
                 let node = self.node_of(session);

@@ -3,7 +3,7 @@
 use holdfast_controller::state::Body;
 use holdfast_proto::state as records;
 
-use super::{Event, HOSTS, MEMBERS, NODES, Place, Simulation, VOLUMES};
+use super::{Event, HOSTS, MEMBERS, NODES, Place, Simulation, VOLUMES, founding::volume_id};
 
 /// Ends a fault.
 #[derive(Debug, Clone)]
@@ -18,12 +18,24 @@ impl Simulation {
         if !self.trouble {
             return;
         }
-        let node = self.random.below(NODES as u64) as usize;
-        let longest = if self.random.below(3) == 0 { 4_000 } else { 900 };
-        let ms = 100 + self.random.below(longest);
-        let kind = match self.random.below(11) {
+        let number = self.troubles;
+        self.troubles += 1;
+        let mut random = self.trouble_random.fork();
+        let wait = 100 + random.below(1_000);
+        self.later(wait, Event::Fault);
+        if self.without.contains(&number) {
+            return;
+        }
+        self.note(|| format!("trouble {number}"));
+        // Owners are where it hurts.
+        let owner = self.controllers.owner_of(random.below(VOLUMES as u64) as usize);
+        let any = random.below(NODES as u64) as usize;
+        let node = owner.filter(|_| random.below(2) == 0).unwrap_or(any);
+        let longest = if random.below(3) == 0 { 4_000 } else { 900 };
+        let ms = 100 + random.below(longest);
+        let kind = match random.below(12) {
             0 | 1 => {
-                let notices = if self.random.below(2) == 0 { 0 } else { self.random.below(2_500) };
+                let notices = if random.below(2) == 0 { 0 } else { random.below(2_500) };
                 self.depose(notices);
                 "the leader changes"
             }
@@ -35,19 +47,20 @@ impl Simulation {
                 "a node is stopped for a while"
             }
             4 if self.nodes[node].up => {
-                self.crash_node(node);
+                let power = random.below(2) == 0;
+                self.crash_node(node, power);
                 self.later(ms, Event::Heal(Healing::Start(node)));
-                "a node crashes"
+                if power { "a node loses power" } else { "a node crashes" }
             }
             5 | 6 => {
-                let members = if self.random.below(2) == 0 { 0..MEMBERS } else { 0..1 };
+                let members = if random.below(2) == 0 { 0..MEMBERS } else { 0..1 };
                 let ways = members.flat_map(|m| both(Place::Member(m), Place::Node(node))).collect();
                 self.cut_ways(ways, ms);
                 "a node is cut off from controllers"
             }
             7 => {
-                let way = both(Place::Member(self.random.below(MEMBERS as u64) as usize), Place::Node(node));
-                let one = *self.random.pick(&way);
+                let way = both(Place::Member(random.below(MEMBERS as u64) as usize), Place::Node(node));
+                let one = *random.pick(&way);
                 self.cut_ways(vec![one], ms);
                 "one direction between a node and a controller is cut"
             }
@@ -57,12 +70,17 @@ impl Simulation {
                 "two nodes are cut apart"
             }
             9 => {
-                let host = self.random.below(HOSTS as u64) as usize;
+                let host = random.below(HOSTS as u64) as usize;
                 self.end_port(node, host);
                 "a session of a host ends"
             }
+            10 => {
+                let volume = random.below(VOLUMES as u64) as usize;
+                self.move_owner(volume, node);
+                "an owner is asked to hand over"
+            }
             _ => {
-                let volume = self.random.below(VOLUMES as u64) as usize;
+                let volume = random.below(VOLUMES as u64) as usize;
                 let size_bytes = self.controllers.size_of(volume) + 4096;
                 let name = format!("volume-{volume}");
                 self.administer(Body::ResizeVolume(records::ResizeVolume {
@@ -74,8 +92,16 @@ impl Simulation {
             }
         };
         *self.report.faults.entry(kind).or_default() += 1;
-        let wait = 100 + self.random.below(1_000);
-        self.later(wait, Event::Fault);
+    }
+
+    fn move_owner(&mut self, volume: usize, to: usize) {
+        let Some(expected) = self.controllers.epoch_of(volume) else { return };
+        self.administer(Body::RequestHandOver(records::RequestHandOver {
+            volume_id: volume_id(volume),
+            expected: Some(expected),
+            to: to as u32 + 1,
+            ..Default::default()
+        }));
     }
 
     fn cut_ways(&mut self, ways: Vec<(Place, Place)>, ms: u64) {

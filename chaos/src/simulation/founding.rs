@@ -12,6 +12,13 @@ pub(super) fn volume_id(volume: usize) -> Vec<u8> {
 
 /// The cluster's id.
 pub(super) const CLUSTER: [u8; 16] = [9; 16];
+/// A volume with a write cache may lose what was not flushed, when every copy has lost power; the other one never anything.
+pub(super) fn caches(volume: usize) -> bool {
+    volume % 2 == 1
+}
+
+/// Of each volume.
+pub(super) const COPIES: usize = 2;
 /// Blocks of a volume.
 pub(super) const BLOCKS: u64 = 2048;
 
@@ -36,10 +43,10 @@ impl Simulation {
                 size_bytes: BLOCKS * 512,
                 block_size: 512,
                 physical_block_exponent: 3,
-                write_cache: true,
+                write_cache: caches(volume),
                 thin: true,
                 checksums: false,
-                replicas: 2,
+                replicas: COPIES as u32,
                 node: place(volume),
                 pool: "default".to_owned(),
                 others: vec![records::ReplicaPlace { node: place(volume + 1), pool: "default".to_owned() }],

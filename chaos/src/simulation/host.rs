@@ -17,8 +17,8 @@ use crate::oracle::reservations::{self, Request};
 
 /// A host gives a command up after so long, in milliseconds.
 const PATIENCE_MS: u64 = 6_000;
-/// Blocks of a volume that hosts use.
-const LBAS: u64 = 3;
+/// Blocks of a volume that hosts use, at most.
+pub(super) const LBAS: u64 = 3;
 /// Reservation types: write exclusive and exclusive access, both also registrants only.
 const KINDS: [u8; 4] = [1, 3, 5, 6];
 
@@ -65,6 +65,7 @@ enum Want {
     Ready,
     Write { lba: u64, value: u64 },
     Read { lba: u64 },
+    Flush,
     Out(Request, bool),
     ReadKeys,
     ReadReservation,
@@ -161,7 +162,7 @@ impl Simulation {
         if self.hosts[at].in_flight.is_none() && !self.hosts[at].is_content() {
             self.next_command(at);
         }
-        let wait = 4 + self.random.below(40);
+        let wait = 2 + self.random.below(self.ways.host_pause_ms);
         self.later(wait, Event::HostStep(at));
     }
 
@@ -184,10 +185,11 @@ impl Simulation {
                 0..=34 => {
                     self.hosts[at].values += 1;
                     let value = 1 + self.hosts[at].values * HOSTS as u64 + at as u64;
-                    Want::Write { lba: self.random.below(LBAS), value }
+                    Want::Write { lba: self.random.below(self.ways.lbas), value }
                 }
-                35..=59 => Want::Read { lba: self.random.below(LBAS) },
-                60..=65 => Want::Ready,
+                35..=59 => Want::Read { lba: self.random.below(self.ways.lbas) },
+                60..=62 => Want::Ready,
+                63..=65 => Want::Flush,
                 66..=71 => Want::ReadKeys,
                 72..=76 => Want::ReadReservation,
                 77..=84 if own == 0 => {
@@ -214,6 +216,7 @@ impl Simulation {
             Want::Ready => Some((vec![0; 6], Vec::new())),
             Want::Write { lba, value } => Some((ten(0x2a, *lba, 1), block_of(*value))),
             Want::Read { lba } => Some((ten(0x28, *lba, 1), Vec::new())),
+            Want::Flush => Some((ten(0x35, 0, 0), Vec::new())),
             Want::Out(request, abort) => Some(reserve_out(*request, *abort)),
             Want::ReadKeys => Some((vec![0x5e, 0, 0, 0, 0, 0, 0, 0x10, 0, 0], Vec::new())),
             Want::ReadReservation => Some((vec![0x5e, 1, 0, 0, 0, 0, 0, 0x10, 0, 0], Vec::new())),
@@ -338,6 +341,12 @@ impl Simulation {
                 self.judge.accessed(accessed(false));
                 if good {
                     self.judge.read(volume, *lba, value_of(&reply.data), flight.sent, now);
+                }
+            }
+            Want::Flush => {
+                self.judge.accessed(accessed(true));
+                if good {
+                    self.judge.flushed(volume, flight.sent, now);
                 }
             }
             Want::Out(request, _) => {

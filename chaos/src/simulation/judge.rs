@@ -19,6 +19,8 @@ use crate::oracle::{
 /// Unit Attentions that a queue tells apart; more become one `29/00`.
 const TOLD_APART: usize = 6;
 const RESET: u16 = 0x2900;
+/// POWER ON OCCURRED: what was cached only may be gone.
+const POWER_ON: u32 = 0x2901;
 
 /// A change of the reservations was answered GOOD.
 #[derive(Debug)]
@@ -148,6 +150,22 @@ impl Judge {
         });
     }
 
+    /// A flush of a volume was answered GOOD.
+    pub(super) fn flushed(&mut self, volume: usize, sent: u64, answered: u64) {
+        let operation = block::Operation::Flush;
+        for (_, history) in self.blocks.iter_mut().filter(|((of, _), _)| *of == volume) {
+            history.push(Timed { sent, answered: Some(answered), operation });
+        }
+    }
+
+    /// Every copy of a volume had lost its power when another owner came.
+    fn power_lost(&mut self, volume: usize, now: u64) {
+        let operation = block::Operation::PowerLoss;
+        for (_, history) in self.blocks.iter_mut().filter(|((of, _), _)| *of == volume) {
+            history.push(Timed { sent: now, answered: Some(now), operation });
+        }
+    }
+
     pub(super) fn reserved(
         &mut self,
         volume: usize,
@@ -199,6 +217,11 @@ fn told<O: std::fmt::Debug>(of: &str, history: &[Timed<O>], found: &NotLineariza
 impl Simulation {
     /// An entry established a Unit Attention: who is there has to be told.
     pub(super) fn attention_due(&mut self, event: &records::UnitAttentionEvent) {
+        if event.additional == POWER_ON {
+            let now = self.now;
+            self.mark("every copy of a volume had lost power");
+            self.judge.power_lost(usize::from(event.volume_id.first().copied().unwrap_or(1)) - 1, now);
+        }
         let mut found = Vec::new();
         for (at, node) in self.nodes.iter().enumerate() {
             for (host, port) in node.ports() {

@@ -1,5 +1,5 @@
 //! A cluster in one thread, from one seed: the controllers' state machine, lease table and plans, the data nodes' sessions, device
-//! servers and ports (all of them the product's own code), hosts with a path through every node, and between them a network,
+//! servers, ports and replication (all of them the product's own code), hosts with a path through every node, and between them a network,
 //! clocks and processes that fail as the seed has it.
 //!
 //! | Looking for | Module |
@@ -8,12 +8,13 @@
 //! | log, elections, leases, barriers | [`controllers`] |
 //! | a data node: its session, its views, its hosts' sessions, what it asks of the leader | [`node`] |
 //! | a logical unit at its owner | [`unit`] |
+//! | replicas, their disks and links | [`replication`] |
 //! | what hosts do | [`host`] |
 //! | what goes wrong | [`faults`] |
 //! | what must not happen | [`judge`] |
 //!
-//! What stands in for the product: a log that elections cut off at a random entry (for openraft), one set of blocks per volume that
-//! only the newest epoch may change (for replication, which has a simulation of its own), messages without bytes (for gRPC and iSCSI).
+//! What stands in for the product: a log that elections cut off at a random entry (for openraft), messages without bytes (for gRPC, iSCSI
+//! and the frames of replication, which its own simulation encodes).
 //!
 //! Invariants: nothing but the seed decides what happens; first trouble, then healing, then every host must get on within
 //! [`HEALED_MS_MAX`].
@@ -24,6 +25,7 @@ mod founding;
 mod host;
 mod judge;
 mod node;
+mod replication;
 mod unit;
 
 use std::{
@@ -32,7 +34,10 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use holdfast_proto::node::{FromNode, ToNode};
+use holdfast_proto::{
+    node::{FromNode, ToNode},
+    state as records,
+};
 
 use crate::random::Random;
 
@@ -72,8 +77,10 @@ pub struct Report {
 /// Something that must not happen has happened.
 #[derive(Debug, Clone)]
 pub struct Violation {
-    /// Where it all comes from.
-    pub seed: u64,
+    /// What was run.
+    pub plan: Plan,
+    /// How much trouble there had been.
+    pub troubles: u32,
     /// When, in simulated milliseconds.
     pub at_ms: u64,
     /// What.
@@ -87,12 +94,19 @@ impl std::fmt::Display for Violation {
         for line in &self.trace {
             writeln!(f, "  {line}")?;
         }
-        writeln!(f, "seed {} at {} ms: {}", self.seed, self.at_ms, self.what)?;
+        let Plan { seed, without, .. } = &self.plan;
+        writeln!(f, "seed {seed} at {} ms: {}", self.at_ms, self.what)?;
+        let left = self.troubles.saturating_sub(without.len() as u32);
+        writeln!(f, "troubles before it: {left}, left out: {}", without.len())?;
         write!(
             f,
-            "replay: cargo run --release -p holdfast-chaos --bin holdfast-sim -- --first {0} --seeds 1 --trace",
-            self.seed
-        )
+            "replay: cargo run --release -p holdfast-chaos --bin holdfast-sim -- --first {seed} --seeds 1 --trace"
+        )?;
+        if without.is_empty() {
+            return Ok(());
+        }
+        let numbers: Vec<String> = without.iter().map(u32::to_string).collect();
+        write!(f, " --without {}", numbers.join(","))
     }
 }
 
@@ -154,11 +168,35 @@ enum Event {
         process: u64,
         worker: usize,
     },
-    /// The owner has asked all replicas what they have.
-    Recovered {
+    /// A disk has done something for a replica.
+    Disk {
         node: usize,
         process: u64,
-        unit: u64,
+        volume: usize,
+        engine: u64,
+        id: u64,
+    },
+    /// The replica hears of it.
+    DiskTold {
+        node: usize,
+        process: u64,
+        volume: usize,
+        engine: u64,
+        id: u64,
+    },
+    BlocksRead {
+        node: usize,
+        process: u64,
+        volume: usize,
+        read: replication::pump::ReadOf,
+    },
+    Frame {
+        link: u64,
+        way: replication::links::Way,
+    },
+    LinkLost {
+        link: u64,
+        owner_side: bool,
     },
     Io {
         node: usize,
@@ -195,7 +233,15 @@ enum Event {
 #[derive(Debug, Clone)]
 enum Up {
     Session(FromNode),
-    Call { call: u64, request: controllers::Request },
+    Call {
+        call: u64,
+        request: controllers::Request,
+    },
+    /// An owner asks for a change of its volume's configuration.
+    Change {
+        id: u64,
+        change: Box<records::ChangeConfiguration>,
+    },
 }
 
 /// From a member to a node, within a session.
@@ -209,6 +255,23 @@ enum Down {
         call: u64,
         answer: controllers::Answer,
     },
+    /// What became of a change: refused, or made, or not tried.
+    Changed {
+        id: u64,
+        refused: bool,
+    },
+}
+
+/// How a seed differs from others beside its troubles: what is rare in one is frequent in another.
+#[derive(Debug, Clone, Copy)]
+struct Ways {
+    /// Between two commands of a host, at most.
+    host_pause_ms: u64,
+    /// Blocks that hosts use.
+    lbas: u64,
+    slow_disks: bool,
+    slow_links: bool,
+    slow_copies: bool,
 }
 
 struct Simulation {
@@ -219,7 +282,8 @@ struct Simulation {
     controllers: controllers::Controllers,
     nodes: Vec<node::Node>,
     hosts: Vec<host::Host>,
-    blocks: Vec<unit::Blocks>,
+    /// Between owners and replicas, by number.
+    links: BTreeMap<u64, replication::links::Link>,
     judge: judge::Judge,
     /// Ways that are cut, and when the last message on each way arrives: messages of one way keep their order.
     cut: BTreeSet<(Place, Place)>,
@@ -228,6 +292,11 @@ struct Simulation {
     broken: BTreeSet<SessionId>,
     next_session: SessionId,
     trouble: bool,
+    ways: Ways,
+    /// Draws troubles: what is left out changes none of the others.
+    trouble_random: Random,
+    troubles: u32,
+    without: BTreeSet<u32>,
     trace: Option<Vec<String>>,
     lines: Vec<String>,
     hash: DefaultHasher,
@@ -235,12 +304,30 @@ struct Simulation {
     violation: Option<String>,
 }
 
-/// Runs the cluster of a seed.
+/// What is run.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Where all of it comes from.
+    pub seed: u64,
+    /// Tell all that happens.
+    pub trace: bool,
+    /// Troubles that are left out, by number.
+    pub without: BTreeSet<u32>,
+}
+
+impl Plan {
+    /// All that the seed has.
+    pub fn of(seed: u64) -> Self {
+        Self { seed, ..Self::default() }
+    }
+}
+
+/// Runs a cluster.
 ///
 /// # Errors
 /// What must not have happened.
-pub fn run(seed: u64, trace: bool) -> Result<Report, Box<Violation>> {
-    let mut simulation = Simulation::new(seed, trace);
+pub fn run(plan: &Plan) -> Result<Report, Box<Violation>> {
+    let mut simulation = Simulation::new(plan);
     let result = simulation.whole();
     if let Some(lines) = &simulation.trace {
         for line in lines {
@@ -250,13 +337,41 @@ pub fn run(seed: u64, trace: bool) -> Result<Report, Box<Violation>> {
     simulation.report.trace_hash = simulation.hash.finish();
     match result {
         Ok(()) => Ok(simulation.report),
-        Err(what) => Err(Box::new(Violation { seed, at_ms: simulation.now, what, trace: simulation.lines })),
+        Err(what) => Err(Box::new(Violation {
+            plan: plan.clone(),
+            troubles: simulation.troubles,
+            at_ms: simulation.now,
+            what,
+            trace: simulation.lines,
+        })),
     }
 }
 
+/// Leaves out what trouble it can of a plan that shows a violation, as long as it shows one.
+pub fn shrink(violation: Box<Violation>) -> Box<Violation> {
+    let mut least = violation;
+    for number in (0..least.troubles).rev() {
+        let mut plan = least.plan.clone();
+        if plan.without.insert(number)
+            && let Err(found) = run(&plan)
+        {
+            least = found;
+        }
+    }
+    least
+}
+
 impl Simulation {
-    fn new(seed: u64, trace: bool) -> Self {
-        let mut random = Random::new(seed);
+    fn new(plan: &Plan) -> Self {
+        let mut random = Random::new(plan.seed);
+        let trouble_random = random.fork();
+        let ways = Ways {
+            host_pause_ms: *random.pick(&[3, 12, 40]),
+            lbas: *random.pick(&[1, 2, host::LBAS]),
+            slow_disks: random.below(3) == 0,
+            slow_links: random.below(3) == 0,
+            slow_copies: random.below(3) == 0,
+        };
         let controllers = controllers::Controllers::new();
         let nodes = (0..NODES).map(|_| node::Node::new(&mut random)).collect();
         Self {
@@ -266,14 +381,18 @@ impl Simulation {
             controllers,
             nodes,
             hosts: (0..HOSTS).map(|_| host::Host::new()).collect(),
-            blocks: (0..VOLUMES).map(|_| unit::Blocks::default()).collect(),
+            links: BTreeMap::new(),
             judge: judge::Judge::default(),
             cut: BTreeSet::new(),
             last: BTreeMap::new(),
             broken: BTreeSet::new(),
             next_session: 1,
             trouble: true,
-            trace: trace.then(Vec::new),
+            trace: plan.trace.then(Vec::new),
+            trouble_random,
+            ways,
+            troubles: 0,
+            without: plan.without.clone(),
             lines: Vec::new(),
             hash: DefaultHasher::new(),
             report: Report::default(),
@@ -299,6 +418,11 @@ impl Simulation {
         self.until(deadline, |simulation| simulation.now > simulation.controllers.committed_at + QUIET_MS)?;
         self.hosts.iter_mut().for_each(host::Host::ask_all);
         self.all_get_on()?;
+        let deadline = self.now + HEALED_MS_MAX;
+        self.until(deadline, |simulation| simulation.replicas_differ().is_none())?;
+        if let Some(why) = self.replicas_differ() {
+            return Err(why);
+        }
         self.judge.finish()
     }
 
@@ -357,17 +481,30 @@ impl Simulation {
             }
             Event::NodeTick { node, process } if self.lives(node, process) => self.node_tick(node),
             Event::Worker { node, process, worker } if self.lives(node, process) => self.worker(node, worker),
-            Event::Recovered { node, process, unit } if self.lives(node, process) => {
-                self.recovered(node, unit)
+            Event::Disk { node, process, volume, engine, id } if self.lives(node, process) => {
+                self.disk_ends(node, volume, engine, id);
             }
-            Event::Io { node, process, unit, io } => self.perform(node, process, unit, io),
+            Event::DiskTold { node, process, volume, engine, id } if self.lives(node, process) => {
+                self.disk_told(node, volume, engine, id);
+            }
+            Event::BlocksRead { node, process, volume, read } if self.lives(node, process) => {
+                self.blocks_read(node, volume, read);
+            }
+            Event::Frame { link, way } => self.frame(link, way),
+            Event::LinkLost { link, owner_side } => self.link_lost(link, owner_side),
+            Event::Io { node, process, unit, io } if self.lives(node, process) => {
+                self.perform(node, unit, io)
+            }
             Event::Peer { to, message } => self.at_peer(to, *message),
             Event::ForwardDue { node, process, request } if self.lives(node, process) => {
                 self.forward_due(node, request)
             }
             Event::NodeTick { .. }
             | Event::Worker { .. }
-            | Event::Recovered { .. }
+            | Event::Disk { .. }
+            | Event::DiskTold { .. }
+            | Event::BlocksRead { .. }
+            | Event::Io { .. }
             | Event::ForwardDue { .. } => {}
             Event::HostStep(host) => self.host_step(host),
             Event::ToPort { host, node, command } => self.at_port(host, node, *command),
@@ -383,10 +520,16 @@ impl Simulation {
             Event::ToNode { node, .. }
             | Event::NodeTick { node, .. }
             | Event::Worker { node, .. }
-            | Event::Recovered { node, .. }
+            | Event::DiskTold { node, .. }
+            | Event::BlocksRead { node, .. }
+            | Event::Io { node, .. }
             | Event::ForwardDue { node, .. }
             | Event::ToPort { node, .. }
             | Event::Peer { to: node, .. } => *node,
+            Event::Frame { link, way } => {
+                self.links.get(link)?.end(matches!(way, replication::links::Way::ToOwner(_)))
+            }
+            Event::LinkLost { link, owner_side } => self.links.get(link)?.end(*owner_side),
             // What was submitted to the disks goes on; its end is noticed later.
             _ => return None,
         };

@@ -36,6 +36,7 @@ use super::{
     Down, Event, Place, SessionId, Simulation, Up,
     founding::CLUSTER,
     host::{self, Sent},
+    replication::{self, Engine, disk::Disk},
     unit::{Asker, Outcome, Unit},
 };
 use crate::random::Random;
@@ -126,6 +127,11 @@ pub(super) struct Node {
     /// Counts processes; names the present one.
     pub(super) process: u64,
     pub(super) paused_until: u64,
+    /// Counts losses of power.
+    pub(super) boot: u8,
+    pub(super) disks: BTreeMap<usize, Disk>,
+    pub(super) engines: BTreeMap<usize, Engine>,
+    pub(super) changes: BTreeMap<u64, replication::changes::Asked>,
     offset_ms: u64,
     drift_ppm: u64,
     core: Option<Core>,
@@ -142,14 +148,14 @@ pub(super) struct Node {
 }
 
 pub(super) fn join(node: usize, process: u64) -> records::NodeJoin {
-    holdfast_controller::session::join_of(&hello(node, process))
+    holdfast_controller::session::join_of(&hello(node, process, 0))
 }
 
-fn hello(node: usize, process: u64) -> Hello {
+fn hello(node: usize, process: u64, boot: u8) -> Hello {
     let number = node + 1;
     Hello {
         name: format!("node-{number}"),
-        boot_id: vec![number as u8; 16],
+        boot_id: [vec![number as u8; 15], vec![boot]].concat(),
         process_id: u128::from(process + 1).to_be_bytes().to_vec(),
         portals: vec![format!("127.0.0.{number}:3260")],
         interconnect: format!("127.0.0.{number}:3270"),
@@ -169,6 +175,10 @@ impl Node {
             up: false,
             process: 0,
             paused_until: 0,
+            boot: 0,
+            disks: BTreeMap::new(),
+            engines: BTreeMap::new(),
+            changes: BTreeMap::new(),
             offset_ms: 1 + random.below(1 << 40),
             drift_ppm: random.below(100),
             core: None,
@@ -208,7 +218,11 @@ impl Node {
         self.workers.iter().flat_map(|worker| worker.ports.iter().map(|(host, port)| (*host, port)))
     }
 
-    fn fresh(&mut self) -> u64 {
+    pub(super) fn has_session(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.incarnation.is_some())
+    }
+
+    pub(super) fn fresh(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
@@ -226,7 +240,7 @@ impl Simulation {
         let facts = Facts {
             cluster: ClusterId(CLUSTER),
             name: format!("node-{}", at + 1),
-            hello: hello(at, node.process),
+            hello: hello(at, node.process, node.boot),
             key,
         };
         let installer: Arc<dyn Installer> = Arc::<Inbox>::clone(&node.inbox);
@@ -238,8 +252,9 @@ impl Simulation {
         self.later(1, Event::NodeTick { node: at, process });
     }
 
-    /// Everything but the disks is gone.
-    pub(super) fn crash_node(&mut self, at: usize) {
+    /// Everything but the disks is gone, with `power` also what only their caches had.
+    pub(super) fn crash_node(&mut self, at: usize, power: bool) {
+        self.crash_replicas(at, power);
         let node = &mut self.nodes[at];
         node.up = false;
         node.core = None;
@@ -247,6 +262,7 @@ impl Simulation {
         node.confirmed.clear();
         node.units.clear();
         node.calls.clear();
+        node.changes.clear();
         node.paused_until = 0;
         let gone: Vec<_> = node.workers.drain(..).flat_map(|w| w.ports.into_iter()).collect();
         let asked = std::mem::take(&mut node.requests);
@@ -258,10 +274,10 @@ impl Simulation {
             let (host, number) = (asked.host, asked.number);
             self.later(1, Event::Answer { host, number, answer: host::Answer::Unknown });
         }
-        self.note(|| format!("node {at} crashes"));
+        self.note(|| format!("node {at} {}", if power { "loses power" } else { "crashes" }));
     }
 
-    fn up(&mut self, at: usize, message: Up) {
+    pub(super) fn up(&mut self, at: usize, message: Up) {
         let Some(session) = self.nodes[at].session.as_ref().map(|s| s.id) else { return };
         let member = self.member_of(session);
         let event = Event::ToMember { member, session, message: Box::new(message) };
@@ -277,7 +293,7 @@ impl Simulation {
         let now = self.now;
         let node = &mut self.nodes[at];
         let Some(core) = &mut node.core else { return };
-        let hello = core.begin(super::node::hello(at, node.process).pools);
+        let hello = core.begin(super::node::hello(at, node.process, node.boot).pools);
         node.session = Some(Session { id, incarnation: None, heard: now, renew_at: now });
         self.up(at, Up::Session(hello));
     }
@@ -310,6 +326,7 @@ impl Simulation {
             self.drop_host_sessions(at);
         }
         self.drive_calls(at);
+        self.tick_replicas(at);
         self.tick_units(at);
     }
 
@@ -354,6 +371,7 @@ impl Simulation {
         own.heard = now;
         match message {
             Down::Elsewhere | Down::Ended => node.session = None,
+            Down::Changed { id, refused } => self.change_answered(at, id, refused),
             Down::Answer { call, answer } => self.call_answered(at, session, call, answer),
             Down::Session(message) => {
                 let Some(core) = &mut node.core else { return };
@@ -377,6 +395,7 @@ impl Simulation {
             let Some(install) = next else { return };
             let install = Rc::new(install);
             self.follow(at, &install);
+            self.follow_replicas(at, &install);
             let process = self.nodes[at].process;
             for worker in 0..WORKERS {
                 self.nodes[at].workers[worker].queue.push_back(Rc::clone(&install));

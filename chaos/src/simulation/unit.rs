@@ -1,7 +1,6 @@
 //! A logical unit at its owner: the product's device server, with what carries its actions out.
 //!
-//! Invariants: no command enters before the owner has recovered, nor under another epoch; blocks take a change only from the newest
-//! epoch; no answer leaves as executed unless the unit may still be answered for.
+//! Invariants: no command enters before the owner serves, nor under another epoch; no answer leaves as executed unless the unit may still be answered for.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +9,7 @@ use holdfast_datanode::{
     view::VolumeId,
 };
 use holdfast_proto::state as records;
-use holdfast_replica::epoch::Epoch;
+use holdfast_replica::{epoch::Epoch, span::Span};
 use holdfast_scsi::{
     device_server::{
         Action, CommandRequest, Completion, DataIn, DataOut, DeviceServer, IoDone, IoFailure, OWN_WORK,
@@ -27,24 +26,15 @@ use holdfast_scsi::{
 };
 
 use super::{
-    Event, Place, Simulation,
+    Event, NODES, Place, Simulation,
     controllers::{Answer, Refused, Request},
     node::{PeerMessage, PortCommand},
+    replication::{Ended, For, Wish},
 };
 
 /// By when a change of the reservations has passed its barrier although nobody could be asked, in milliseconds.
 const BARRIER_MS_MAX: u64 = 15_000;
 const BLOCK: usize = 512;
-
-/// The blocks of a volume, as all replicas have them.
-#[derive(Debug, Default)]
-pub(super) struct Blocks {
-    values: BTreeMap<u64, u64>,
-    /// The newest epoch that has asked for them.
-    promised: Epoch,
-    /// The newest epoch in which a host was served.
-    pub(super) served: Epoch,
-}
 
 /// Who waits for a command: a request of a node.
 #[derive(Debug, Clone, Copy)]
@@ -105,23 +95,12 @@ pub(super) enum CallKind {
     Barrier(u64),
 }
 
-/// I/O at the disks.
+/// What a unit wants of its volume, on its way there.
 #[derive(Debug)]
 pub(super) struct Io {
     task: TaskId,
-    volume: usize,
-    epoch: Epoch,
     execute_by: u64,
-    what: IoKind,
-}
-
-#[derive(Debug)]
-enum IoKind {
-    Read(Extent),
-    Write(Extent, Vec<u8>),
-    Flush,
-    /// Not of these histories.
-    Other,
+    wish: Option<Wish>,
 }
 
 struct Task {
@@ -132,13 +111,11 @@ struct Task {
     changed: bool,
     changing: bool,
     refused: bool,
-    io: bool,
 }
 
 pub(super) struct Unit {
     volume: VolumeId,
     epoch: Epoch,
-    recovered: bool,
     pub(super) server: DeviceServer,
     tasks: BTreeMap<u64, Task>,
     installed: Option<u64>,
@@ -146,7 +123,7 @@ pub(super) struct Unit {
     awaited: Vec<(u64, u64)>,
 }
 
-fn number_of(volume: VolumeId) -> usize {
+pub(super) fn number_of(volume: VolumeId) -> usize {
     usize::from(volume.0[0]) - 1
 }
 
@@ -154,11 +131,10 @@ impl Simulation {
     /// Units follow a view.
     pub(super) fn follow(&mut self, at: usize, install: &holdfast_datanode::agent::Install) {
         let view = &install.view;
-        let process = self.nodes[at].process;
         let closed: Vec<u64> = self.nodes[at]
             .units
             .iter()
-            .filter(|(_, unit)| view.owned_volume(unit.volume).is_none_or(|v| v.config.epoch() != unit.epoch))
+            .filter(|(_, unit)| view.owned_volume(unit.volume).is_none())
             .map(|(id, _)| *id)
             .collect();
         for id in closed {
@@ -173,7 +149,6 @@ impl Simulation {
                 let unit = Unit {
                     volume: volume.id,
                     epoch: volume.config.epoch(),
-                    recovered: false,
                     server: DeviceServer::new(lu_config(volume)),
                     tasks: BTreeMap::new(),
                     installed: None,
@@ -182,9 +157,6 @@ impl Simulation {
                 };
                 let id = node.next;
                 node.units.insert(id, unit);
-                self.note(|| format!("node {at} owns {} in epoch {:?}", volume.name, volume.config.epoch()));
-                let wait = 2 + self.random.below(60);
-                self.later(wait, Event::Recovered { node: at, process, unit: id });
                 id
             });
             let aborts: Vec<Nexus> = install
@@ -195,6 +167,7 @@ impl Simulation {
                 .collect();
             let clock = self.nodes[at].clock(self.now);
             self.with_unit(at, id, |unit, now| {
+                unit.epoch = volume.config.epoch();
                 unit.server.install_clock(now, UnixMillis(clock));
                 if !aborts.is_empty() {
                     unit.server.abort_tasks_of(now, &aborts);
@@ -218,22 +191,6 @@ impl Simulation {
         }
     }
 
-    pub(super) fn recovered(&mut self, at: usize, id: u64) {
-        let leased = self.nodes[at].leased(self.now);
-        let process = self.nodes[at].process;
-        let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
-        if !leased {
-            return self.later(20, Event::Recovered { node: at, process, unit: id });
-        }
-        unit.recovered = true;
-        let (volume, epoch) = (number_of(unit.volume), unit.epoch);
-        if self.blocks[volume].promised > epoch {
-            return;
-        }
-        self.blocks[volume].promised = epoch;
-        self.note(|| format!("node {at} serves volume {volume} in epoch {epoch:?}"));
-    }
-
     /// A command enters the unit of a volume, if this node serves it in this epoch.
     pub(super) fn submit(
         &mut self,
@@ -244,12 +201,17 @@ impl Simulation {
         command: PortCommand,
         execute_by: u64,
     ) {
-        let leased = self.nodes[at].leased(self.now);
+        let number = number_of(volume);
+        let serves = self.serves(at, number);
         let node = &mut self.nodes[at];
-        let found = node.units.iter().find(|(_, u)| u.volume == volume && u.epoch == epoch && u.recovered);
-        let Some(id) = found.map(|(id, _)| *id).filter(|_| leased) else {
+        let found = node.units.iter().find(|(_, u)| u.volume == volume && u.epoch == epoch);
+        let Some(id) = found.map(|(id, _)| *id).filter(|_| serves) else {
             return self.finish(at, asker, Outcome::NotExecuted);
         };
+        if let Some(other) = (0..NODES).find(|other| *other != at && self.serves(*other, number)) {
+            self.violated(format!("node {at} and node {other} both serve volume {number}"));
+        }
+        let node = &mut self.nodes[at];
         node.next += 1;
         let task = node.next;
         let mut entered = true;
@@ -265,7 +227,6 @@ impl Simulation {
                     changed: false,
                     changing: false,
                     refused: false,
-                    io: false,
                 },
             );
             let request = CommandRequest {
@@ -301,17 +262,17 @@ impl Simulation {
         let leased = self.nodes[at].leased(self.now);
         let process = self.nodes[at].process;
         let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
-        let (task, what, changes) = match action {
-            Action::Read { task, extent, .. } => (task, IoKind::Read(extent), false),
-            Action::Write { task, extent, data_offset, .. } => {
+        let (task, wish, changes) = match action {
+            Action::Read { task, extent, .. } => (task, span_of(extent).map(Wish::Read), false),
+            Action::Write { task, extent, data_offset, fua } => {
                 let data = unit.tasks.get(&task.0).map(|t| t.data.clone()).unwrap_or_default();
-                (task, IoKind::Write(extent, data.into_iter().skip(data_offset as usize).collect()), true)
+                (task, write_of(extent, data.get(data_offset as usize..).unwrap_or_default(), fua), true)
             }
-            Action::WriteBytes { task, extent, data, .. } => (task, IoKind::Write(extent, data), true),
-            Action::Flush { task, .. } => (task, IoKind::Flush, false),
+            Action::WriteBytes { task, extent, data, fua, .. } => (task, write_of(extent, &data, fua), true),
+            Action::Flush { task, .. } => (task, Some(Wish::Flush), false),
             Action::WriteSame { task, .. }
             | Action::Unmap { task, .. }
-            | Action::QueryAllocation { task, .. } => (task, IoKind::Other, false),
+            | Action::QueryAllocation { task, .. } => (task, None, false),
             Action::ProposeChange { task, nexus, expected_version, cdb, parameter_list } => {
                 if let Some(entry) = unit.tasks.get_mut(&task.0) {
                     if clock > entry.execute_by {
@@ -379,11 +340,9 @@ impl Simulation {
             | Action::CancelCopyCommand { .. }
             | Action::DrawRandom { .. } => return,
         };
-        let (volume, epoch) = (number_of(unit.volume), unit.epoch);
         let mut execute_by = u64::MAX;
         if let Some(entry) = unit.tasks.get_mut(&task.0) {
             entry.changing = changes;
-            entry.io = true;
             execute_by = entry.execute_by;
         }
         if !leased {
@@ -393,61 +352,60 @@ impl Simulation {
             }
             return unit.server.handle_io(now, task, IoDone::Failed(IoFailure::NotExecuted));
         }
-        let io = Io { task, volume, epoch, execute_by, what };
-        let wait = if self.random.below(25) == 0 { self.random.below(900) } else { self.random.below(5) };
+        let io = Io { task, execute_by, wish };
+        let wait = if self.random.below(25) == 0 { self.random.below(900) } else { 0 };
         self.later(wait, Event::Io { node: at, process, unit: id, io });
     }
 
-    /// The disks do it. They do it also for an owner that has died meanwhile, but not for one of an old epoch.
-    pub(super) fn perform(&mut self, at: usize, process: u64, id: u64, io: Io) {
-        let fenced = io.epoch < self.blocks[io.volume].promised;
+    /// The volume takes it, if it is in time.
+    pub(super) fn perform(&mut self, at: usize, id: u64, io: Io) {
         let overdue = self.nodes[at].clock(self.now) > io.execute_by;
-        let mut read = Vec::new();
-        if let (IoKind::Write(extent, data), false, false) = (&io.what, fenced, overdue) {
-            for (lba, block) in (extent.lba..).zip(data.chunks(BLOCK)).take(extent.blocks as usize) {
-                self.blocks[io.volume].values.insert(lba, value_of(block));
-            }
+        let of = For { unit: id, task: io.task.0 };
+        let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
+        let volume = number_of(unit.volume);
+        match io.wish {
+            Some(Wish::Write(..)) if overdue => self.io_ended(at, of, Ended::Unknown),
+            Some(wish) => self.begin_job(at, volume, of, wish),
+            // Not of these histories.
+            None => self.with_unit(at, id, |unit, now| {
+                unit.server.handle_io(now, io.task, IoDone::Failed(IoFailure::Hardware));
+            }),
         }
-        if let IoKind::Read(extent) = &io.what {
-            for lba in extent.lba..extent.end() {
-                let value = self.blocks[io.volume].values.get(&lba).copied().unwrap_or_default();
-                read.extend(block_of(value));
-            }
-        }
-        if !self.lives(at, process) {
-            return;
-        }
-        if fenced {
-            self.mark("the I/O of an old epoch was refused");
-        }
-        self.with_unit(at, id, |unit, now| {
-            let Some(entry) = unit.tasks.get_mut(&io.task.0) else {
-                if io.task == OWN_WORK {
-                    unit.server.handle_io(now, io.task, IoDone::Done);
+    }
+
+    /// What the volume made of it.
+    pub(super) fn io_ended(&mut self, at: usize, of: For, ended: Ended) {
+        let task = TaskId(of.task);
+        self.with_unit(at, of.unit, |unit, now| {
+            let Some(entry) = unit.tasks.get_mut(&of.task) else {
+                if task == OWN_WORK {
+                    unit.server.handle_io(now, task, IoDone::Done);
                 }
                 return;
             };
             let changing = std::mem::take(&mut entry.changing);
-            let done = match &io.what {
-                IoKind::Write(..) if fenced => {
+            let read: Vec<u8> = match &ended {
+                Ended::Read(values) => values.iter().copied().flat_map(block_of).collect(),
+                _ => Vec::new(),
+            };
+            let done = match ended {
+                Ended::NotExecuted => {
                     entry.refused = true;
                     IoDone::Failed(IoFailure::NotExecuted)
                 }
-                IoKind::Write(..) if overdue => IoDone::Failed(IoFailure::Unknown),
-                IoKind::Read(_) => IoDone::Read(&read),
-                IoKind::Write(..) | IoKind::Flush => IoDone::Done,
-                IoKind::Other => IoDone::Failed(IoFailure::Hardware),
+                Ended::Unknown => IoDone::Failed(IoFailure::Unknown),
+                Ended::Done => IoDone::Done,
+                Ended::Read(_) => IoDone::Read(&read),
             };
             entry.changed |= changing && !entry.refused;
             entry.read = read.clone();
-            unit.server.handle_io(now, io.task, done);
+            unit.server.handle_io(now, task, done);
         });
     }
 
     fn completed(&mut self, at: usize, id: u64, task: TaskId, response: Response) {
         let leased = self.nodes[at].leased(self.now);
         let Some(unit) = self.nodes[at].units.get_mut(&id) else { return };
-        let (volume, epoch) = (number_of(unit.volume), unit.epoch);
         let Some(task) = unit.tasks.remove(&task.0) else { return };
         let may_change = task.changed || task.changing;
         let kept = || if may_change { Outcome::Unknown } else { Outcome::NotExecuted };
@@ -456,18 +414,6 @@ impl Simulation {
             Response::Completed(_) if task.refused || !leased => kept(),
             Response::Completed(completion) => Outcome::of(&completion, &task.read),
         };
-        if let Outcome::Reply(reply) = &outcome
-            && reply.status == Status::Good
-            && task.io
-        {
-            if epoch < self.blocks[volume].served {
-                let served = self.blocks[volume].served;
-                self.violated(format!(
-                    "node {at} serves volume {volume} in epoch {epoch:?} after epoch {served:?} did"
-                ));
-            }
-            self.blocks[volume].served = epoch;
-        }
         self.finish(at, task.asker, outcome);
     }
 
@@ -581,6 +527,15 @@ impl Unit {
     }
 }
 
+fn span_of(extent: Extent) -> Option<Span> {
+    Span::new(extent.lba, u64::from(extent.blocks))
+}
+
+fn write_of(extent: Extent, data: &[u8], durable: bool) -> Option<Wish> {
+    let values = data.chunks(BLOCK).take(extent.blocks as usize).map(value_of).collect();
+    span_of(extent).map(|span| Wish::Write(span, values, durable))
+}
+
 /// A block that holds a value.
 pub(super) fn block_of(value: u64) -> Vec<u8> {
     let mut block = vec![0; BLOCK];
@@ -600,6 +555,6 @@ pub(super) fn name_of(nexus: &Nexus) -> records::NexusName {
     }
 }
 
-fn epoch_record(epoch: Epoch) -> records::Epoch {
+pub(super) fn epoch_record(epoch: Epoch) -> records::Epoch {
     records::Epoch { generation: epoch.generation, number: epoch.number }
 }
