@@ -77,7 +77,7 @@ fn log_in(cid: u16, tsih: u16) -> Connection<Vec<u8>> {
     connection.handle_input(Instant(0), &bytes);
     while let Some(event) = connection.poll_event() {
         if let Event::Login(_) = event {
-            let admission = Admission { chap: None, target_portal_group_tag: 1 };
+            let admission = Admission { chap: None, target_portal_group_tag: 1, moved_to: None };
             connection.login_answer(Instant(0), LoginAnswer::Accept(admission));
         }
     }

@@ -115,9 +115,6 @@ pub enum LoginAnswer {
     Accept(Admission),
     /// No.
     Refuse(LoginStatus),
-    /// Not here, for now: the target has moved temporarily (0101h) to this portal, `address:port` as in [`PortalRecord`]. Before
-    /// any authentication: the initiator does that there.
-    Redirect(String),
 }
 
 /// What an initiator is admitted with.
@@ -127,6 +124,10 @@ pub struct Admission {
     pub chap: Option<Box<ChapCredentials>>,
     /// The target portal group tag of this portal.
     pub target_portal_group_tag: u16,
+    /// Not here, for now: the target has moved temporarily (0101h) to this portal, `address:port` as in [`PortalRecord`]. Who must
+    /// pass CHAP is told only then: the address is not for everyone who knows a name (RFC 7143 11.13.5 allows both, and makes
+    /// initiators follow after authentication).
+    pub moved_to: Option<String>,
 }
 
 /// The shell's verdict on [`Event::SessionStarting`].

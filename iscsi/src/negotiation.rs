@@ -168,12 +168,34 @@ pub(crate) struct Negotiation {
     max_burst_offered: Option<u32>,
     /// The connection joins a session, whose keys are agreed already.
     joining: bool,
+    /// It is of a discovery session.
+    discovery: bool,
 }
 
 /// Keys of a connection; all others are its session's, and negotiated on the leading connection only (RFC 7143 13).
 const OF_CONNECTION: [Key; 3] = [Key::HeaderDigest, Key::DataDigest, Key::MaxRecvDataSegmentLength];
 
+/// Keys of which RFC 7143 section 13 and RFC 7145 6.3 say "Irrelevant when: SessionType=Discovery".
+const IRRELEVANT_IN_DISCOVERY: [Key; 11] = [
+    Key::MaxConnections,
+    Key::InitialR2T,
+    Key::ImmediateData,
+    Key::MaxBurstLength,
+    Key::FirstBurstLength,
+    Key::MaxOutstandingR2T,
+    Key::DataPduInOrder,
+    Key::DataSequenceInOrder,
+    Key::TaskReporting,
+    Key::ProtocolLevel,
+    Key::RdmaExtensions,
+];
+
 impl Negotiation {
+    /// From here on keys that mean nothing in a discovery session are answered so.
+    pub(crate) fn discover(&mut self) {
+        self.discovery = true;
+    }
+
     /// From here on only keys of the connection can be agreed.
     pub(crate) fn join(&mut self) {
         self.joining = true;
@@ -189,7 +211,7 @@ impl Negotiation {
         if let Some((_, answer)) = FIXED.iter().find(|(key, _)| *key == name) {
             return Answer::fixed(answer);
         }
-        let Some(&(key, _, rule, _)) = TABLE.iter().find(|(_, key, ..)| *key == name) else {
+        let Some(&(key, _, rule, default)) = TABLE.iter().find(|(_, key, ..)| *key == name) else {
             return Answer::fixed("NotUnderstood");
         };
         if self.joining && !OF_CONNECTION.contains(&key) {
@@ -199,13 +221,22 @@ impl Negotiation {
         if self.get(key).is_some() && !declared {
             return Answer::Repeated;
         }
+        if self.discovery && IRRELEVANT_IN_DISCOVERY.contains(&key) {
+            // Whatever was offered: that ends its negotiation (RFC 7143 6.2), and nothing depends on it.
+            self.agree(key, default);
+            return Answer::fixed("Irrelevant");
+        }
         let Some((result, said)) = self.result(options, key, rule, value) else {
             return Answer::fixed("Reject");
         };
+        self.agree(key, result);
+        if declared { Answer::Nothing } else { Answer::Value(said) }
+    }
+
+    fn agree(&mut self, key: Key, result: u32) {
         if let Some(slot) = self.agreed.get_mut(key as usize) {
             *slot = Some(result);
         }
-        if declared { Answer::Nothing } else { Answer::Value(said) }
     }
 
     fn get(&self, key: Key) -> Option<u32> {

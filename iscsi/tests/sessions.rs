@@ -244,7 +244,7 @@ impl Play {
         while let Some(event) = connection.poll_event() {
             match event {
                 Event::Login(_) => {
-                    let admission = Admission { chap: None, target_portal_group_tag: 1 };
+                    let admission = Admission { chap: None, target_portal_group_tag: 1, moved_to: None };
                     connection.login_answer(Instant(self.now), LoginAnswer::Accept(admission));
                 }
                 Event::SessionStarting(_) => starting = true,

@@ -41,14 +41,14 @@ fn headers_of_the_target() {
 
     let response = ScsiResponse {
         status: 2,
-        status_qualifier: 0,
+        status_qualifier: 0x4002,
         initiator_task_tag: 0x11,
         numbers: NUMBERS,
         exp_data_sn: 5,
         residual: Residual::Overflow(6),
         bidirectional_residual: Residual::Underflow(7),
     };
-    let expected = "218c0002 00000000 00000000 00000000 00000011 00000000 01010101 02020202 03030303 00000005 00000007 00000006";
+    let expected = "218c0002 00000000 40020000 00000000 00000011 00000000 01010101 02020202 03030303 00000005 00000007 00000006";
     assert_eq!(response.encode(), bhs(expected));
 
     let function = TaskManagementResponsePdu {

@@ -3,7 +3,7 @@
 //! Invariants: an initiator that belongs to no host gets no further than its first request (0202h), also for discovery; a
 //! session starts only after the older one of its nexus has ended at every owner that knew it; a nexus is born with 29/00
 //! pending on every LUN and hears only of events of views installed after its birth; who is sent to another node belongs to a
-//! host, and the other node serves as far as this one knows.
+//! host and has passed the authentication that it demands, and the other node serves as far as this one knows.
 
 use holdfast_iscsi::chap::{Algorithm, ChapCredentials, Secret};
 use holdfast_iscsi::{
@@ -83,13 +83,19 @@ impl Worker {
     }
 
     fn answer_login(&mut self, now: Instant, connection: u64, request: &LoginRequest) {
-        let moved = self.elsewhere(now, connection, request);
-        let answer = match self.admit(now, request) {
-            Ok(_) | Err(LoginStatus::ServiceUnavailable) if moved.is_some() => {
-                let address = moved.map(|address| address.to_string()).unwrap_or_default();
-                tracing::info!(initiator = request.initiator_name, address, "login sent to another node");
-                LoginAnswer::Redirect(address)
+        let answer = match self.elsewhere(now, connection, request) {
+            Some((address, admission)) => {
+                let address = address.to_string();
+                tracing::info!(
+                    initiator = request.initiator_name,
+                    address,
+                    "login to be sent to another node"
+                );
+                admission.map(|admission| Admission { moved_to: Some(address), ..admission })
             }
+            None => self.admit(now, request),
+        };
+        let answer = match answer {
             Ok(admission) => LoginAnswer::Accept(admission),
             Err(status) => {
                 tracing::info!(initiator = request.initiator_name, ?status, "login refused");
@@ -102,9 +108,14 @@ impl Worker {
     }
 
     /// Where to send an initiator that begins a session here, because this node does not serve now (it stops, or has no lease)
-    /// or is being drained. Nowhere, if no other node is better off. Discovery and further connections of a session are
-    /// never sent away: the former is answered by any node, the latter belong to this one.
-    fn elsewhere(&self, now: Instant, connection: u64, request: &LoginRequest) -> Option<SocketAddr> {
+    /// or is being drained, and what it must pass before it is told. Nowhere, if no other node is better off. Discovery and
+    /// further connections of a session are never sent away: the former is answered by any node, the latter belong to this one.
+    fn elsewhere(
+        &self,
+        now: Instant,
+        connection: u64,
+        request: &LoginRequest,
+    ) -> Option<(SocketAddr, Result<Admission, LoginStatus>)> {
         let view = self.view.as_deref()?;
         let leaving = view.my_node().is_some_and(|me| me.draining);
         let normal = request.session_type == SessionType::Normal && request.tsih == 0;
@@ -112,7 +123,8 @@ impl Worker {
             return None;
         }
         let target = request.target_name.as_ref()?;
-        if !target.eq_ignore_ascii_case(&view.target_iqn) || view.host_of(&request.initiator_name).is_none() {
+        let host = view.host_of(&request.initiator_name)?;
+        if !target.eq_ignore_ascii_case(&view.target_iqn) {
             return None;
         }
         let here = self.connections.get(&connection).and_then(|p| self.portals.get(p.portal))?;
@@ -128,7 +140,9 @@ impl Worker {
         // Spread by name and ISID, and the same each time.
         let bytes = request.initiator_name.bytes().chain(request.isid);
         let sum = bytes.fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-        portals.get(sum.checked_rem(portals.len())?).copied()
+        let portal = portals.get(sum.checked_rem(portals.len())?).copied()?;
+        // What this node knows of the host may be old where it has no lease: another secret than now lets nobody in anywhere.
+        Some((portal, admission(view, host)))
     }
 
     fn admit(&self, now: Instant, request: &LoginRequest) -> Result<Admission, LoginStatus> {
@@ -143,8 +157,7 @@ impl Worker {
         {
             return Err(LoginStatus::NotFound);
         }
-        let chap = host.chap.as_ref().map(|chap| credentials(host, chap)).transpose()?;
-        Ok(Admission { chap, target_portal_group_tag: view.me.get() })
+        admission(view, host)
     }
 
     /// The view, while this node may answer by it.
@@ -376,6 +389,12 @@ fn matches_target(view: &ClusterView, request: &SendTargets) -> bool {
 
 fn nexus(login: &LoginRequest, port: RelativePort) -> Option<Nexus> {
     Some(Nexus::new(TransportId::iscsi(&login.initiator_name, login.isid).ok()?, port))
+}
+
+/// With what an initiator of this host begins.
+fn admission(view: &ClusterView, host: &HostView) -> Result<Admission, LoginStatus> {
+    let chap = host.chap.as_ref().map(|chap| credentials(host, chap)).transpose()?;
+    Ok(Admission { chap, target_portal_group_tag: view.me.get(), moved_to: None })
 }
 
 fn credentials(host: &HostView, chap: &ChapView) -> Result<Box<ChapCredentials>, LoginStatus> {

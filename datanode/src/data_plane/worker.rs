@@ -554,7 +554,7 @@ impl Worker {
     /// Ends a session from our side; what is ready is still sent.
     pub(super) fn close(&mut self, now: Instant, connection: u64) {
         if let Some(engine) = self.connections.get_mut(&connection).and_then(Portal::engine) {
-            engine.close(CloseReason::Local);
+            engine.drop_session(CloseReason::Local);
             self.pump(now, connection);
         }
     }

@@ -149,6 +149,11 @@ impl FullFeature {
             return Ok(Incoming::Nothing);
         };
         let tag = task.tag;
+        // With a transfer tag the LUN is the command's, without one it is reserved (RFC 7143 11.7.4); fields that contradict
+        // each other end the session (7.6).
+        if pdu.target_transfer_tag != TAG_NONE && pdu.lun != task.lun {
+            return Err(violation("LUN"));
+        }
         // A command's data comes on the connection that the command came on (RFC 7143 4.2.2).
         if task.link != link.id {
             return Ok(self.reject(link, bhs, RejectReason::ProtocolError));

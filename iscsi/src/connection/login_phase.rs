@@ -9,7 +9,6 @@ use crate::negotiation::SessionParameters;
 use crate::pdu::{Bhs, LoginRequestPdu, LoginResponsePdu, Numbers, Stage, opcode};
 use crate::text;
 use crate::time::Instant;
-use alloc::vec::Vec;
 
 /// Makes MaxCmdSN less than ExpCmdSN - 1, so that the initiator ignores both (RFC 7143 4.2.2.1): a connection that joins a
 /// session does not know that session's numbers before it has joined.
@@ -80,9 +79,8 @@ impl LoginPhase {
                 self.send(link, &reply);
                 Ok(Next::FullFeature(parameters))
             }
-            Ok(Progress::Moved(address)) => {
+            Ok(Progress::Moved { address, mut text }) => {
                 // Without a group tag (RFC 7143 13.8): the address is where to ask, not what to find there.
-                let mut text = Vec::new();
                 text::push(&mut text, "TargetAddress", &address);
                 self.end_with(link, TARGET_MOVED_TEMPORARILY, &text);
                 Err(CloseReason::Redirected)

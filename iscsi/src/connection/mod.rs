@@ -163,7 +163,7 @@ impl<B: AsRef<[u8]>> Connection<B> {
                         Due::Ping if self.link.select(id) => full.ping(&mut self.link, now),
                         Due::Ping => return,
                         Due::Silent => return self.close(CloseReason::Silent),
-                        Due::LogoutOverdue => return self.close(CloseReason::LogoutOverdue),
+                        Due::LogoutOverdue => return self.drop_session(CloseReason::LogoutOverdue),
                     }
                 }
             }
@@ -275,6 +275,16 @@ impl<B: AsRef<[u8]>> Connection<B> {
                 }
             }
         }
+    }
+
+    /// Ends the session from our side: the initiator is told on each of its connections (Asynchronous Message, event 3) that it may come
+    /// back after Time2Wait, and what is queued is still to be sent. [`Event::Closed`] follows. A discovery session, or a login
+    /// that is under way, ends in silence.
+    pub fn drop_session(&mut self, reason: CloseReason) {
+        if let Phase::FullFeature(full) = &mut self.phase {
+            full.tell_dropped(&mut self.link);
+        }
+        self.close(reason);
     }
 
     /// Ends the connection at once, in silence. [`Event::Closed`] follows. For session reinstatement, and for a socket

@@ -4,7 +4,7 @@
 use super::full_feature::{FullFeature, Outcome};
 use super::link::{Ending, Links};
 use crate::event::{
-    CloseReason, Event, LinkId, TaskManagement, TaskManagementFunction, TaskManagementId,
+    CloseReason, Event, LinkId, SessionType, TaskManagement, TaskManagementFunction, TaskManagementId,
     TaskManagementResponse,
 };
 use crate::limits;
@@ -14,6 +14,7 @@ use crate::pdu::{
 };
 use crate::session::{Held, Order};
 use crate::time::Instant;
+use alloc::vec::Vec;
 
 /// Codes of functions (RFC 7143 11.5.1, RFC 7144) that name a task.
 const ABORT_TASK: u8 = 1;
@@ -298,11 +299,28 @@ impl FullFeature {
         link.logout_by = Some(now.after_ms(u64::from(seconds) * 1000));
     }
 
+    /// Tells on every connection that the session is about to be dropped. At error recovery level 0 there is nothing to reassign
+    /// afterwards, so that Time2Retain is 0.
+    pub(super) fn tell_dropped<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>) {
+        if self.session_type == SessionType::Discovery {
+            return;
+        }
+        let time_2_wait = self.parameters.default_time_2_wait;
+        let event = AsyncEvent::DropSession { time_2_wait, time_2_retain: 0 };
+        let open: Vec<LinkId> = link.all().filter(|link| link.is_open()).map(|link| link.id).collect();
+        for id in open {
+            if link.select(id) {
+                let numbers = link.take_stat_sn(self.window());
+                link.transmit.push(AsyncMessage { event, numbers }.encode(), &[]);
+            }
+        }
+    }
+
     /// When time demands what, of which connection.
     pub(super) fn deadline<B: AsRef<[u8]>>(&self, links: &Links<B>) -> Option<(Instant, LinkId, Due)> {
         let of_link = |link: &super::link::Link<B>| {
             let options = link.options();
-            let silence = if self.session_type == crate::event::SessionType::Discovery {
+            let silence = if self.session_type == SessionType::Discovery {
                 Some((link.last_heard.after_ms(options.discovery_idle_timeout_ms), Due::Silent))
             } else {
                 match link.ping_sent {

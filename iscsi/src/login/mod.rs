@@ -40,8 +40,8 @@ pub(crate) enum Progress {
     Reply(Reply),
     /// Ask the shell.
     Ask(Event),
-    /// Send the initiator to this portal, and end.
-    Moved(String),
+    /// Send the initiator to this portal, after the last words of authentication, and end.
+    Moved { address: String, text: Vec<u8> },
     /// Send this; the full feature phase begins.
     Finished(Reply, SessionParameters),
 }
@@ -66,6 +66,8 @@ pub(crate) struct Login {
     pdus: u32,
     identity: Option<LoginRequest>,
     security: Option<Security>,
+    /// Where the initiator is sent once it has authenticated.
+    moved_to: Option<String>,
     negotiation: Negotiation,
     /// The group tag that the first answer must tell.
     group_tag: Option<u16>,
@@ -83,6 +85,7 @@ impl Login {
             pdus: 0,
             identity: None,
             security: None,
+            moved_to: None,
             negotiation: Negotiation::default(),
             group_tag: None,
             declared: false,
@@ -167,7 +170,6 @@ impl Login {
         self.asked = Asked::Nothing;
         Some(match answer {
             LoginAnswer::Refuse(status) => Err(status),
-            LoginAnswer::Redirect(address) => Ok(Progress::Moved(address)),
             LoginAnswer::Accept(admission) => {
                 self.admit(admission).and_then(|()| self.proceed(options, next))
             }
@@ -175,10 +177,13 @@ impl Login {
     }
 
     fn admit(&mut self, admission: Admission) -> Result<(), LoginStatus> {
+        let normal = self.identity.as_ref().is_some_and(|login| login.session_type == SessionType::Normal);
         if self.leading.is_some_and(|pdu| pdu.tsih != 0) {
             self.negotiation.join();
+        } else if !normal {
+            self.negotiation.discover();
         }
-        let normal = self.identity.as_ref().is_some_and(|login| login.session_type == SessionType::Normal);
+        self.moved_to = admission.moved_to;
         self.group_tag = normal.then_some(admission.target_portal_group_tag);
         let security = Security::new(admission.chap, self.challenge.clone());
         // Going straight to the operational stage is to offer no authentication.
@@ -213,6 +218,10 @@ impl Login {
 
     /// Works through one whole text of an admitted initiator that wishes to go to `next`.
     fn proceed(&mut self, options: &PortalOptions, next: Option<Stage>) -> Result<Progress, LoginStatus> {
+        if let Some(address) = self.moved_to.take_if(|_| self.security.as_ref().is_some_and(Security::passed))
+        {
+            return Ok(Progress::Moved { address, text: Vec::new() });
+        }
         let text = core::mem::take(&mut self.text);
         let mut reply = Vec::new();
         if let Some(tag) = self.group_tag.take() {
@@ -278,6 +287,9 @@ impl Login {
                 return Err(LoginStatus::AuthenticationFailure);
             }
             return Ok(Progress::Reply(self.reply(None, text)));
+        }
+        if let Some(address) = self.moved_to.take() {
+            return Ok(Progress::Moved { address, text });
         }
         let reply = self.reply(next, text);
         match next {

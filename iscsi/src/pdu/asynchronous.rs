@@ -1,4 +1,9 @@
 //! Asynchronous Message (RFC 7143 11.9).
+//!
+//! Other events are never raised: 0, a SCSI event, is for units with asynchronous event reporting, whose bit in INQUIRY (AERC) is obsolete;
+//! 2, one connection that is dropped, because at error recovery level 0 a session goes as a whole; 4, a wish to negotiate,
+//! because nothing changes that was agreed; 5, tasks that are being terminated, because it is forbidden unless
+//! TaskReporting=FastAbort was agreed, and only RFC3720 is offered.
 
 use super::{Bhs, FINAL, InvalidField, Numbers, TAG_NONE, opcode};
 

@@ -17,7 +17,7 @@ pub struct ScsiCommand {
     pub write: bool,
     /// Task attribute.
     pub attribute: TaskAttribute,
-    /// Command priority (RFC 7144), 0 to 15; reserved before protocol level 2.
+    /// Command priority, 0 to 15: the upper half of byte 2 (RFC 7144); reserved before protocol level 2.
     pub priority: u8,
     /// Logical unit number.
     pub lun: [u8; 8],
@@ -134,7 +134,7 @@ impl Residual {
 pub struct ScsiResponse {
     /// SAM status.
     pub status: u8,
-    /// Status qualifier (RFC 7144); reserved before protocol level 2.
+    /// Status qualifier: bytes 8 and 9 (RFC 7144); reserved before protocol level 2.
     pub status_qualifier: u16,
     /// The task's tag.
     pub initiator_task_tag: u32,

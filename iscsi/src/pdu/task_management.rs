@@ -53,7 +53,7 @@ impl TaskManagementRequest {
 pub struct TaskManagementResponsePdu {
     /// The answer's code.
     pub response: u8,
-    /// Additional response information (RFC 7144), zero but for a query that found something.
+    /// Additional response information: bytes 8 to 10 (RFC 7144), zero but for a query that found something.
     pub additional: [u8; 3],
     /// The request's tag.
     pub initiator_task_tag: u32,

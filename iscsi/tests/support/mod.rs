@@ -112,15 +112,15 @@ impl Portal {
     fn judge(&self, login: &LoginRequest) -> LoginAnswer {
         let target = login.target_name.as_deref();
         match login.session_type {
-            SessionType::Normal if target == Some(MOVED) => {
-                LoginAnswer::Redirect("127.0.0.2:3260".to_owned())
+            SessionType::Normal if ![Some(TARGET), Some(MOVED)].contains(&target) => {
+                LoginAnswer::Refuse(LoginStatus::NotFound)
             }
-            SessionType::Normal if target != Some(TARGET) => LoginAnswer::Refuse(LoginStatus::NotFound),
             _ if login.initiator_name == DENIED => LoginAnswer::Refuse(LoginStatus::AuthorizationFailure),
             _ if login.tsih != 0 => LoginAnswer::Refuse(LoginStatus::SessionDoesNotExist),
             _ => LoginAnswer::Accept(Admission {
                 chap: self.chap.as_ref().map(|chap| Box::new(chap.credentials())),
                 target_portal_group_tag: 1,
+                moved_to: (target == Some(MOVED)).then(|| "127.0.0.2:3260".to_owned()),
             }),
         }
     }

@@ -41,6 +41,29 @@ fn buffer_offset_and_length_wrap() {
     }
 }
 
+/// A LUN that is not the command's; without a transfer tag the field is reserved, whatever stands there.
+#[test]
+fn data_out_for_another_lun() {
+    let (mut portal, _, r2t) = solicited(&[]);
+    let elsewhere = ReadyToTransfer { lun: [0, 1, 0, 0, 0, 0, 0, 0], ..r2t };
+    let bytes = portal.initiator.frame(data_out(&elsewhere, 0, 0, true), &[], &[0; 8192]);
+    portal.give(&bytes);
+    assert_eq!(portal.closed, Some(CloseReason::ProtocolError(Violation::Header("LUN"))));
+    assert!(portal.events.iter().all(|event| !matches!(event, Event::DataOut { .. })));
+
+    let mut portal = Portal::default();
+    portal.log_in(&[("InitialR2T", "No"), ("ImmediateData", "No")]);
+    let data = pattern(8192);
+    let parameters = portal.connection.parameters().unwrap().clone();
+    let (_, mut bytes) = portal.initiator.command(&parameters, &write(&data));
+    // The command's header, then the first Data-Out's.
+    assert_eq!(bytes[48] & 0x3f, 0x05);
+    bytes[48 + 8..48 + 16].fill(0xff);
+    portal.give(&bytes);
+    let Some(Event::DataOut { data: got, .. }) = portal.events.pop() else { panic!() };
+    assert!(got == data);
+}
+
 /// Data-Out beyond what the R2T asked for, or not where the last one ended, or longer than declared.
 #[test]
 fn data_out_beyond_or_beside_its_r2t() {

@@ -2,7 +2,7 @@
 
 use crate::support::{Portal, pattern, read, write};
 use holdfast_iscsi::initiator::{CommandRequest, Received, TargetPdu};
-use holdfast_iscsi::pdu::{Bhs, RejectReason, TAG_NONE, TextRequest};
+use holdfast_iscsi::pdu::{AsyncEvent, Bhs, RejectReason, TAG_NONE, TextRequest};
 use holdfast_iscsi::{
     CloseReason, DataState, Event, Payload, PortalOptions, ScsiOutcome, TaskManagementFunction,
     TaskManagementResponse, TaskTag, Violation,
@@ -459,6 +459,8 @@ fn logout_on_request_or_by_force() {
         } else {
             portal.connection.handle_timeout(holdfast_iscsi::Instant(portal.now.0 + 3000));
             portal.routine();
+            let told = AsyncEvent::DropSession { time_2_wait: 2, time_2_retain: 0 };
+            assert!(matches!(portal.received()[0].pdu, TargetPdu::Async(message) if message.event == told));
             assert_eq!(portal.closed, Some(CloseReason::LogoutOverdue));
         }
     }

@@ -104,6 +104,11 @@ impl CopyCommand {
         }
     }
 
+    /// True for those that tell of copies and tokens, and change nothing: operation code 84h.
+    pub const fn tells_only(&self) -> bool {
+        matches!(self.transfer_len().0, Direction::In)
+    }
+
     /// True for those that begin a copy operation or represent data: what a parameter list comes with.
     pub const fn has_parameter_list(&self) -> bool {
         matches!(self.transfer_len().0, Direction::Out)

@@ -31,6 +31,7 @@ use crate::{
     mode::{self, ModeParameters, ReportMethod},
     nexus::{Nexus, RelativePort},
     pr::{
+        access::{self, Access},
         out::PrOut,
         state::{InvalidParts, Refusal, Reservations},
     },
@@ -223,17 +224,18 @@ impl LuState {
                     narrowed: done.narrowed,
                 })
             }
-            Command::Reserve => {
-                let taken = self.unit.spc2_holder.is_some_and(|holder| holder != *nexus);
-                if taken || !self.reservations.registrants().is_empty() {
-                    return Err(Refusal::Conflict);
+            command @ (Command::Reserve | Command::Release) => {
+                match access::check_compatible(&self.reservations.view(), nexus) {
+                    Some(Access::Conflict) => return Err(Refusal::Conflict),
+                    Some(Access::Allowed) => return Ok(Applied::default()),
+                    None => {}
                 }
-                self.unit.spc2_holder = Some(*nexus);
-                Ok(Applied::default())
-            }
-            Command::Release => {
-                if !self.reservations.registrants().is_empty() {
-                    return Err(Refusal::Conflict);
+                if command == Command::Reserve {
+                    if self.unit.spc2_holder.is_some_and(|holder| holder != *nexus) {
+                        return Err(Refusal::Conflict);
+                    }
+                    self.unit.spc2_holder = Some(*nexus);
+                    return Ok(Applied::default());
                 }
                 // Without effect, but GOOD, for all but the holder (SPC-2 7.21.2).
                 self.unit.spc2_holder = self.unit.spc2_holder.filter(|holder| holder != nexus);

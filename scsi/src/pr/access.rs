@@ -1,5 +1,5 @@
-//! Who may run what while a reservation exists: the tables of SPC-5 ("Commands allowed in the presence of various
-//! reservations"), SBC-4 and SPC-2, one row for each command and, where it matters, each service action or field.
+//! Who may run what while a reservation exists: SPC-4 table 65, SBC-4 table 13 and SPC-2 table 10 ("Commands that are allowed in the
+//! presence of various reservations"), one row for each command and, where it matters, each service action or field.
 //!
 //! Invariants: the tables name every command (a new one does not compile before it has its row); whatever a row does
 //! not admit is a conflict. PERSISTENT RESERVE OUT is admitted here because each of its service actions carries its own
@@ -48,6 +48,8 @@ const fn need(command: &Command) -> Need {
         | Command::PersistentReserveOut { .. }
         | Command::StartStopUnit { start: true, .. }
         | Command::PreventAllowMediumRemoval { prevent: false } => Need::Nothing,
+        // What tells of copies is for whoever began them, fenced meanwhile or not.
+        Command::Copy(copy) if copy.tells_only() => Need::Nothing,
 
         Command::Read { .. }
         | Command::Verify { .. }
@@ -88,7 +90,7 @@ const fn need(command: &Command) -> Need {
 /// command that needs more with some of them needs the most.
 const fn need_of_row(opcode: u8, service_action: Option<u16>) -> Need {
     match (opcode, service_action) {
-        (0x00 | 0x03 | 0x12 | 0x25 | 0x4d | 0x5e | 0x5f | 0xa0, _)
+        (0x00 | 0x03 | 0x12 | 0x25 | 0x4d | 0x5e | 0x5f | 0x84 | 0xa0, _)
         | (0x9e, Some(0x10))
         | (0xa3, Some(0x05 | 0x0a | 0x0f)) => Need::Nothing,
         (
@@ -108,9 +110,14 @@ pub const fn check(command: &Command, reservation: Option<ReservationType>, rela
     admits(need(command), reservation, relation)
 }
 
+/// The rights of the holder.
+const fn has_rights(kind: ReservationType, relation: Relation) -> bool {
+    relation.holder || (relation.registered && kind.admits_registrants())
+}
+
 const fn admits(need: Need, reservation: Option<ReservationType>, relation: Relation) -> Access {
     let Some(kind) = reservation else { return Access::Allowed };
-    let full = relation.holder || (relation.registered && kind.admits_registrants());
+    let full = has_rights(kind, relation);
     match need {
         Need::Nothing => Access::Allowed,
         Need::Reading if full || kind.is_write_exclusive() => Access::Allowed,
@@ -119,13 +126,26 @@ const fn admits(need: Need, reservation: Option<ReservationType>, relation: Rela
     }
 }
 
-/// Checks a command that came through `nexus` against a whole reservation state.
+/// RESERVE and RELEASE of SPC-2 while persistent reservations are in use; `None` while nobody is registered, so that they do what they
+/// are for.
 ///
-/// RESERVE and RELEASE of SPC-2 conflict as soon as anyone is registered (SPC-2 5.5.1): the two methods exclude each
-/// other.
+/// Whoever has the rights of the persistent reservation anyhow is answered GOOD, without effect; for everyone else, and as long
+/// as there are only registrations, the two methods exclude each other (compatible reservation handling, CRH=1: SPC-4
+/// 5.13.3, SPC-2 5.5.1).
+pub fn check_compatible(view: &View<'_>, nexus: &Nexus) -> Option<Access> {
+    if view.registrants.is_empty() {
+        return None;
+    }
+    let rights = view.reservation.is_some_and(|held| has_rights(held.kind(), view.relation_of(nexus)));
+    Some(if rights { Access::Allowed } else { Access::Conflict })
+}
+
+/// Checks a command that came through `nexus` against a whole reservation state.
 pub fn check_view(command: &Command, view: &View<'_>, nexus: &Nexus) -> Access {
-    if matches!(command, Command::Reserve | Command::Release) && !view.registrants.is_empty() {
-        return Access::Conflict;
+    if matches!(command, Command::Reserve | Command::Release)
+        && let Some(access) = check_compatible(view, nexus)
+    {
+        return access;
     }
     match view.reservation {
         None => Access::Allowed,
@@ -137,8 +157,10 @@ pub fn check_view(command: &Command, view: &View<'_>, nexus: &Nexus) -> Access {
 /// command of this unit at all is in no table, and never conflicts.
 pub fn check_undecoded(cdb: &[u8], view: &View<'_>, nexus: &Nexus) -> Access {
     let Some(row) = opcode::row_of(cdb) else { return Access::Allowed };
-    if matches!(row.opcode, 0x16 | 0x17 | 0x56 | 0x57) && !view.registrants.is_empty() {
-        return Access::Conflict;
+    if matches!(row.opcode, 0x16 | 0x17 | 0x56 | 0x57)
+        && let Some(access) = check_compatible(view, nexus)
+    {
+        return access;
     }
     match view.reservation {
         None => Access::Allowed,
@@ -154,6 +176,8 @@ pub fn check_undecoded_spc2(cdb: &[u8], holder: bool) -> Access {
     let Some(row) = opcode::row_of(cdb) else { return Access::Allowed };
     let allowed = match row.opcode {
         0x5e | 0x5f => false,
+        // RECEIVE COPY RESULTS: SPC-2 is stricter than SPC-4.
+        0x84 => holder,
         0x17 | 0x57 => true,
         0x00 => holder,
         opcode => holder || matches!(need_of_row(opcode, row.service_action), Need::Nothing),

@@ -42,13 +42,16 @@ fn read_reservation(view: &View<'_>, w: &mut ReplyWriter<'_>) {
 }
 
 fn report_capabilities(view: &View<'_>, w: &mut ReplyWriter<'_>) {
+    const CRH: u8 = 0x10;
+    // 100b: all that SPC-4 table 208 knows are allowed as its table 65 says.
+    const ALLOW_COMMANDS: u8 = 0x40;
     const SIP_C: u8 = 0x08;
     const ATP_C: u8 = 0x04;
     const PTPL_C: u8 = 0x01;
     const TMV: u8 = 0x80;
     // Types supported: all six (SPC-5 table "Persistent reservation type mask").
     const TYPE_MASK: [u8; 2] = [0xea, 0x01];
-    w.put(&[0, 8, SIP_C | ATP_C | PTPL_C, TMV | u8::from(view.aptpl)]);
+    w.put(&[0, 8, CRH | SIP_C | ATP_C | PTPL_C, TMV | ALLOW_COMMANDS | u8::from(view.aptpl)]);
     w.put(&TYPE_MASK);
     w.put(&[0; 2]);
 }
@@ -130,7 +133,7 @@ mod tests {
     #[test]
     fn capabilities_name_all_types_and_the_activated_aptpl() {
         let view = View { aptpl: true, ..View::EMPTY };
-        assert_eq!(answer(PrInAction::ReportCapabilities, &view), [0, 8, 0x0d, 0x81, 0xea, 0x01, 0, 0]);
+        assert_eq!(answer(PrInAction::ReportCapabilities, &view), [0, 8, 0x1d, 0xc1, 0xea, 0x01, 0, 0]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Sessions and commands through a real portal.
 
+use holdfast_iscsi::initiator::TargetPdu;
+use holdfast_iscsi::pdu::AsyncEvent;
 use holdfast_proto::state::change::Change as Record;
 use holdfast_scsi::sense::asc;
 use holdfast_scsi::status::Status;
@@ -364,7 +366,12 @@ fn stopped_node_closes_its_sessions() {
     let node = node();
     let mut a = host(&node, A);
     node.plane().stop();
-    a.unasked();
+    let mut told = || match a.unasked() {
+        TargetPdu::Async(message) => message.event,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(told(), AsyncEvent::RequestLogout { .. }));
+    assert!(matches!(told(), AsyncEvent::DropSession { time_2_retain: 0, .. }));
     let tag = a.submit(0, &[0; 6], None, 0);
-    assert_eq!(a.finish(tag, &[]), Err(Closed), "behind the request to log out there is nothing more");
+    assert_eq!(a.finish(tag, &[]), Err(Closed), "behind that there is nothing more");
 }

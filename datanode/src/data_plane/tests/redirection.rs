@@ -3,10 +3,11 @@
 use holdfast_proto::state::{self, change::Change as Record};
 
 use super::host::Host;
-use super::portal::{A, node};
+use super::portal::{A, B, node};
 use super::standalone::Standalone;
 
 const TARGET_MOVED_TEMPORARILY: u16 = 0x0101;
+const AUTHENTICATION_FAILURE: u16 = 0x0201;
 const AUTHORIZATION_FAILURE: u16 = 0x0202;
 const SERVICE_UNAVAILABLE: u16 = 0x0301;
 
@@ -73,6 +74,22 @@ fn who_belongs_to_no_host_is_told_nothing() {
     two_nodes(&node, true, other());
     let stranger = Host::log_in(node.portal(), "iqn.2026-01.example:stranger", 1);
     assert_eq!(stranger.err(), Some(AUTHORIZATION_FAILURE));
+}
+
+#[test]
+fn who_must_authenticate_is_told_nothing_before() {
+    let node = node();
+    let chap =
+        state::Chap { user: "a".into(), sealed_secret: b"open-sesame-1234".to_vec(), ..Default::default() };
+    let host = state::Host { name: "a".into(), initiators: vec![A.into()], chap: Some(chap) };
+    node.authority.change(vec![Record::Host(host)]);
+    two_nodes(&node, true, other());
+    assert_eq!(Host::log_in(node.portal(), A, 1).err(), Some(AUTHENTICATION_FAILURE));
+    assert_eq!(
+        Host::log_in(node.portal(), B, 1).err(),
+        Some(TARGET_MOVED_TEMPORARILY),
+        "its host has no CHAP"
+    );
 }
 
 #[test]
