@@ -242,7 +242,9 @@ pub const TABLE: &[Row] = &[
     copy_in("RECEIVE COPY OPERATING PARAMETERS", 0x03, NO_LIST_ID, decode::receive_copy_operating_parameters),
     copy_in("RECEIVE COPY FAILURE DETAILS(LID1)", 0x04, LIST_ID_1, decode::receive_copy_failure_details),
     copy_in("RECEIVE COPY STATUS(LID4)", 0x05, LIST_ID_4, decode::receive_copy_status_lid4),
+    copy_in("RECEIVE COPY DATA(LID4)", 0x06, LIST_ID_4, decode::receive_copy_data_lid4),
     copy_in("RECEIVE ROD TOKEN INFORMATION", 0x07, LIST_ID_4, decode::receive_rod_token_information),
+    copy_in("REPORT ALL ROD TOKENS", 0x08, NO_LIST_ID, decode::report_all_rod_tokens),
     Row::new("READ(16)", &rw16(0x88, 0x18), decode::read16).unchecked(GROUP_AT_14),
     Row::new(
         "COMPARE AND WRITE",

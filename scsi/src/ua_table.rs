@@ -207,6 +207,12 @@ pub const TABLE: &[Condition] = &[
         ("scsi/tests/scenarios/provisioning_threshold.txt", "A: TUR -> UA 38/07"),
     ),
     row(
+        asc::INQUIRY_DATA_CHANGED,
+        "the cluster gained or lost a target port (VPD page 88h): a data node was added or removed, or has other portals",
+        "every nexus, for every unit",
+        ("controller/src/state/tests/rules.rs", "every_host_hears_that_there_are_other_target_ports"),
+    ),
+    row(
         asc::DEVICE_IDENTIFIER_CHANGED,
         "SET IDENTIFYING INFORMATION changed it",
         "every nexus of the unit but the sender's",

@@ -13,7 +13,7 @@ use anyhow::{anyhow, ensure};
 use crate::{
     cluster::Cluster,
     peers::{Kind, Peer},
-    suite::{self, Counts, Faults, Outcomes, Verdict},
+    suite::{self, Counts, Faults, Order, Outcomes, Verdict},
     tools::url,
 };
 
@@ -61,7 +61,7 @@ pub fn holdfast(cluster: &Cluster) -> anyhow::Result<(Vec<Run>, Vec<String>)> {
     let mut runs = Vec::new();
     let mut wrong = Vec::new();
     let mut run = |words: &str, block_size: u32, tests: &[String], urls: &[String]| -> anyhow::Result<()> {
-        let mut outcomes = suite::run(tests, urls, || Ok(()))?;
+        let mut outcomes = suite::run(tests, urls, Order::Together, || Ok(()))?;
         used.append(&mut faults.excuse(&mut outcomes, block_size));
         for (name, outcome) in outcomes.iter().filter(|(_, outcome)| outcome.verdict == Verdict::Failed) {
             wrong.push(format!("{words}: {name} failed\n{}", outcome.detail));
@@ -122,7 +122,8 @@ pub fn peers() -> anyhow::Result<Vec<Run>> {
 fn peer(kind: Kind, block_size: u32, thin: bool) -> anyhow::Result<Run> {
     let mut peer = Peer::start(kind, block_size, thin)?;
     let urls = [peer.url(), peer.url()];
-    let mut outcomes = suite::run(&suite::all_tests()?, &urls, || peer.restart())?;
+    // A reservation that one test leaves behind is not laid at the next one's door.
+    let mut outcomes = suite::run(&suite::all_tests()?, &urls, Order::Alone, || peer.restart())?;
     Faults::read()?.excuse(&mut outcomes, block_size);
     let thin = if thin { "thin" } else { "thick" };
     Ok(Run { target: kind.version()?, unit: format!("{block_size}, {thin}"), outcomes })

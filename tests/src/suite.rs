@@ -82,6 +82,15 @@ const NO_ANSWER: &str = "no answer";
 
 const MISSING: &str = "iscsi-test-cu (package libiscsi-bin)";
 
+/// How tests follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// As the suite runs them: what one leaves behind the next one finds.
+    Together,
+    /// The target is made ready anew for each.
+    Alone,
+}
+
 /// Runs `tests` ("Family.Test") through `urls`: one, or two for the tests that want two paths. After a hang or an early
 /// end `again` makes the target ready, and the tests that were not reached are run on their own.
 ///
@@ -90,6 +99,7 @@ const MISSING: &str = "iscsi-test-cu (package libiscsi-bin)";
 pub fn run(
     tests: &[String],
     urls: &[String],
+    order: Order,
     mut again: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcomes> {
     let mut outcomes = Outcomes::new();
@@ -110,15 +120,17 @@ pub fn run(
             continue;
         }
         // All at once; after a hang the rest family by family, the family that hung test by test.
-        let expression = if outcomes.is_empty() && missing.len() > 1 {
+        let alone = order == Order::Alone;
+        let expression = if outcomes.is_empty() && missing.len() > 1 && !alone {
             "ALL".to_owned()
-        } else if outcomes.keys().any(|done| family(done) == family(first)) || tests.len() == 1 {
+        } else if alone || outcomes.keys().any(|done| family(done) == family(first)) || tests.len() == 1 {
             format!("ALL.{first}")
         } else {
             format!("ALL.{}", family(first))
         };
         let wanted: BTreeSet<&String> = tests.iter().collect();
-        let silence_max = if outcomes.is_empty() { SILENCE_MAX } else { SILENCE_AGAIN_MAX };
+        let patient = silences.is_empty() && (alone || outcomes.is_empty());
+        let silence_max = if patient { SILENCE_MAX } else { SILENCE_AGAIN_MAX };
         let Ran { text, whole, hung } = run_once(&expression, urls, silence_max)?;
         let mut found = outcomes_of(&text);
         found.retain(|name, _| wanted.contains(name));
@@ -135,7 +147,7 @@ pub fn run(
             let outcome = Outcome { verdict: Verdict::Failed, detail: text, reason: reason.to_owned() };
             outcomes.insert((*first).clone(), outcome);
         }
-        if !whole {
+        if !whole || alone {
             again()?;
         }
     }

@@ -97,13 +97,13 @@ impl Scene<'_> {
         let (request, expected) = line.split_once(" -> ").context("no answer")?;
         let words: Vec<_> = request.split_whitespace().collect();
         let [who, verb, arguments @ ..] = words.as_slice() else { bail!("who does what?") };
-        let answer = self.act(who, verb, arguments)?;
-        let fits = |one: &str| match one.strip_prefix("bytes ") {
-            Some(bytes) => answer.strip_prefix("bytes ").is_some_and(|found| found.starts_with(bytes)),
-            None => answer == one || one == "good" && answer.starts_with("bytes "),
-        };
-        ensure!(expected.split(" or ").any(|one| fits(one.trim())), "answered {answer}");
-        Ok(())
+        match (*verb, arguments) {
+            ("until", [verb, arguments @ ..]) => {
+                let cluster = self.cluster;
+                cluster.wait_for(line, || fits(&self.act(who, verb, arguments)?, expected))
+            }
+            _ => fits(&self.act(who, verb, arguments)?, expected),
+        }
     }
 
     fn session(&mut self, who: &str) -> anyhow::Result<&mut Initiator> {
@@ -256,6 +256,15 @@ impl Scene<'_> {
         };
         Ok(spoken(&answer))
     }
+}
+
+fn fits(answer: &str, expected: &str) -> anyhow::Result<()> {
+    let one_fits = |one: &str| match one.strip_prefix("bytes ") {
+        Some(bytes) => answer.strip_prefix("bytes ").is_some_and(|found| found.starts_with(bytes)),
+        None => answer == one || one == "good" && answer.starts_with("bytes "),
+    };
+    ensure!(expected.split(" or ").any(|one| one_fits(one.trim())), "answered {answer}");
+    Ok(())
 }
 
 fn spoken(answer: &Answer) -> String {

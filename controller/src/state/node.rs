@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use holdfast_proto::state::{self as records, change};
 
 use holdfast_replica::ids::{NodeNumber, VolumeId};
+use holdfast_scsi::sense::asc;
 
 use super::{
     Kind, Outcome, Refusal, StateMachine, Volume, check_lease_term,
@@ -72,6 +73,7 @@ impl StateMachine {
         if is_new_process {
             self.end_nexuses_of(&node.ports, effects);
         }
+        self.tell_of_ports(known.as_ref().map_or(&[], |known| &known.ports), &node.ports, effects);
         if has_booted {
             self.end_what_lost_power(effects);
         }
@@ -203,9 +205,23 @@ impl StateMachine {
         effects.change(change::Change::RemovedNode(name));
         if let Some(removed) = self.nodes.remove(&command.number) {
             self.end_nexuses_of(&removed.ports, effects);
+            self.tell_of_ports(&removed.ports, &[], effects);
         }
         self.end_what_lost_power(effects);
         Ok(Outcome::Done)
+    }
+
+    /// Which target ports there are is INQUIRY data of every unit (VPD page 88h): every host that sees one is told that it has changed.
+    /// Where a port is reached is not part of it.
+    fn tell_of_ports(&self, before: &[records::Port], after: &[records::Port], effects: &mut Effects) {
+        let identifiers = |ports: &[records::Port]| -> BTreeSet<u32> {
+            ports.iter().map(|port| port.relative_port).collect()
+        };
+        if identifiers(before) != identifiers(after) {
+            for host in self.hosts.keys() {
+                effects.unit_attention_for_host(host, asc::INQUIRY_DATA_CHANGED);
+            }
+        }
     }
 
     /// What a node that is gone held, and no write depends on.

@@ -73,10 +73,22 @@ pub enum CopyCommand {
         /// ALLOCATION LENGTH.
         allocation_length: u32,
     },
+    /// RECEIVE COPY DATA (LID4).
+    ReceiveDataLid4 {
+        /// LIST IDENTIFIER.
+        list_id: u32,
+        /// ALLOCATION LENGTH.
+        allocation_length: u32,
+    },
     /// RECEIVE ROD TOKEN INFORMATION.
     ReceiveRodTokenInformation {
         /// LIST IDENTIFIER.
         list_id: u32,
+        /// ALLOCATION LENGTH.
+        allocation_length: u32,
+    },
+    /// REPORT ALL ROD TOKENS.
+    ReportAllRodTokens {
         /// ALLOCATION LENGTH.
         allocation_length: u32,
     },
@@ -98,7 +110,9 @@ impl CopyCommand {
             | CopyCommand::ReceiveOperatingParameters { allocation_length }
             | CopyCommand::ReceiveFailureDetails { allocation_length, .. }
             | CopyCommand::ReceiveStatusLid4 { allocation_length, .. }
-            | CopyCommand::ReceiveRodTokenInformation { allocation_length, .. } => {
+            | CopyCommand::ReceiveDataLid4 { allocation_length, .. }
+            | CopyCommand::ReceiveRodTokenInformation { allocation_length, .. }
+            | CopyCommand::ReportAllRodTokens { allocation_length } => {
                 (Direction::In, *allocation_length as u64)
             }
         }
@@ -167,6 +181,15 @@ pub(crate) fn receive_copy_failure_details(raw: &RawCdb, _: &Geometry) -> Result
 pub(crate) fn receive_copy_status_lid4(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
     let (list_id, allocation_length) = (raw.u32::<2>(), raw.u32::<10>());
     Ok(Command::Copy(CopyCommand::ReceiveStatusLid4 { list_id, allocation_length }))
+}
+
+pub(crate) fn receive_copy_data_lid4(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    let (list_id, allocation_length) = (raw.u32::<2>(), raw.u32::<10>());
+    Ok(Command::Copy(CopyCommand::ReceiveDataLid4 { list_id, allocation_length }))
+}
+
+pub(crate) fn report_all_rod_tokens(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {
+    Ok(Command::Copy(CopyCommand::ReportAllRodTokens { allocation_length: raw.u32::<10>() }))
 }
 
 pub(crate) fn receive_rod_token_information(raw: &RawCdb, _: &Geometry) -> Result<Command, Sense> {

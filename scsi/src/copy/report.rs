@@ -1,5 +1,5 @@
-//! What RECEIVE COPY STATUS, DATA, OPERATING PARAMETERS, FAILURE DETAILS and RECEIVE ROD TOKEN INFORMATION answer
-//! (SPC-4 6.12 to 6.18).
+//! What RECEIVE COPY STATUS, DATA, OPERATING PARAMETERS, FAILURE DETAILS, RECEIVE ROD TOKEN INFORMATION and REPORT ALL ROD TOKENS
+//! answer (SPC-4 6.20 to 6.26 and 6.31).
 
 use super::{BLOCK_TO_BLOCK, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION, token::RodToken};
 use crate::{
@@ -147,6 +147,28 @@ pub fn failure_details(of: &Outcome, allocation_length: u32, out: &mut [u8]) -> 
 pub fn status_lid4(of: &Outcome, allocation_length: u32, out: &mut [u8]) -> Reply {
     let mut w = ReplyWriter::new(out, allocation_length);
     lid4(&mut w, of, BYTES, of.bytes);
+    w.patch_len32(0, 4);
+    w.finish()
+}
+
+/// RECEIVE COPY DATA (LID4): as of RECEIVE COPY STATUS (LID4), and no held data.
+pub fn data_lid4(of: &Outcome, allocation_length: u32, out: &mut [u8]) -> Reply {
+    let mut w = ReplyWriter::new(out, allocation_length);
+    lid4(&mut w, of, BYTES, of.bytes);
+    w.put_u32(0);
+    w.patch_len32(0, 4);
+    w.finish()
+}
+
+/// REPORT ALL ROD TOKENS: of each its header and body, without what makes it usable.
+pub fn all_rod_tokens<'a>(
+    tokens: impl Iterator<Item = &'a RodToken>,
+    allocation_length: u32,
+    out: &mut [u8],
+) -> Reply {
+    let mut w = ReplyWriter::new(out, allocation_length);
+    w.put_zeroes(8);
+    tokens.for_each(|token| w.put(token.management_token()));
     w.patch_len32(0, 4);
     w.finish()
 }

@@ -28,6 +28,10 @@ pub const RANDOM_LEN: usize = 8 + SECRET_LEN;
 const SECRET_LEN: usize = 32;
 const SECRET_AT: usize = TOKEN_LEN - SECRET_LEN;
 
+/// Bytes of a ROD management token.
+const MANAGEMENT_LEN: usize = 96;
+const _: () = assert!(SECRET_AT >= MANAGEMENT_LEN);
+
 /// ROD TOKEN LENGTH: what follows that field.
 const BODY_LEN: u16 = (TOKEN_LEN - 8) as u16;
 
@@ -82,6 +86,11 @@ impl RodToken {
     /// COPY MANAGER ROD TOKEN IDENTIFIER.
     pub fn identifier(&self) -> [u8; 8] {
         self.fields().array(8).copied().unwrap_or_default()
+    }
+
+    /// The ROD management token (SPC-4 5.17.6.4): header and body, which anyone may see.
+    pub fn management_token(&self) -> &[u8] {
+        self.0.get(..MANAGEMENT_LEN).unwrap_or_default()
     }
 
     /// The same token, compared in a time that does not tell where it differs.

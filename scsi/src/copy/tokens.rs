@@ -112,6 +112,14 @@ impl Tokens {
         Ok(None)
     }
 
+    /// The tokens that may be used now, oldest first.
+    pub fn valid(&self, now: Instant) -> impl Iterator<Item = &RodToken> {
+        let usable = move |entry: &&Entry| {
+            entry.state == State::Valid && now.millis_since(entry.used) <= entry.inactivity_ms
+        };
+        self.entries.iter().filter(usable).map(|entry| &entry.token)
+    }
+
     /// True if nothing is known of any token.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -101,6 +101,22 @@ impl DeviceServer {
                     report::status_lid4(of, allocation_length, out)
                 });
             }
+            // Of the outcome nothing is taken away: RECEIVE COPY STATUS may still ask for it.
+            CopyCommand::ReceiveDataLid4 { list_id, allocation_length } => {
+                let completion = match self.copy_outcome_of(id, list_id) {
+                    Some(of) => Completion::bytes(parameter_data(allocation_length, |out| {
+                        report::data_lid4(&of, allocation_length, out)
+                    })),
+                    None => Completion::check(Sense::illegal_field_cdb(2, None)),
+                };
+                self.complete(id, completion);
+            }
+            CopyCommand::ReportAllRodTokens { allocation_length } => {
+                let data = parameter_data(allocation_length, |out| {
+                    report::all_rod_tokens(self.tokens.valid(self.now), allocation_length, out)
+                });
+                self.complete(id, Completion::bytes(data));
+            }
             CopyCommand::ReceiveRodTokenInformation { list_id, allocation_length } => {
                 let block_size = self.config.properties.geometry.block_size();
                 self.tell_of_copy(id, list_id, allocation_length, |of, out| {

@@ -142,11 +142,11 @@ mod tests {
         let kinds: Vec<u16> = found.iter().map(|(kind, _)| *kind).collect();
         assert_eq!(kinds, [0, 1, 4, 8, 0xc, 0x106, 0x108, 0x8001]);
         let commands = &found[1].1;
-        assert_eq!(commands[..8], [15, 0x83, 5, 0x00, 0x01, 0x10, 0x11, 0x1c]);
-        assert_eq!(commands[8..16], [0x84, 6, 0x00, 0x01, 0x03, 0x04, 0x05, 0x07]);
+        assert_eq!(commands[..8], [17, 0x83, 5, 0x00, 0x01, 0x10, 0x11, 0x1c]);
+        assert_eq!(commands[8..18], [0x84, 8, 0x00, 0x01, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08]);
         assert_eq!(
             found.iter().map(|(_, body)| body.len()).collect::<Vec<_>>(),
-            [32, 16, 28, 4, 4, 92, 196, 32]
+            [32, 20, 28, 4, 4, 92, 196, 32]
         );
         assert_eq!(found[0].1[6..8], limits::TOKEN_RANGES_MAX.to_be_bytes());
     }

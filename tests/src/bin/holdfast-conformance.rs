@@ -40,8 +40,7 @@ fn report(mut ours: Vec<Run>, mut peers: Vec<Run>) -> String {
          the rest was skipped by the suite, or fails\nby a fault of the suite's own, for every target alike (`tests/known-failures.txt`). \
          A peer has one path, given twice to the tests that want two.\n\
          Volumes of Holdfast are thin, all of them; peers are run thick too where they know the difference.\n\
-         A reservation that a failed test leaves behind at a peer stays for the tests after it, which then fail by a conflict: what failed at a \
-         peer overstates what\nit does wrong. Nothing of the kind happened to Holdfast.\n\n",
+         A peer is started anew for each test, so that nothing that one leaves behind is laid at the next one's door; Holdfast takes all of them in a row.\n\n",
     );
     let skipped = conformance::reasons(&ours, Verdict::Skipped);
     let failed = conformance::reasons(&peers, Verdict::Failed);

@@ -3,7 +3,9 @@
 use holdfast_proto::state::{self as records, change};
 
 use super::build::*;
-use crate::state::{Body, Command, Outcome, Refusal, StateMachine, is_node_visible};
+use crate::state::{Applied, Body, Command, Outcome, Refusal, StateMachine, is_node_visible};
+
+const INQUIRY_DATA_CHANGED: u32 = 0x3f03;
 
 #[test]
 fn nothing_is_done_before_the_cluster_is_initialised() {
@@ -39,6 +41,30 @@ fn joining_again_unchanged_is_seen_by_nobody() {
     let head = cluster.state.head();
     assert!(cluster.done(join(1, 1)).commit.changes.is_empty());
     assert_eq!(cluster.state.head(), head);
+}
+
+#[test]
+fn every_host_hears_that_there_are_other_target_ports() {
+    let mut cluster = Cluster::new();
+    cluster.done(create_host("a", &["iqn.2026-01.org.example:a"]));
+    cluster.done(create_host("b", &["iqn.2026-01.org.example:b"]));
+    let told = |applied: Applied| -> Vec<(u32, String)> {
+        applied.commit.unit_attentions.into_iter().map(|ua| (ua.additional, ua.host)).collect()
+    };
+    let both = vec![(INQUIRY_DATA_CHANGED, "a".to_owned()), (INQUIRY_DATA_CHANGED, "b".to_owned())];
+    assert_eq!(told(cluster.done(join(3, 1))), both, "a node more");
+    assert_eq!(told(cluster.done(join(3, 2))), [], "the same ports after a restart");
+    let Body::NodeJoin(mut body) = join(3, 2) else { panic!() };
+    body.portals = vec!["127.0.0.33:3260".to_owned()];
+    assert_eq!(
+        told(cluster.done(Body::NodeJoin(body.clone()))),
+        [],
+        "where a port is reached is not INQUIRY data"
+    );
+    body.portals.push("127.0.0.33:3261".to_owned());
+    assert_eq!(told(cluster.done(Body::NodeJoin(body))), both, "a port more");
+    let number = cluster.state.node_by_name("node-3").unwrap().number;
+    assert_eq!(told(cluster.done(remove_node(number, 1))), both, "a node less");
 }
 
 #[test]

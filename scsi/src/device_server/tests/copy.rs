@@ -12,7 +12,7 @@ use crate::{
     geometry::Geometry,
     identity::{LuIdentity, LuProperties},
     limits,
-    lu_state::LuState,
+    lu_state::{LuState, Operation, OperationKind, OperationState},
     nexus::RelativePort,
     pr::{Registrant, Reservation, ReservationType, state::Reservations},
     sense::{Forwarded, Sense, SenseKey, SenseSpecific},
@@ -349,6 +349,11 @@ fn populate(net: &mut Net, unit: u8, extents: &[(u64, u32)]) -> RodToken {
     assert_eq!((told[4], told[5], told[15]), (0x10, 0x01, 0xf1));
     assert_eq!(told[32..38], [0, 0, 2, 2, 0, 0]);
     RodToken::from_bytes(told[38..550].first_chunk().unwrap())
+}
+
+/// REPORT ALL ROD TOKENS.
+fn all_tokens(net: &mut Net, unit: u8) -> Vec<u8> {
+    bytes(net.ask(unit, &cdb(0x84, 8, &[], 2, 1024), &[]))
 }
 
 fn use_token(
@@ -688,12 +693,65 @@ fn a_source_that_changes_during_a_copy_ends_it_before_the_change_shows() {
 }
 
 #[test]
-fn tokens_expire_and_formatting_revokes_them() {
+fn tokens_that_are_not_used_expire() {
     let mut net = Net::new();
     let token = populate(&mut net, B, &[(10, 4)]);
     net.now = NOW.plus_millis(u64::from(limits::TOKEN_INACTIVITY_S_DEFAULT) * 1000 + 1);
+    assert_eq!(all_tokens(&mut net, B), [0, 0, 0, 4, 0, 0, 0, 0]);
     let late = write_using(&mut net, A, &token, &[(0, 4)]);
     assert_eq!(sense(&late), Sense::illegal(asc::TOKEN_EXPIRED));
+}
+
+#[test]
+fn formatting_and_sanitizing_revoke_every_token() {
+    for kind in [OperationKind::Format, OperationKind::BlockErase] {
+        let mut net = Net::new();
+        let token = populate(&mut net, B, &[(10, 4)]);
+        let state = OperationState::Running { may_exit_failure: false };
+        let mut running = LuState::default();
+        running.unit.operation = Some(Operation { kind, state });
+        let server = &mut net.units.get_mut(&B).unwrap().server;
+        server.install_state(NOW, 5, running);
+        while server.poll_action().is_some() {}
+        server.install_state(NOW, 6, LuState::default());
+        let refused = write_using(&mut net, A, &token, &[(0, 4)]);
+        assert_eq!(sense(&refused), Sense::illegal(asc::TOKEN_REVOKED));
+        assert_eq!(all_tokens(&mut net, B).len(), 8);
+    }
+}
+
+#[test]
+fn all_tokens_of_a_unit_are_told_of_without_what_makes_them_usable() {
+    let mut net = Net::new();
+    let tokens = [populate(&mut net, B, &[(10, 4)]), populate(&mut net, B, &[(20, 1), (30, 2)])];
+    let told = all_tokens(&mut net, B);
+    assert_eq!(told.len(), 8 + 2 * 96);
+    assert_eq!(told[..8], [0, 0, 0, 4 + 2 * 96, 0, 0, 0, 0]);
+    for (told, token) in told[8..].chunks_exact(96).zip(&tokens) {
+        assert_eq!(told, &token.0[..96]);
+    }
+    assert_eq!(told[8 + 96 + 48..8 + 96 + 64], (3 * BLOCK as u128).to_be_bytes(), "bytes represented");
+    assert_eq!(all_tokens(&mut net, A).len(), 8, "those of another unit are not its");
+    // Written to, or deleted by its user: not known any more.
+    net.ask(B, &[0x2a, 0, 0, 0, 0, 12, 0, 0, 1, 0], &[9; BLOCK]);
+    assert_eq!(all_tokens(&mut net, B)[8..], tokens[1].0[..96]);
+    use_token(&mut net, A, &tokens[1], 0, 2, &[(0, 3)]);
+    assert_eq!(all_tokens(&mut net, B).len(), 8);
+}
+
+#[test]
+fn no_copy_holds_data_and_asking_for_it_takes_nothing_away() {
+    let mut net = Net::new();
+    let list = lid4(&list(1, &[A, B], &[segment(0, 1, 4, 0, 10)]), 0x0102_0304, false);
+    let done = net.ask(A, &cdb(0x83, 1, &[], 2, list.len() as u32), &list);
+    assert_eq!(done.status, Status::Good);
+    let data = bytes(net.ask(A, &cdb(0x84, 6, &[1, 2, 3, 4], 2, 64), &[]));
+    assert_eq!((data.len(), data[3], data[5]), (36, 32, 0x01));
+    assert_eq!(data[32..], [0; 4], "no held data");
+    let status = bytes(net.ask(A, &cdb(0x84, 5, &[1, 2, 3, 4], 2, 64), &[]));
+    assert_eq!(status[4..], data[4..32]);
+    let unknown = net.ask(A, &cdb(0x84, 6, &[9, 9, 9, 9], 2, 64), &[]);
+    assert_eq!(sense(&unknown), Sense::illegal_field_cdb(2, None));
 }
 
 #[test]
