@@ -58,6 +58,9 @@ pub struct ClusterView {
     pub my_incarnation: Incarnation,
     /// Data nodes by number.
     pub nodes: Arc<BTreeMap<NodeNumber, Arc<NodeView>>>,
+    /// Bytes that are free in the pools of each node, as it told last. They change often and nothing follows them, so they stand by
+    /// themselves.
+    pub pool_rooms: Arc<BTreeMap<NodeNumber, PoolRooms>>,
     /// Volumes by id.
     pub volumes: SharedMap<VolumeId, Arc<VolumeView>>,
     /// Hosts by name.
@@ -67,6 +70,9 @@ pub struct ClusterView {
     /// Mappings by host name, in order of LUN.
     pub mappings: SharedMap<String, Arc<[MappingView]>>,
 }
+
+/// Names of a node's pools with the bytes that are free in each.
+pub type PoolRooms = Arc<[(String, u64)]>;
 
 /// A data node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +226,18 @@ impl ClusterView {
     /// The node that owns the volume, this one or another.
     pub fn owner_of(&self, volume: &VolumeView) -> Option<&Arc<NodeView>> {
         self.nodes.get(&volume.config.owner()?.node)
+    }
+
+    /// The least that is free below a copy of the volume on another node, in sync or catching up, in bytes. `None`: there is none, or its
+    /// node has not told.
+    pub fn least_room_elsewhere(&self, id: VolumeId) -> Option<u64> {
+        let config = &self.volumes.get(&id)?.config;
+        let others = config.in_sync().iter().chain(config.learners()).filter(|m| m.node != self.me);
+        let room = |member: &Member| {
+            let pools = self.pool_rooms.get(&member.node)?;
+            pools.iter().find(|(name, _)| *name == member.pool).map(|(_, free)| *free)
+        };
+        others.filter_map(room).min()
     }
 
     /// The host that an initiator belongs to, by its iSCSI name in any case.

@@ -3,7 +3,9 @@
 
 use anyhow::{Context, ensure};
 use holdfast_tests::{
-    netcluster::Shape,
+    cdb,
+    cluster::INITIATOR_A,
+    netcluster::{NetCluster, Shape},
     replicated::{Bench, in_sync, other},
 };
 
@@ -254,5 +256,33 @@ fn two_machines_and_a_witness_survive_either_machine() -> anyhow::Result<()> {
     }
     let report = bench.finish(2)?;
     ensure!(report.older == 0, "{} blocks were back to an older value", report.older);
+    Ok(())
+}
+
+/// LOG SENSE of the Logical Block Provisioning log page.
+const PROVISIONING: &str = "4d004c00000000010000";
+
+#[test]
+fn a_pool_of_another_copy_that_runs_short_is_told_by_the_owner() -> anyhow::Result<()> {
+    let cluster = NetCluster::start(Shape { pool_size: "96m".to_owned(), ..Shape::default() })?;
+    cluster.volume_for_both("disk", 0, &["--size", "32MiB", "--replicas", "2", "--node", "node-1,node-2"])?;
+    let mut host = cluster.login("host-1", "node-1", INITIATOR_A, 1)?;
+    host.become_ready(0)?;
+    // MODE SELECT(6) of 1C/02: told when no more than 20 sets of 2 MiB are left.
+    let page = format!("000000005c02001c{:024}80010000{:08x}0102000000000000", 0, 20);
+    host.write(0, "151000002400", &page)?.good()?;
+    host.command(0, cdb::TEST_UNIT_READY)?.good()?;
+    // Room for the volume stays.
+    cluster.in_pool("node-2", "head -c 60M /dev/zero >.filler")?;
+    let told = cluster.wait_for("the threshold", || {
+        let answer = host.command(0, cdb::TEST_UNIT_READY)?;
+        ensure!(answer.status != 0, "nothing is told yet");
+        Ok(answer)
+    })?;
+    told.check("6/38/07")?;
+    let page = host.read(0, PROVISIONING, 256)?.good()?;
+    let left = u32::from_be_bytes(page.get(8..12).context("a count")?.try_into()?);
+    ensure!((8..=20).contains(&left), "{left} sets are left: {page:x?}");
+    ensure!(cluster.owner("disk")? == "node-1");
     Ok(())
 }

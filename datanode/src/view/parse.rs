@@ -71,6 +71,7 @@ impl ClusterView {
             me,
             my_incarnation: incarnation,
             nodes: Arc::default(),
+            pool_rooms: Arc::default(),
             volumes: SharedMap::default(),
             hosts: Arc::default(),
             host_by_initiator: Arc::default(),
@@ -111,7 +112,13 @@ impl ClusterView {
             Record::Cluster(c) => self.check_cluster(c).map_err(|problem| error("cluster", "", problem))?,
             Record::Node(n) => {
                 let node = node(n).map_err(|problem| error("node", &n.name, problem))?;
-                // Most records of a node tell of its pools only, which no view has.
+                let rooms = || n.pools.iter().map(|pool| (&pool.name, pool.free_bytes));
+                let told = self.pool_rooms.get(&node.number);
+                if told.is_none_or(|told| !rooms().eq(told.iter().map(|(name, free)| (name, *free)))) {
+                    let rooms = rooms().map(|(name, free)| (name.clone(), free)).collect();
+                    Arc::make_mut(&mut self.pool_rooms).insert(node.number, rooms);
+                }
+                // Most records of a node tell of its pools only: nothing is to be done for those.
                 if self.nodes.get(&node.number).is_none_or(|old| **old != node) {
                     Arc::make_mut(&mut self.nodes).insert(node.number, Arc::new(node));
                 }
@@ -148,7 +155,11 @@ impl ClusterView {
             Record::Mapping(m) => {
                 self.set_mapping(m).map_err(|problem| error("mapping", &m.host, problem))?
             }
-            Record::RemovedNode(name) => Arc::make_mut(&mut self.nodes).retain(|_, node| node.name != *name),
+            Record::RemovedNode(name) => {
+                Arc::make_mut(&mut self.nodes).retain(|_, node| node.name != *name);
+                let nodes = &self.nodes;
+                Arc::make_mut(&mut self.pool_rooms).retain(|number, _| nodes.contains_key(number));
+            }
             Record::RemovedVolume(id) => {
                 let id =
                     VolumeId::from_slice(id).ok_or_else(|| error("volume", "", "its id is not 16 bytes"))?;

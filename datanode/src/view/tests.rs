@@ -244,3 +244,40 @@ fn events_are_numbered_by_index_and_ordinal() {
     let bad = state::UnitAttentionEvent { additional: 0x1_0000, ..event };
     assert!(parse::unit_attentions(&[bad]).is_err());
 }
+
+#[test]
+fn room_elsewhere_is_the_least_below_the_other_copies() {
+    let member = |node: u8| state::ReplicaMember {
+        node: u32::from(node),
+        boot_id: vec![node; 16],
+        pool: "default".into(),
+    };
+    let with_room = |number, free_bytes| state::Node {
+        pools: [("other", 1), ("default", free_bytes)]
+            .map(|(name, free_bytes)| state::Pool { name: name.into(), capacity_bytes: 1000, free_bytes })
+            .into(),
+        ..node(number)
+    };
+    let record = state::Volume { replicas: 3, in_sync: vec![member(1), member(2), member(3)], ..volume(1) };
+    let mut view = empty();
+    let id = VolumeId([1; 16]);
+    // Its own room is not looked up here; of a node that told nothing nothing is known.
+    for (index, (record, wanted)) in [
+        (Record::Node(with_room(1, 5)), None),
+        (Record::Node(node(2)), None),
+        (Record::Node(node(3)), None),
+        (Record::Volume(record), None),
+        (Record::Node(with_room(2, 70)), Some(70)),
+        (Record::Node(with_room(3, 60)), Some(60)),
+        (Record::Node(with_room(3, 80)), Some(70)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let nodes = Arc::clone(&view.nodes);
+        view = view.with_changes(index as u64 + 1, &[change(record)], &no_secrets).unwrap();
+        assert_eq!(view.least_room_elsewhere(id), wanted, "after record {index}");
+        // What tells of pools only is no change of the nodes.
+        assert!(index < 4 || Arc::ptr_eq(&nodes, &view.nodes));
+    }
+}

@@ -206,15 +206,19 @@ impl Volume {
         }
     }
 
-    /// Space below the replica of this node.
+    /// Space below the replicas: what this node's uses, and the least that is left below any of them, of other nodes as they told last.
     ///
     /// # Errors
     /// [`VolumeError`].
     pub fn room(&self) -> Result<Room, VolumeError> {
-        match self.serving() {
-            Serving::Alone => self.with(|r| r.store().room()),
-            Serving::Driven(engine) => Ok(engine.store().room()?),
-        }
+        let room = match self.serving() {
+            Serving::Alone => self.with(|r| r.store().room())?,
+            Serving::Driven(engine) => engine.store().room()?,
+        };
+        let elsewhere =
+            self.shared.view.load().as_deref().and_then(|view| view.least_room_elsewhere(self.id));
+        let available_bytes = room.available_bytes.min(elsewhere.unwrap_or(u64::MAX));
+        Ok(Room { available_bytes, ..room })
     }
 
     fn with<T>(&self, io: impl FnOnce(&Admitted<'_>) -> Result<T, StoreError>) -> Result<T, VolumeError> {
