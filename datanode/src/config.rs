@@ -15,6 +15,7 @@ use holdfast_pki::{Identity, PkiError, Role};
 use holdfast_replica::limits::POOL_NAME_LEN_MAX;
 
 use crate::view::BootId;
+use crate::volume::ScrubPace;
 
 /// Portals of one data node.
 const PORTALS_MAX: usize = 16;
@@ -54,6 +55,12 @@ pub struct Arguments {
     /// Threads of the data plane [default: one for each core]
     #[arg(long, value_parser = parse_threads)]
     threads: Option<usize>,
+    /// Bytes per second that the scrub of volumes with checksums reads at most; 0: there is no scrub
+    #[arg(long, env = "HOLDFAST_SCRUB_BYTES_PER_SECOND_MAX", default_value_t = ScrubPace::default().bytes_per_second_max)]
+    scrub_bytes_per_second_max: u64,
+    /// Seconds from the end of one scrub of a volume's copy to the beginning of the next
+    #[arg(long, env = "HOLDFAST_SCRUB_PERIOD_S", default_value_t = ScrubPace::default().period_s)]
+    scrub_period_s: u64,
     #[command(flatten)]
     telemetry: holdfast_telemetry::Arguments,
     /// Stop when the process that started this one ends, however it ends (for supervisors such as `holdfast dev up`)
@@ -149,6 +156,8 @@ pub struct Config {
     pub pools: Vec<PoolArgument>,
     /// Data-plane threads.
     pub threads: usize,
+    /// How fast and how often replicas with checksums are scrubbed.
+    pub scrub: ScrubPace,
     /// The kernel's boot.
     pub boot: BootId,
 }
@@ -219,6 +228,10 @@ impl Arguments {
             identity,
             pools: self.pools,
             threads: self.threads.unwrap_or(cores).min(THREADS_MAX),
+            scrub: ScrubPace {
+                bytes_per_second_max: self.scrub_bytes_per_second_max,
+                period_s: self.scrub_period_s,
+            },
             boot: boot_id()?,
         })
     }

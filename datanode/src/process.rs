@@ -83,6 +83,7 @@ pub fn run(config: Config, stop: mpsc::Sender<Stop>, stopped: &mpsc::Receiver<St
         portals: config.portals.clone(),
         workers: config.threads,
         pools,
+        scrub: config.scrub,
         portal_options,
         shared: Arc::clone(&shared),
         agent: handle.clone(),

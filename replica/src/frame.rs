@@ -108,6 +108,8 @@ kinds! {
     Merge = 0x35,
     /// How far the owner's writes are everywhere.
     Settled = 0x36,
+    /// Blocks to read.
+    ReplicaRead = 0x37,
     /// The epoch is promised.
     Promised = 0x38,
     /// The epoch is too low.
@@ -116,6 +118,10 @@ kinds! {
     ReplicaDone = 0x3a,
     /// It has not.
     ReplicaFailed = 0x3b,
+    /// Blocks that were asked for.
+    ReplicaBlocks = 0x3c,
+    /// Blocks that a replica has lost.
+    Damaged = 0x3d,
 }
 
 /// The header of a frame, without the lengths and checksums that follow from its payload.

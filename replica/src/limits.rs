@@ -61,6 +61,12 @@ pub const REPLICA_REQUESTS_MAX: usize = 2 * WINDOW_REQUESTS;
 pub const COPY_BYTES: u64 = 1024 * 1024;
 /// Copies of a re-synchronisation under way at once, for each replica.
 pub const COPIES_MAX: usize = 4;
+/// Healing is done in multiples of so many bytes: what a checksum covers.
+pub const HEAL_BYTES: u64 = 4096;
+/// Ranges that the owner heals at once, and that it mends at once on another replica.
+pub const HEALS_MAX: usize = 64;
+/// Bytes that a replica is asked for in one piece: what a host may read at once and a copy, and what a frame may carry.
+pub const READ_BYTES_MAX: u64 = FRAME_DATA_LEN_MAX as u64;
 /// A replica that leaves something unanswered for so long is removed from the in-sync set, in milliseconds.
 pub const REPLICA_SILENCE_MS_MAX: u64 = 1_000;
 /// A learner that has not promised for so long is asked again on a new connection, in milliseconds: long enough for a disk that is slow.

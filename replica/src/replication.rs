@@ -22,12 +22,15 @@
 //!  Flush         -
 //!  Record        data: extent numbers, 8 bytes each
 //!  Merge         absent node (2), page of its bitmap (4); data: the bits of the page
+//!  Read          LBA (8), blocks (8)
 //!  Settled       -                            says only what the header says
 //!
 //!  Promised      boot id (16); data: entries of the activity log, 8 bytes each (crate::activity_log)
 //!  Refused       -                            the header names the epoch that was promised to somebody else
 //!  Done          -
-//!  Failed        reason (1): 1 I/O error, 2 no space, 3 log full, 4 out of range
+//!  Failed        reason (1): 1 I/O error, 2 no space, 3 log full, 4 out of range, 5 unreadable
+//!  Blocks        data: the blocks
+//!  Damaged       LBA (8), blocks (8)          of its own accord; sequence 0
 //! ```
 //!
 //! Invariants: every byte is accounted for; a field that is out of range, or a flag without a meaning, makes the whole
@@ -100,6 +103,8 @@ pub enum Request<B> {
         /// The page's bits.
         bits: alloc::boxed::Box<[u8; PAGE_BITS_LEN]>,
     },
+    /// Read blocks and send them.
+    Read(Span),
     /// Nothing; the frame's [`Settled`] counts.
     Settled,
 }
@@ -133,6 +138,8 @@ pub enum Failure {
     LogFull,
     /// The blocks lie behind the end of the replica, or the data has another length. The owner is at fault.
     OutOfRange,
+    /// The blocks cannot be read here. The replica serves on.
+    Unreadable,
 }
 
 /// What a replica answers.
@@ -153,6 +160,10 @@ pub enum Answer {
     Done,
     /// It has not, or not wholly.
     Failed(Failure),
+    /// The blocks of [`Request::Read`].
+    Blocks(Vec<u8>),
+    /// Of its own accord, with number 0: these blocks are lost here.
+    Damaged(Span),
 }
 
 /// An answer with what every frame says.
@@ -217,6 +228,11 @@ impl<B: AsRef<[u8]> + From<Vec<u8>>> ToReplica<B> {
                 data = Some(Vec::from(*bits).into());
                 Kind::Merge
             }
+            Request::Read(span) => {
+                meta.extend_from_slice(&span.lba().to_be_bytes());
+                meta.extend_from_slice(&span.blocks().to_be_bytes());
+                Kind::ReplicaRead
+            }
             Request::Settled => Kind::Settled,
         };
         let header = Header {
@@ -248,6 +264,7 @@ impl<B> ToReplica<B> {
             Request::Flush => Request::Flush,
             Request::Record(extents) => Request::Record(extents),
             Request::Merge { node, page, bits } => Request::Merge { node, page, bits },
+            Request::Read(span) => Request::Read(span),
             Request::Settled => Request::Settled,
         };
         ToReplica { volume, epoch, session, number, settled, request }
@@ -302,6 +319,7 @@ impl ToReplica<Vec<u8>> {
                 let bits = data.take()?.into_boxed_slice().try_into().ok()?;
                 Request::Merge { node, page, bits }
             }
+            Kind::ReplicaRead => Request::Read(Span::new(input.u64()?, input.u64()?)?),
             Kind::Settled => Request::Settled,
             _ => return None,
         };
@@ -314,7 +332,7 @@ impl ToReplica<Vec<u8>> {
         if flags != 0 || data.is_some() || !number_fits {
             return None;
         }
-        if has_data && matches!(request, Request::Flush | Request::Settled) {
+        if has_data && matches!(request, Request::Flush | Request::Read(_) | Request::Settled) {
             return None;
         }
         let recovered = header.flags & FLAG_RECOVERED != 0;
@@ -352,8 +370,18 @@ impl FromReplica {
                     Failure::NoSpace => 2,
                     Failure::LogFull => 3,
                     Failure::OutOfRange => 4,
+                    Failure::Unreadable => 5,
                 });
                 Kind::ReplicaFailed
+            }
+            Answer::Blocks(bytes) => {
+                data = Some(bytes.clone().into());
+                Kind::ReplicaBlocks
+            }
+            Answer::Damaged(span) => {
+                meta.extend_from_slice(&span.lba().to_be_bytes());
+                meta.extend_from_slice(&span.blocks().to_be_bytes());
+                Kind::Damaged
             }
         };
         let header =
@@ -385,13 +413,17 @@ impl FromReplica {
                 [2] => Failure::NoSpace,
                 [3] => Failure::LogFull,
                 [4] => Failure::OutOfRange,
+                [5] => Failure::Unreadable,
                 _ => return None,
             }),
+            Kind::ReplicaBlocks if !data.is_empty() => Answer::Blocks(data.clone()),
+            Kind::Damaged => Answer::Damaged(Span::new(input.u64()?, input.u64()?)?),
             _ => return None,
         };
         input.end()?;
         let plain = flags == 0 && header.clock == 0;
-        if !plain || (!data.is_empty() && header.kind != Kind::Promised) {
+        let carries = matches!(header.kind, Kind::Promised | Kind::ReplicaBlocks);
+        if !plain || (!data.is_empty() && !carries) {
             return None;
         }
         Some(FromReplica {
@@ -471,6 +503,7 @@ mod tests {
             }),
             Just(Request::Flush),
             Just(Request::Settled),
+            (0u64..1 << 40, 1u64..1 << 20).prop_map(|(lba, n)| Request::Read(Span::new(lba, n).unwrap())),
             proptest::collection::vec(any::<u64>(), 0..50).prop_map(Request::Record),
             (node(), any::<u32>(), any::<u8>()).prop_map(|(node, page, fill)| Request::Merge {
                 node,
@@ -495,8 +528,11 @@ mod tests {
             }),
             Just(Answer::Refused),
             Just(Answer::Done),
+            proptest::collection::vec(any::<u8>(), 1..600).prop_map(Answer::Blocks),
+            (0u64..1 << 40, 1u64..1 << 20).prop_map(|(lba, n)| Answer::Damaged(Span::new(lba, n).unwrap())),
             proptest::sample::select(
-                &[Failure::Io, Failure::NoSpace, Failure::LogFull, Failure::OutOfRange][..]
+                &[Failure::Io, Failure::NoSpace, Failure::LogFull, Failure::OutOfRange, Failure::Unreadable]
+                    [..]
             )
             .prop_map(Answer::Failed),
         ]

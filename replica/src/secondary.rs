@@ -16,6 +16,9 @@
 //! an I/O error everything is refused until the replica is opened anew; the extents of a write that failed, also for want of
 //! space, stay in the log.
 
+mod absent;
+mod damage;
+
 use alloc::{
     boxed::Box,
     collections::{BTreeMap, VecDeque},
@@ -29,7 +32,7 @@ use crate::{
     epoch::Epoch,
     faults::{Fault, Faults},
     ids::{BootId, NodeNumber, VolumeId},
-    limits::{BITMAPS_MAX, REPLICA_REQUESTS_MAX},
+    limits::{READ_BYTES_MAX, REPLICA_REQUESTS_MAX},
     ranges::{Mode, Ranges, Ticket},
     replication::{Answer, Body, Failure, FromReplica, Promise, Request, ToReplica},
     span::{Shape, Span},
@@ -71,7 +74,7 @@ pub enum Part {
     DropBitmap(NodeNumber),
 }
 
-/// What the shell is to do. Each one but [`Command::Answer`] is reported by [`Secondary::done`].
+/// What the shell is to do. Each one but [`Command::Answer`] and [`Command::Read`] is reported by [`Secondary::done`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command<B> {
     /// Bring all of these to disk, in any order. Done means durable.
@@ -89,6 +92,8 @@ pub enum Command<B> {
     },
     /// Bring everything applied so far to disk.
     Flush(u64),
+    /// Read blocks, then call [`Secondary::read_done`].
+    Read(u64, Span),
     /// Send an answer to the owner.
     Answer(FromReplica),
 }
@@ -104,6 +109,11 @@ enum Work<B> {
         recorded: bool,
     },
     Flush,
+    Read {
+        span: Span,
+        ticket: Ticket,
+        granted: bool,
+    },
     /// Only metadata.
     Metadata,
 }
@@ -360,6 +370,15 @@ impl<B> Secondary<B> {
                 (Work::Write { span, body, durable, ticket, granted, recorded: false }, 0)
             }
             Request::Flush => (Work::Flush, 0),
+            Request::Read(span) => {
+                let bytes = span.blocks().saturating_mul(u64::from(self.opened.shape.block_size()));
+                if !self.opened.shape.holds(span) || bytes > READ_BYTES_MAX {
+                    self.answer(session, number, Answer::Failed(Failure::OutOfRange));
+                    return;
+                }
+                let (ticket, granted) = self.ranges.lock(span, Mode::Shared);
+                (Work::Read { span, ticket, granted }, 0)
+            }
             Request::Record(extents) => match self.opened.log.record(&extents, next_batch) {
                 Ok(batch) => (Work::Metadata, batch),
                 Err(_) => {
@@ -426,6 +445,11 @@ impl<B> Secondary<B> {
                 self.commands.push_back(Command::Flush(id));
             }
             Work::Flush => {}
+            Work::Read { span, granted: true, .. } => {
+                job.submitted = true;
+                self.commands.push_back(Command::Read(id, *span));
+            }
+            Work::Read { .. } => {}
             Work::Metadata if job.batch <= self.batch_durable => {
                 let (session, number) = (job.session, job.number);
                 self.jobs.remove(&id);
@@ -445,18 +469,22 @@ impl<B> Secondary<B> {
     fn release(&mut self, ticket: Ticket) {
         let granted_now = self.ranges.release(ticket);
         for job in self.jobs.values_mut() {
-            if let Work::Write { ticket, granted, .. } = &mut job.work {
+            if let Work::Write { ticket, granted, .. } | Work::Read { ticket, granted, .. } = &mut job.work {
                 *granted |= granted_now.contains(ticket);
             }
         }
     }
 
     fn drop_job(&mut self, id: u64) {
-        if let Some(Job { work: Work::Write { span, ticket, recorded, .. }, .. }) = self.jobs.remove(&id) {
-            if recorded {
-                self.opened.log.end_write(self.opened.shape.extents_of(span));
+        match self.jobs.remove(&id).map(|job| job.work) {
+            Some(Work::Write { span, ticket, recorded, .. }) => {
+                if recorded {
+                    self.opened.log.end_write(self.opened.shape.extents_of(span));
+                }
+                self.release(ticket);
             }
-            self.release(ticket);
+            Some(Work::Read { ticket, .. }) => self.release(ticket),
+            Some(Work::Flush | Work::Metadata) | None => {}
         }
     }
 
@@ -537,58 +565,6 @@ impl<B> Secondary<B> {
         };
         self.promising = Some((asked, promise, stage));
         self.persist();
-    }
-
-    /// Bitmaps for those that are not in the new in-sync set.
-    fn note_absent(&mut self, asked: &ToReplica<()>, promise: &Promise, next_batch: u64) {
-        let me = self.opened.me;
-        // Admitted within the stream that brought everything here.
-        if promise.in_sync.contains(&me) && asked.session == self.session && promise.term == self.term {
-            self.opened.log.set_trusted();
-        }
-        if promise.term != self.term {
-            // What the last owner has settled needs no copying by the next one.
-            self.opened.log.sweep();
-            self.opened.log.carry(asked.number);
-        }
-        // Made as one of the first copies, but too late: an owner that has given numbers had such a copy before.
-        if self.opened.promised == Epoch::ZERO && asked.number > 0 {
-            self.opened.log.set_untrusted();
-        }
-        let same_stream = asked.session == self.session && promise.term == self.term;
-        if !promise.in_sync.contains(&me) && !same_stream {
-            // A learner begins anew: what it knew of the others is not complete. The owner will say.
-            let dropped = core::mem::take(&mut self.bitmaps);
-            self.parts.extend(dropped.into_keys().map(Part::DropBitmap));
-            return;
-        }
-        let shape = self.opened.shape;
-        let before: Vec<NodeNumber> = self.opened.log.in_sync().to_vec();
-        let absent = before.iter().chain(&promise.learners).filter(|n| !promise.in_sync.contains(n));
-        for node in absent.filter(|n| **n != me) {
-            let left = before.contains(node);
-            let bitmap =
-                self.bitmaps.entry(*node).or_insert_with(|| Bitmap::new(*node, shape, !left, next_batch));
-            if left {
-                for span in self.opened.log.entries().filter_map(|e| shape.extent_span(e.extent)) {
-                    bitmap.mark(span, next_batch);
-                }
-            }
-        }
-    }
-
-    fn note_promise(&mut self, epoch: Epoch, promise: &Promise) {
-        let in_sync = &promise.in_sync;
-        let mut gone: Vec<NodeNumber> =
-            self.bitmaps.keys().filter(|n| in_sync.contains(n)).copied().collect();
-        let kept = self.bitmaps.keys().filter(|n| !in_sync.contains(n) && !promise.learners.contains(n));
-        gone.extend(kept.skip(BITMAPS_MAX));
-        for node in gone {
-            self.bitmaps.remove(&node);
-            self.parts.push(Part::DropBitmap(node));
-        }
-        self.opened.log.set_in_sync(in_sync.clone());
-        self.parts.push(Part::Promise(epoch));
     }
 
     /// Only to the owner that asked: another one has its own numbers.

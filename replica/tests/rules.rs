@@ -78,6 +78,7 @@ mod replica {
                 Command::Persist(id, _) | Command::Flush(id) => s.done(id, Ok(())),
                 Command::Apply { id, span, .. } => writes.push((id, span)),
                 Command::Answer(answer) => answers.push(answer.answer),
+                Command::Read(id, span) => s.read_done(id, Ok(vec![3; span.blocks() as usize * 512])),
             }
         }
         (answers, writes)
@@ -162,6 +163,20 @@ mod replica {
         assert_eq!(answers, []);
         s.done(writes[0].0, Ok(()));
         assert_eq!(run(&mut s).0, [Answer::Done, Answer::Done]);
+    }
+
+    #[test]
+    fn blocks_are_read_for_the_owner_of_the_promised_epoch_behind_the_writes_before() {
+        let mut s = promised(&[1, 2, 3]);
+        s.handle(frame(1, 2, write(0, false)));
+        s.handle(frame(2, 2, Request::Read(span(0, 1))));
+        s.handle(frame(3, 1, Request::Read(span(0, 1))));
+        let (answers, writes) = run(&mut s);
+        assert_eq!(answers, [Answer::Refused]);
+        s.done(writes[0].0, Ok(()));
+        assert_eq!(run(&mut s).0, [Answer::Done, Answer::Blocks(vec![3; 512])]);
+        s.handle(frame(3, 2, Request::Read(span(8_000, 1))));
+        assert_eq!(run(&mut s).0, [Answer::Failed(Failure::OutOfRange)]);
     }
 
     #[test]
@@ -442,5 +457,85 @@ mod owner {
         assert_eq!(o.primary.write(T0, 1, span(0, 8_000), Body::Unmap, false), Err(Refusal::Misuse));
         o.write(1, 0).unwrap();
         assert_eq!(o.write(1, 100), Err(Refusal::Misuse));
+    }
+
+    /// The read that was sent to another replica: its number.
+    fn asked(o: &Owned) -> u64 {
+        let (to, frame) = o.sent.last().unwrap();
+        assert_eq!((*to, &frame.request), (node(2), &Request::Read(span(8, 4))));
+        frame.number
+    }
+
+    #[test]
+    fn blocks_that_the_own_disk_has_lost_come_from_another_and_are_read_again() {
+        let mut o = Owned::new(1);
+        o.primary.read(T0, 7, span(9, 2)).unwrap();
+        o.drain();
+        assert_eq!(o.other, [Output::Read(7, span(9, 2))]);
+        o.primary.read_failed(T0, 7, Some(span(9, 2)));
+        o.drain();
+        // Whole units of checksums are locked, and no write comes between.
+        let number = asked(&o);
+        o.write(8, 11).unwrap();
+        assert_eq!(o.writes_sent(), 0);
+        o.answer(2, number, Answer::Blocks(vec![5; 4 * 512]));
+        let (to, frame) = o.sent.last().unwrap();
+        let body = Body::Data(vec![5; 4 * 512]);
+        assert_eq!(
+            (*to, &frame.request),
+            (node(1), &Request::Write { span: span(8, 4), body, durable: true })
+        );
+        let number = frame.number;
+        o.answer(1, number, Answer::Done);
+        assert_eq!(o.other.last(), Some(&Output::Read(7, span(9, 2))));
+        o.primary.read_done(T0, 7, true);
+        assert_eq!(o.primary.poll_completion(T0), Some((7, Outcome::Done)));
+    }
+
+    #[test]
+    fn blocks_that_nobody_has_are_a_failed_read_and_nothing_else() {
+        let mut o = Owned::new(1);
+        o.primary.read(T0, 7, span(9, 2)).unwrap();
+        o.primary.read_failed(T0, 7, Some(span(9, 2)));
+        o.drain();
+        let number = asked(&o);
+        o.answer(2, number, Answer::Failed(Failure::Unreadable));
+        assert_eq!(o.primary.poll_completion(T0), Some((7, Outcome::ReadFailed)));
+        o.write(8, 9).unwrap();
+        o.all_done();
+        assert_eq!(o.primary.poll_completion(T0), Some((8, Outcome::Done)));
+    }
+
+    #[test]
+    fn blocks_that_are_lost_again_after_they_were_written_end_the_owner() {
+        let mut o = Owned::new(1);
+        o.primary.read(T0, 7, span(9, 2)).unwrap();
+        o.primary.read_failed(T0, 7, Some(span(9, 2)));
+        o.drain();
+        let number = asked(&o);
+        o.answer(2, number, Answer::Blocks(vec![5; 4 * 512]));
+        let number = o.last_number();
+        o.answer(1, number, Answer::Done);
+        o.primary.read_failed(T0, 7, Some(span(9, 2)));
+        o.drain();
+        assert_eq!(o.other.last(), Some(&Output::Stopped(Stop::ReplicaFailed)));
+    }
+
+    #[test]
+    fn replica_that_has_lost_blocks_gets_the_owners() {
+        let mut o = Owned::new(1);
+        o.answer(2, 0, Answer::Damaged(span(8, 1)));
+        let Some(Output::Copy(copy, asked)) = o.other.last().cloned() else { panic!("{:?}", o.other) };
+        assert_eq!(asked, span(8, 4));
+        o.answer(2, 0, Answer::Damaged(span(8, 1)));
+        assert_eq!(o.other.len(), 1, "once at a time");
+        let body = Body::Data(vec![6; 4 * 512]);
+        o.primary.copy_data(T0, copy, Some(body.clone()));
+        o.drain();
+        let (to, frame) = o.sent.last().unwrap();
+        assert_eq!(
+            (*to, &frame.request),
+            (node(2), &Request::Write { span: span(8, 4), body, durable: true })
+        );
     }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use holdfast_tests::{
     cluster::{Cluster, INITIATOR_A},
     initiator::Initiator,
+    patience::{PATIENCE, wait_for},
 };
 
 /// Bytes under one checksum.
@@ -90,6 +91,87 @@ fn killed_data_node_is_no_rot() -> anyhow::Result<()> {
     for round in 0..40_u8 {
         let found = host.read_blocks(0, u32::from(round) * 3001, 13)?.good()?;
         ensure!(found == vec![round + 1; 13 * 512], "round {round}");
+    }
+    drop(host);
+    cluster.stop()
+}
+
+/// Two copies, on node-1 (the owner) and node-2.
+fn two_copies(environment: &[(&str, &str)]) -> anyhow::Result<Cluster> {
+    let cluster = Cluster::start_in(environment)?;
+    cluster.volume_for_both_with("disk", "16MiB", "node-1", 0, &["--checksums", "--replicas", "2"])?;
+    wait_for(
+        "both copies",
+        PATIENCE,
+        || {
+            let shown = cluster.json(&["volume", "show", "disk"])?;
+            ensure!(shown["status"]["in_sync"].as_array().is_some_and(|nodes| nodes.len() == 2), "{shown}");
+            Ok(())
+        },
+        String::new,
+    )?;
+    Ok(cluster)
+}
+
+/// Waits until the node's copy holds the same byte all over some blocks of 4096.
+fn until_healed(cluster: &Cluster, node: &str, block: u64, blocks: usize, value: u8) -> anyhow::Result<()> {
+    let file = file(cluster, node)?;
+    wait_for(
+        "the damaged blocks to be healed",
+        PATIENCE,
+        || {
+            let mut found = vec![0; blocks * BLOCK as usize];
+            file.read_exact_at(&mut found, block * BLOCK)?;
+            ensure!(found.iter().all(|byte| *byte == value), "not yet");
+            Ok(())
+        },
+        || cluster.logs(),
+    )
+}
+
+#[test]
+fn what_rots_on_one_copy_is_read_from_the_other_and_healed() -> anyhow::Result<()> {
+    let mut cluster = two_copies(&[("HOLDFAST_SCRUB_BYTES_PER_SECOND_MAX", "0")])?;
+    let mut host = host(&cluster, 0)?;
+    host.write_blocks(0, 0, 512, 7)?.good()?;
+    for block in [2, 9, 10, 40] {
+        rot(&cluster, "node-1", block)?;
+    }
+    ensure!(host.read_blocks(0, 0, 512)?.good()? == vec![7; 512 * 512]);
+    until_healed(&cluster, "node-1", 0, 64, 7)?;
+    let shown = cluster.json(&["volume", "show", "disk"])?;
+    ensure!(
+        shown["status"]["owner"] == "node-1"
+            && shown["status"]["in_sync"].as_array().is_some_and(|n| n.len() == 2),
+        "{shown}"
+    );
+    // Both copies have lost the same block: nobody is told something else, and a block beside it is served.
+    rot(&cluster, "node-1", 5)?;
+    rot(&cluster, "node-2", 5)?;
+    rot(&cluster, "node-1", 6)?;
+    host.read_blocks(0, 5 * SECTORS, 8)?.check("3/11/00")?;
+    ensure!(host.read_blocks(0, 6 * SECTORS, 8)?.good()? == vec![7; 8 * 512]);
+    host.write_blocks(0, 5 * SECTORS, 8, 9)?.good()?;
+    ensure!(host.read_blocks(0, 5 * SECTORS, 8)?.good()? == vec![9; 8 * 512]);
+    // A part of a block that only the owner has lost is written: the rest comes from the other copy.
+    rot(&cluster, "node-1", 20)?;
+    host.write_blocks(0, 20 * SECTORS + 1, 1, 8)?.good()?;
+    let found = host.read_blocks(0, 20 * SECTORS, 8)?.good()?;
+    ensure!(found[..512] == [7; 512] && found[512..1024] == [8; 512] && found[1024..] == [7; 6 * 512]);
+    drop(host);
+    cluster.stop()
+}
+
+#[test]
+fn scrub_finds_and_heals_what_nobody_reads() -> anyhow::Result<()> {
+    let mut cluster = two_copies(&[("HOLDFAST_SCRUB_PERIOD_S", "1")])?;
+    let mut host = host(&cluster, 0)?;
+    host.write_blocks(0, 0, 512, 7)?.good()?;
+    for (node, block) in [("node-2", 3), ("node-1", 30), ("node-2", 60)] {
+        rot(&cluster, node, block)?;
+    }
+    for node in ["node-1", "node-2"] {
+        until_healed(&cluster, node, 0, 64, 7)?;
     }
     drop(host);
     cluster.stop()

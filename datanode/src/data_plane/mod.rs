@@ -53,6 +53,7 @@ use crate::lu::table::Table;
 use crate::store::io_threads::{self, IoThreads};
 use crate::store::pool::Pool;
 use crate::view::Shared;
+use crate::volume::ScrubPace;
 
 use self::drain::Drained;
 use self::inspection::{Endings, Inspecting};
@@ -84,6 +85,8 @@ pub struct Setup {
     pub workers: usize,
     /// Where replicas are kept.
     pub pools: Vec<Pool>,
+    /// How fast and how often replicas with checksums are scrubbed.
+    pub scrub: ScrubPace,
     /// What the portals offer.
     pub portal_options: PortalOptions,
     /// View and gate.
@@ -160,7 +163,7 @@ impl DataPlane {
         let (mailboxes, inboxes) = Mailboxes::new(wakers);
         let io = IoThreads::start(io_threads::THREADS)?;
         let services = Services { io: io.clone(), mailboxes: mailboxes.clone(), agent: setup.agent.clone() };
-        let table = Table::new(Arc::clone(&setup.shared), services.clone(), setup.pools);
+        let table = Table::new(Arc::clone(&setup.shared), services.clone(), setup.pools, setup.scrub);
         let sessions = Arc::new(Sessions::default());
         let make: Arc<MakeInterconnect> = Arc::new(setup.interconnect);
         let agent = setup.agent;

@@ -18,7 +18,7 @@ use super::{Driver, LogicalUnit, Services};
 use crate::store::pool::Pool;
 use crate::view::{AbortTasks, ClusterView, NodeNumber, Shared, VolumeId, VolumeView};
 use crate::volume::hosting::{Hosting, Unit};
-use crate::volume::{Surroundings, Volume};
+use crate::volume::{ScrubPace, Surroundings, Volume};
 
 /// PRODUCT REVISION LEVEL of every unit: the same on all nodes, whatever program version they run.
 pub(super) const REVISION: [u8; 4] = *b"0001";
@@ -63,13 +63,13 @@ impl Unit for Prepared {
 
 impl Table {
     /// An empty table.
-    pub(crate) fn new(shared: Arc<Shared>, services: Services, pools: Vec<Pool>) -> Table {
+    pub(crate) fn new(shared: Arc<Shared>, services: Services, pools: Vec<Pool>, pace: ScrubPace) -> Table {
         let around = Surroundings {
             shared: Arc::clone(&shared),
             io: services.io.clone(),
             agent: services.agent.clone(),
         };
-        let hosting = Hosting::new(around, pools);
+        let hosting = Hosting::new(around, pools, pace);
         Table { shared, services, hosting, units: Arc::default(), state: Arc::default() }
     }
 

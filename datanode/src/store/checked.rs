@@ -33,12 +33,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use holdfast_replica::ids::VolumeId;
 
 use self::locks::Locks;
-use self::sidecar::{BLOCK, BLOCKS_PER_EXTENT, EXTENT, Head, SLOT_LEN, SUM_LEN, file_len, sum, sum_at};
+use self::sidecar::{BLOCKS_PER_EXTENT, EXTENT, Head, SLOT_LEN, SUM_LEN, file_len, sum, sum_at};
 use self::unsettled::{Medium, Unsettled};
 use super::{Durability, Room, Run, Store, StoreError, Wait};
 
 pub use opening::{OpenError, create, sums_len};
-pub use sidecar::{ScrubMark, SidecarError};
+pub use sidecar::{BLOCK, ScrubMark, SidecarError};
 
 /// Bytes that are changed under one lock at most.
 const CHANGE_LEN_MAX: u64 = 4 * EXTENT;
@@ -170,6 +170,34 @@ impl CheckedStore {
         }
         self.unsettled.found_bad(&bad, self);
         Ok(bad)
+    }
+
+    /// The orderly end: nothing is left to look at, and nothing is served afterwards. Where that fails the next open looks. Without it an
+    /// open takes what was written last as it finds it, as after a crash.
+    pub fn close(&self) {
+        if self.out_of_service.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.flush_all().and_then(|()| self.unsettled.settle(true, self)) {
+            tracing::warn!(%error, "the checksums cannot be settled: the next open looks at what was written last");
+        }
+        self.out_of_service.store(true, Ordering::Release);
+    }
+
+    /// How many bytes from `offset` on hold nothing, and never did: no data, and no checksum of any.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn nothing_at(&self, offset: u64) -> Result<u64, StoreError> {
+        let rest = self.size().saturating_sub(offset);
+        let hole = |runs: Vec<Run>| runs.first().filter(|run| !run.allocated).map_or(0, |run| run.len);
+        let data = hole(self.data.allocation(offset, rest, 1)?);
+        if data == 0 {
+            return Ok(0);
+        }
+        let at = sum_at(offset / BLOCK);
+        let sums = hole(self.sums.allocation(at, self.sums.size().saturating_sub(at), 1)?);
+        Ok(data.min((sums / SUM_LEN).saturating_mul(BLOCK)))
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<(), StoreError> {
@@ -408,23 +436,6 @@ impl Store for CheckedStore {
             || self.data.write_waits(offset, len)
     }
 
-    fn repair(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        let end = offset.saturating_add(data.len() as u64);
-        self.check(offset, data.len() as u64)?;
-        if !offset.is_multiple_of(BLOCK) || (!end.is_multiple_of(BLOCK) && end != self.size()) {
-            return Err(StoreError::OutOfRange);
-        }
-        let blocks = blocks_of(offset, data.len() as u64);
-        let _lock = self.locks.exclusive(&blocks);
-        // Known to be bad first: until both are on the medium a crash must not make it good as it is.
-        let bad: Vec<u64> = blocks.clone().collect();
-        self.unsettled.found_bad(&bad, self);
-        let sums: Vec<u32> = data.chunks(BLOCK as usize).map(sum).collect();
-        self.data.write_at(offset, data, Durability::OnMedium)?;
-        self.store_sums(blocks.start, &sums, Durability::OnMedium).map_err(|error| self.give_up(error))?;
-        self.unsettled.mended(&blocks, true, self)
-    }
-
     fn flush(&self) -> Result<(), StoreError> {
         self.check(0, 0)?;
         self.flush_all()
@@ -452,16 +463,5 @@ impl Store for CheckedStore {
         self.check(0, 0)?;
         self.sums.grow(file_len(size))?;
         self.data.grow(size)
-    }
-}
-
-impl Drop for CheckedStore {
-    /// An orderly end leaves nothing to look at; where that fails the next open looks.
-    fn drop(&mut self) {
-        if !self.out_of_service.load(Ordering::Acquire)
-            && let Err(error) = self.flush_all().and_then(|()| self.unsettled.settle(true, self))
-        {
-            tracing::warn!(%error, "the checksums cannot be settled: the next open looks at what was written last");
-        }
     }
 }

@@ -120,15 +120,6 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         false
     }
 
-    /// Writes bytes again that were lost there, durably. They are what the store should hold, so a crash on the way may leave it as
-    /// bad as it was, and never worse. `offset` and length are multiples of 4096, or end where the store ends.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn repair(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.write_at(offset, data, Durability::OnMedium)
-    }
-
     /// Makes every write that returned before durable.
     ///
     /// # Errors
@@ -186,10 +177,6 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
 
     fn write_waits(&self, offset: u64, len: u64) -> bool {
         (**self).write_waits(offset, len)
-    }
-
-    fn repair(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        (**self).repair(offset, data)
     }
 
     fn as_layered(&self) -> Option<&Layered> {

@@ -207,7 +207,7 @@ fn checksummed_replica_notices_what_was_changed_behind_its_back_and_other_shapes
     let shape = ReplicaShape { checksums: true, ..SHAPE };
     let replica = pool.create_replica(VOLUME, node(), &shape, log()).unwrap();
     replica.store().write_at(0, &[7; 8192], Durability::Cached).unwrap();
-    drop(replica);
+    replica.retire();
     let data = dir.path().join("pool").join(VOLUME.to_string()).join("data");
     fs::File::options().write(true).open(data).unwrap().write_all_at(&[8], 5000).unwrap();
     let replica = pool.open_replica(VOLUME, node(), &shape).unwrap();
@@ -216,7 +216,7 @@ fn checksummed_replica_notices_what_was_changed_behind_its_back_and_other_shapes
     assert_eq!(bytes, [7; 4096]);
     let damaged = replica.store().read_at(4096, &mut bytes, Wait::Allowed).unwrap_err();
     assert!(matches!(damaged, StoreError::Corrupt { offset: 4096, len: 4096 }), "{damaged}");
-    drop(replica);
+    replica.retire();
     let refused = pool.open_replica(VOLUME, node(), &SHAPE).unwrap_err();
     assert_eq!(refused.to_string(), "the replica has checksums, and its volume has none");
     let larger = ReplicaShape { blocks: 4096, ..shape };

@@ -351,6 +351,9 @@ impl Replica {
         let mut state = self.lock();
         state.admits_from = NEVER;
         self.drain(state);
+        if let Some(checked) = &self.checked {
+            checked.close();
+        }
     }
 
     fn drain(&self, mut state: MutexGuard<'_, State>) {

@@ -32,14 +32,17 @@ pub(super) enum DiskJob {
     /// For the owner of this term.
     Read(Epoch, u64, Span),
     Copy(Epoch, u64, Span),
+    /// For another node's owner.
+    Send(u64, Span),
 }
 
 /// How it ended.
 #[derive(Debug)]
 pub(super) enum DiskResult {
     Command(u64, Result<(), Failure>),
-    Read(Epoch, u64, Result<Vec<u8>, HostFailure>),
+    Read(Epoch, u64, Result<Vec<u8>, StoreError>),
     Copy(Epoch, u64, Option<Body<Bytes>>),
+    Send(u64, Result<Vec<u8>, Failure>),
 }
 
 impl Engine {
@@ -54,11 +57,7 @@ impl Engine {
             {
                 Err(StoreError::WouldBlock) => {}
                 done => {
-                    return Some(DiskResult::Read(
-                        *term,
-                        *id,
-                        done.map_err(|e| failure_of_read(&e, block_size)),
-                    ));
+                    return Some(DiskResult::Read(*term, *id, done));
                 }
             },
             DiskJob::Apply { span, body: Body::Data(_), durable: false, .. }
@@ -110,9 +109,19 @@ impl Engine {
                 if let Err(error) = &done {
                     tracing::error!(volume = %self.id, lba = span.lba(), %error, "blocks cannot be read");
                 }
-                DiskResult::Read(term, id, done.map_err(|e| failure_of_read(&e, block_size)))
+                DiskResult::Read(term, id, done)
             }
             DiskJob::Copy(term, id, span) => DiskResult::Copy(term, id, self.copy(span, block_size)),
+            DiskJob::Send(id, span) => {
+                let done = self.read(span, block_size, Wait::Allowed).map_err(|error| {
+                    tracing::error!(volume = %self.id, lba = span.lba(), %error, "blocks cannot be read for the owner");
+                    match error {
+                        StoreError::Medium(_) | StoreError::Corrupt { .. } => Failure::Unreadable,
+                        _ => Failure::Io,
+                    }
+                });
+                DiskResult::Send(id, done)
+            }
         }
     }
 
@@ -182,15 +191,25 @@ impl Inner {
             DiskResult::Command(id, done) => self.secondary.done(id, done),
             DiskResult::Read(term, id, result) => {
                 let Some(owned) = self.owned.as_mut().filter(|o| o.primary.term() == term) else { return };
-                let ok = result.is_ok();
-                if !ok && owned.config.in_sync().len() > 1 {
+                let block_size = self.shape.block_size();
+                match result {
+                    Ok(bytes) => {
+                        owned.jobs.read(id, Ok(bytes));
+                        owned.primary.read_done(now, id, true);
+                    }
+                    Err(error @ (StoreError::Medium(_) | StoreError::Corrupt { .. })) => {
+                        owned.jobs.read(id, Err(failure_of_read(&error, block_size)));
+                        owned.primary.read_failed(now, id, lost(&error, block_size));
+                    }
                     // Another replica has these blocks: the volume goes there, and the host is none the wiser.
-                    owned.primary.replica_failed();
-                    return;
+                    Err(_) if owned.config.in_sync().len() > 1 => owned.primary.replica_failed(),
+                    Err(error) => {
+                        owned.jobs.read(id, Err(failure_of_read(&error, block_size)));
+                        owned.primary.read_done(now, id, false);
+                    }
                 }
-                owned.jobs.read(id, result);
-                owned.primary.read_done(now, id, ok);
             }
+            DiskResult::Send(id, result) => self.secondary.read_done(id, result),
             DiskResult::Copy(term, id, body) => {
                 if let Some(owned) = self.owned.as_mut().filter(|o| o.primary.term() == term) {
                     owned.primary.copy_data(now, id, body);
@@ -203,6 +222,13 @@ impl Inner {
 fn bytes_of(span: Span, block_size: u32) -> (u64, u64) {
     let block_size = u64::from(block_size);
     (span.lba().saturating_mul(block_size), span.blocks().saturating_mul(block_size))
+}
+
+/// The blocks that are lost, where the store knows.
+fn lost(error: &StoreError, block_size: u32) -> Option<Span> {
+    let StoreError::Corrupt { offset, len } = error else { return None };
+    let block_size = u64::from(block_size).max(1);
+    Span::new(offset / block_size, len.div_ceil(block_size))
 }
 
 fn failure_of_read(error: &StoreError, block_size: u32) -> HostFailure {

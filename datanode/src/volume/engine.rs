@@ -13,6 +13,7 @@
 //! taken from the owner's machine only while the lease gate is open; a machine's answers go to the connection
 //! that its newest promise came by.
 
+mod damage;
 mod pump;
 
 use std::cell::Cell;

@@ -25,6 +25,7 @@ use holdfast_scsi::device_server::LuConfig;
 
 use super::engine::{Engine, Surroundings, without_inline_io};
 use super::pulse::Pulse;
+use super::scrub::{Scrub, ScrubPace};
 use super::{Links, Volume};
 use crate::clock;
 use crate::store::StoreError;
@@ -96,12 +97,12 @@ impl Wanted {
 
 /// What there is of a volume here. Locked while it is being opened, made or removed.
 #[derive(Default)]
-struct Hosted {
-    replica: Option<Arc<Replica>>,
-    engine: Option<Arc<Engine>>,
+pub(super) struct Hosted {
+    pub(super) replica: Option<Arc<Replica>>,
+    pub(super) engine: Option<Arc<Engine>>,
 }
 
-type Slot = Arc<Mutex<Hosted>>;
+pub(super) type Slot = Arc<Mutex<Hosted>>;
 
 #[derive(Default)]
 struct State {
@@ -154,6 +155,7 @@ pub(crate) struct Hosting {
     pools: Arc<Vec<Pool>>,
     state: Arc<Mutex<State>>,
     pulse: Arc<Pulse>,
+    scrub: Arc<Scrub>,
 }
 
 impl fmt::Debug for Hosting {
@@ -163,18 +165,25 @@ impl fmt::Debug for Hosting {
 }
 
 impl Hosting {
-    /// Of the replicas in these pools.
-    pub(crate) fn new(around: Surroundings, pools: Vec<Pool>) -> Hosting {
-        let hosting =
-            Hosting { around, pools: Arc::new(pools), state: Arc::default(), pulse: Arc::new(Pulse::none()) };
+    /// Of the replicas in these pools, which are scrubbed so fast and so often.
+    pub(crate) fn new(around: Surroundings, pools: Vec<Pool>, pace: ScrubPace) -> Hosting {
+        let hosting = Hosting {
+            around,
+            pools: Arc::new(pools),
+            state: Arc::default(),
+            pulse: Arc::new(Pulse::none()),
+            scrub: Arc::new(Scrub::none()),
+        };
         let again = hosting.clone();
         let pulse = Arc::new(Pulse::start(&hosting.around, move || again.look_again()));
-        Hosting { pulse, ..hosting }
+        let hosting = Hosting { pulse, ..hosting };
+        Hosting { scrub: Arc::new(Scrub::start(hosting.clone(), pace)), ..hosting }
     }
 
     /// Ends all of it. The I/O threads still run.
     pub(crate) fn stop(&self) {
         self.pulse.stop();
+        self.scrub.stop();
         self.links().clear();
         let slots: Vec<Slot> = self.lock().slots.drain().map(|(_, slot)| slot).collect();
         for slot in slots {
@@ -182,7 +191,20 @@ impl Hosting {
             if let Some(engine) = hosted.engine {
                 engine.close();
             }
+            if let Some(replica) = hosted.replica {
+                replica.retire();
+            }
         }
+    }
+
+    /// The volumes that there is something of here.
+    pub(super) fn hosted(&self) -> Vec<VolumeId> {
+        self.lock().slots.keys().copied().collect()
+    }
+
+    /// What there is of a volume.
+    pub(super) fn slot(&self, id: VolumeId) -> Option<Slot> {
+        self.lock().slots.get(&id).cloned()
     }
 
     /// Follows the record of a volume. `unit`: where this node owns it. `gap`: what came between the record before and this one is

@@ -9,6 +9,7 @@
 //! | what it asks of the disk | `disk` |
 //! | connections to other nodes' replicas | [`Links`] |
 //! | time | `pulse` |
+//! | damage looked for, and told to the owner | `scrub` |
 //!
 //! Invariants: no byte is read or written for a host unless the gate is open, this incarnation owns the volume, and the replica
 //! has durably promised the volume's epoch; the caller asks [`Volume::may_reply`] after the I/O and before every reply.
@@ -20,6 +21,7 @@ pub(crate) mod jobs;
 pub(crate) mod link;
 mod pulse;
 mod report;
+mod scrub;
 #[cfg(test)]
 mod tests;
 #[expect(clippy::module_inception, reason = "the volume is this module's one idea")]
@@ -27,5 +29,6 @@ mod volume;
 
 pub(crate) use engine::Surroundings;
 pub use link::Links;
+pub use scrub::ScrubPace;
 pub(crate) use volume::Serving;
 pub use volume::{Volume, VolumeError};

@@ -17,7 +17,7 @@ use crate::{
     span::Shape,
 };
 
-impl<B: AsRef<[u8]> + Clone> Primary<B> {
+impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
     /// The replicas that the shell should be connected to.
     pub fn peers(&self) -> impl Iterator<Item = NodeNumber> + '_ {
         self.peers.keys().copied()
@@ -148,6 +148,9 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             Answer::Refused if frame.epoch > epoch => self.end(Stop::Deposed),
             Answer::Refused => {}
             Answer::Done => self.acknowledged(now, node, frame.number),
+            Answer::Blocks(bytes) => self.blocks_came(now, node, frame.number, bytes),
+            Answer::Damaged(span) => self.damaged_elsewhere(node, span),
+            Answer::Failed(Failure::Unreadable) => self.unreadable(now, node, frame.number),
             Answer::Failed(Failure::NoSpace)
                 if node == self.start.me.node && self.config.in_sync().len() == 1 =>
             {
@@ -230,6 +233,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             self.begin_learner(now, node);
         }
         self.pump_copies(now);
+        self.pump_heals(now);
         self.flush_for_room(now);
         self.tell_settled();
     }

@@ -8,6 +8,7 @@
 //!   answered without it (6.9), and the learner that counts before it is admitted (6.16).
 //! * **Recovery** (`recovery`): a new owner copies its version of what was active over the others (6.15); a rejoining
 //!   replica is brought up (6.16, 6.17).
+//! * **Healing** (`healing`): what one disk has lost comes from another.
 //!
 //! The owner's own replica is a [`crate::secondary::Secondary`] like the others, behind a connection of no length. The shell
 //! connects to every member that it is told of, carries frames, reads blocks when asked, and puts proposals to the
@@ -17,6 +18,7 @@
 //! all of them have promised the present epoch; while a change of the configuration is under way, those of the old and of
 //! the new one count; no change takes effect here before it is committed.
 
+mod healing;
 mod members;
 mod recovery;
 
@@ -198,6 +200,9 @@ enum Purpose {
     RecoveryFlush,
     Merge,
     Barrier(NodeNumber),
+    /// Blocks that the own replica has lost.
+    Heal(u64),
+    Repair(u64),
 }
 
 #[derive(Debug)]
@@ -210,7 +215,7 @@ struct InFlight<B> {
 
 #[derive(Debug)]
 enum Host<B> {
-    Read { span: Span, ticket: Option<Ticket> },
+    Read { span: Span, ticket: Option<Ticket>, healed_until: u64 },
     Write { span: Span, body: Body<B>, durable: bool, ticket: Ticket },
     Flush,
 }
@@ -223,6 +228,7 @@ enum Holder {
     Copy(u64),
     Begin(NodeNumber),
     Merge(NodeNumber),
+    Heal(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,11 +278,12 @@ pub struct Primary<B> {
     parked: VecDeque<u64>,
     flush_wanted: bool,
     copies: recovery::Copies,
+    heals: healing::Heals,
     outputs: VecDeque<Output<B>>,
     completions: VecDeque<(u64, Outcome)>,
 }
 
-impl<B: AsRef<[u8]> + Clone> Primary<B> {
+impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
     /// A new owner under `start.config`, whose owner is `start.me`. Its term is that epoch.
     pub fn new(now: Instant, start: Start) -> Primary<B> {
         let mut primary = Primary {
@@ -302,6 +309,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             parked: VecDeque::new(),
             flush_wanted: false,
             copies: recovery::Copies::default(),
+            heals: healing::Heals::default(),
             outputs: VecDeque::new(),
             completions: VecDeque::new(),
         };
@@ -386,13 +394,13 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             return Err(Refusal::Misuse);
         }
         if self.start.faults.has(Fault::ReadWithoutWaiting) {
-            self.hosts.insert(id, Host::Read { span, ticket: None });
+            self.hosts.insert(id, Host::Read { span, ticket: None, healed_until: 0 });
             self.begin_read(now, id, span);
             return Ok(());
         }
         let (ticket, granted) = self.ranges.lock(span, Mode::Shared);
         self.holders.insert(ticket, Holder::Host(id));
-        self.hosts.insert(id, Host::Read { span, ticket: Some(ticket) });
+        self.hosts.insert(id, Host::Read { span, ticket: Some(ticket), healed_until: 0 });
         if granted {
             self.begin_read(now, id, span);
         }
@@ -477,6 +485,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
                 _ => self.begin_write(now, id),
             },
             Some(Holder::Copy(copy)) => self.begin_copy(copy),
+            Some(Holder::Heal(heal)) => self.ask_next(now, heal),
             Some(Holder::Begin(node)) => self.outputs.push_back(Output::StartResync(node)),
             Some(Holder::Merge(node)) => self.outputs.push_back(Output::MergeBitmaps(node)),
             Some(Holder::Recovery) | None => {}

@@ -28,7 +28,7 @@ use crate::{
     bitmap::Bitmap,
     faults::Fault,
     ids::NodeNumber,
-    limits::COPIES_MAX,
+    limits::{COPIES_MAX, HEALS_MAX},
     ranges::{Mode, Ticket},
     replication::{Body, Request},
     span::Span,
@@ -81,15 +81,19 @@ struct Copy {
     span: Span,
     target: Target,
     ticket: Option<Ticket>,
+    /// The own replica had lost some of it, and has it again.
+    healed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
     Recovery(u64),
     Learner(NodeNumber),
+    /// It has lost these blocks.
+    Damaged(NodeNumber),
 }
 
-impl<B: AsRef<[u8]> + Clone> Primary<B> {
+impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
     pub(super) fn begin_recovery(&mut self, now: Instant) {
         let in_sync = self.peers.values().filter(|p| p.in_sync());
         let entries: Vec<_> = in_sync.flat_map(|p| p.entries.iter().copied()).collect();
@@ -135,7 +139,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             && let Some((extent, span)) = self.copies.pieces.pop_front()
         {
             self.copies.last += 1;
-            let copy = Copy { span, target: Target::Recovery(extent), ticket: None };
+            let copy = Copy { span, target: Target::Recovery(extent), ticket: None, healed: false };
             self.copies.copies.insert(self.copies.last, copy);
             self.outputs.push_back(Output::Copy(self.copies.last, span));
         }
@@ -149,18 +153,29 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
     pub fn copy_data(&mut self, now: Instant, copy: u64, body: Option<Body<B>>) {
         let Some(Copy { span, target, .. }) = self.copies.copies.get(&copy).copied() else { return };
         let Some(body) = body else {
-            self.end(Stop::ReplicaFailed);
+            let entry = self.copies.copies.get_mut(&copy);
+            let healed = entry.is_none_or(|copy| core::mem::replace(&mut copy.healed, true));
+            if healed || !self.heal_copy(now, copy, span) {
+                self.copy_is_lost(now, copy);
+            }
             return;
         };
         let me = self.start.me.node;
+        if let Target::Damaged(node) = target
+            && !self.peers.get(&node).is_some_and(|p| p.in_sync())
+        {
+            // It has left, and gets what it lacks when it comes back.
+            return self.copy_is_lost(now, copy);
+        }
         let to = match target {
             Target::Recovery(_) => {
                 let others = self.peers.iter().filter(|(node, p)| p.in_sync() && **node != me);
                 others.map(|(node, _)| *node).collect()
             }
-            Target::Learner(node) => Vec::from([node]),
+            Target::Learner(node) | Target::Damaged(node) => Vec::from([node]),
         };
-        let request = Request::Write { span, body, durable: false };
+        let durable = matches!(target, Target::Damaged(_));
+        let request = Request::Write { span, body, durable };
         self.issue_to(now, request, Purpose::Copy(copy), to);
     }
 
@@ -187,6 +202,50 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
                 }
                 self.pump_copies(now);
             }
+            Target::Damaged(_) => {}
+        }
+    }
+
+    /// A copy can be read nowhere.
+    pub(super) fn copy_is_lost(&mut self, now: Instant, copy: u64) {
+        let Some(Copy { target, ticket, .. }) = self.copies.copies.get(&copy).copied() else { return };
+        match target {
+            Target::Recovery(_) => self.end(Stop::ReplicaFailed),
+            // It cannot catch up before a host has written those blocks anew: begins again on a new connection, after a while.
+            Target::Learner(node) => {
+                self.reset_learner(now, node);
+                if let Some(peer) = self.peers.get_mut(&node) {
+                    peer.promised = false;
+                    peer.asked = now;
+                }
+            }
+            Target::Damaged(_) => {
+                self.copies.copies.remove(&copy);
+                if let Some(ticket) = ticket {
+                    self.unlock(now, ticket);
+                }
+            }
+        }
+    }
+
+    pub(super) fn has_copy(&self, copy: u64) -> bool {
+        self.copies.copies.contains_key(&copy)
+    }
+
+    /// Gives a replica blocks that it has lost.
+    pub(super) fn mend(&mut self, node: NodeNumber, span: Span) {
+        let mends = self.copies.copies.values().filter(|copy| copy.target == Target::Damaged(node));
+        if mends.clone().count() >= HEALS_MAX || mends.clone().any(|copy| copy.span.overlaps(span)) {
+            return;
+        }
+        self.copies.last += 1;
+        let id = self.copies.last;
+        let (ticket, granted) = self.ranges.lock(span, Mode::Exclusive);
+        self.holders.insert(ticket, Holder::Copy(id));
+        let copy = Copy { span, target: Target::Damaged(node), ticket: Some(ticket), healed: false };
+        self.copies.copies.insert(id, copy);
+        if granted {
+            self.begin_copy(id);
         }
     }
 
@@ -254,14 +313,14 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
                 self.copies.last += 1;
                 let id = self.copies.last;
                 if self.start.faults.has(Fault::CopyWithoutLock) {
-                    let copy = Copy { span, target: Target::Learner(node), ticket: None };
+                    let copy = Copy { span, target: Target::Learner(node), ticket: None, healed: false };
                     self.copies.copies.insert(id, copy);
                     self.begin_copy(id);
                     continue;
                 }
                 let (ticket, granted) = self.ranges.lock(span, Mode::Exclusive);
                 self.holders.insert(ticket, Holder::Copy(id));
-                let copy = Copy { span, target: Target::Learner(node), ticket: Some(ticket) };
+                let copy = Copy { span, target: Target::Learner(node), ticket: Some(ticket), healed: false };
                 self.copies.copies.insert(id, copy);
                 if granted {
                     self.begin_copy(id);

@@ -14,7 +14,7 @@ use crate::{
     span::Span,
 };
 
-impl<B: AsRef<[u8]> + Clone> Primary<B> {
+impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
     pub(super) fn touches_few(&self, span: Span) -> bool {
         let extents = self.start.shape.extents_of(span);
         extents.end - extents.start <= SPAN_EXTENTS_MAX
@@ -104,7 +104,11 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             Purpose::HostFlush(..) if self.start.faults.has(Fault::FlushOwnReplicaOnly) => {
                 !request.waiting.contains(&me)
             }
-            Purpose::Copy(_) | Purpose::Merge | Purpose::Barrier(_) => request.waiting.is_empty(),
+            Purpose::Copy(_)
+            | Purpose::Merge
+            | Purpose::Barrier(_)
+            | Purpose::Heal(_)
+            | Purpose::Repair(_) => request.waiting.is_empty(),
             _ => self.all_promised() && !request.waiting.iter().any(counts),
         }
     }
@@ -133,6 +137,9 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
             }
             Purpose::Merge => {}
             Purpose::Barrier(node) => self.propose_admission(now, node),
+            // Whoever was asked is gone.
+            Purpose::Heal(heal) => self.ask_next(now, heal),
+            Purpose::Repair(heal) => self.repaired(now, heal),
         }
     }
 
@@ -174,7 +181,7 @@ impl<B: AsRef<[u8]> + Clone> Primary<B> {
         self.flush_for_room(now);
     }
 
-    fn advance_settled(&mut self) {
+    pub(super) fn advance_settled(&mut self) {
         if self.all_promised() {
             let before_first = self.in_flight.keys().next().map(|first| first - 1);
             let written = before_first.unwrap_or(self.last_number);

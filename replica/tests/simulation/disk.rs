@@ -8,7 +8,7 @@ use holdfast_replica::{
     epoch::Epoch,
     ids::{ClusterId, NodeNumber, VolumeId},
     secondary::Part,
-    span::Shape,
+    span::{Shape, Span},
     superblock::{self, Superblock},
 };
 
@@ -18,6 +18,9 @@ pub(crate) fn crc(so_far: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(so_far, bytes)
 }
 
+/// No host writes this.
+const ROTTEN: u64 = u64::MAX;
+
 pub(crate) const VOLUME: VolumeId = VolumeId([7; 16]);
 
 /// See the module.
@@ -26,6 +29,8 @@ pub(crate) struct Disk {
     node: NodeNumber,
     /// What a read sees.
     pub(crate) blocks: Vec<u64>,
+    /// What was there, cached and durable, before it rotted.
+    hidden: BTreeMap<u64, (u64, u64)>,
     /// What is there after a power cut, at least.
     durable: Vec<u64>,
     superblock: [Box<[u8; superblock::SLOT_LEN]>; 2],
@@ -47,6 +52,7 @@ impl Disk {
         let mut disk = Disk {
             node,
             blocks: vec![0; shape.blocks() as usize],
+            hidden: BTreeMap::new(),
             durable: vec![0; shape.blocks() as usize],
             superblock: [Box::new([0; superblock::SLOT_LEN]), first.encode(crc)],
             log: [Box::new([0; activity_log::SLOT_LEN]), Box::new([0; activity_log::SLOT_LEN])],
@@ -77,6 +83,36 @@ impl Disk {
                 self.durable[lba as usize + at] = *value;
             }
         }
+    }
+
+    /// A block changes behind everybody's back. Its checksum tells.
+    pub(crate) fn rot(&mut self, lba: u64) {
+        let at = lba as usize;
+        self.hidden.insert(lba, (self.blocks[at], self.durable[at]));
+        (self.blocks[at], self.durable[at]) = (ROTTEN, ROTTEN);
+    }
+
+    /// What is still rotten is as it was before.
+    pub(crate) fn mend(&mut self) {
+        for (lba, (cached, durable)) in std::mem::take(&mut self.hidden) {
+            let at = lba as usize;
+            if self.blocks[at] == ROTTEN {
+                self.blocks[at] = cached;
+            }
+            if self.durable[at] == ROTTEN {
+                self.durable[at] = durable;
+            }
+        }
+    }
+
+    /// The blocks that are rotten.
+    pub(crate) fn rotten(&self) -> impl Iterator<Item = u64> + '_ {
+        (0..).zip(&self.blocks).filter(|(_, value)| **value == ROTTEN).map(|(lba, _)| lba)
+    }
+
+    /// The first block of these that cannot be read.
+    pub(crate) fn lost(&self, span: Span) -> Option<u64> {
+        self.rotten().find(|lba| (span.lba()..span.end()).contains(lba))
     }
 
     pub(crate) fn flush(&mut self) {

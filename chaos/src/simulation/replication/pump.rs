@@ -103,6 +103,15 @@ impl Simulation {
                 (id, DiskWork::Apply { lba: span.lba(), values, durable })
             }
             Command::Flush(id) => (id, DiskWork::Flush),
+            // No disk of this world loses blocks, so no owner asks for any; one that does gets them.
+            Command::Read(id, span) => {
+                let Some(disk) = self.nodes[at].disks.get(&volume) else { return };
+                let values = disk.blocks[span.lba() as usize..span.end() as usize].to_vec();
+                if let Some(engine) = self.nodes[at].engines.get_mut(&volume) {
+                    engine.secondary.read_done(id, Ok(bytes_of(&values)));
+                }
+                return;
+            }
             Command::Answer(answer) => {
                 let newest = self.nodes[at].engines.get(&volume).and_then(|engine| engine.newest);
                 if let Some(newest) = newest.filter(|newest| newest.session == answer.session) {

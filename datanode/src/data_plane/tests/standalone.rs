@@ -69,6 +69,7 @@ impl Standalone {
             portals: vec![portal],
             workers,
             pools: vec![pool],
+            scrub: crate::volume::ScrubPace::default(),
             portal_options: PortalOptions::default(),
             shared: Arc::clone(&shared),
             agent: handle,

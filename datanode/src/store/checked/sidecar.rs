@@ -33,7 +33,7 @@ use std::collections::BTreeSet;
 use holdfast_replica::ids::VolumeId;
 
 /// Bytes of data under one checksum.
-pub(super) const BLOCK: u64 = 4096;
+pub const BLOCK: u64 = 4096;
 /// Bytes of an extent: those of an extent of the activity log, and what one page of checksums covers.
 pub(super) const EXTENT: u64 = 4 * 1024 * 1024;
 pub(super) const BLOCKS_PER_EXTENT: u64 = EXTENT / BLOCK;

@@ -75,7 +75,7 @@ fn writes_of_any_alignment_read_back_and_verify() {
     assert_eq!(read(&store, 0, SIZE as usize).unwrap(), model);
     assert_eq!(read(&store, 8192 + 1024, 3 * 512).unwrap(), model[9216..9216 + 1536]);
     assert!(store.verify(0, SIZE).unwrap().is_empty());
-    drop(store);
+    store.close();
     let store = world.open();
     assert_eq!(read(&store, 0, SIZE as usize).unwrap(), model);
 }
@@ -127,18 +127,19 @@ fn part_of_a_bad_block_does_not_make_it_good_and_the_whole_of_it_does() {
 }
 
 #[test]
-fn repair_mends_data_and_checksums() {
+fn whole_blocks_written_again_mend_data_and_checksums() {
     let world = world(SIZE);
     let store = world.open();
     store.write_at(0, &[7; 8192], Durability::OnMedium).unwrap();
     world.data.rot(1);
     world.sums.rot(SUMS_AT + 4);
     assert_eq!(store.verify(0, 8192).unwrap(), [0, 1]);
-    store.repair(0, &[7; 8192]).unwrap();
+    store.write_at(0, &[7; 8192], Durability::OnMedium).unwrap();
     assert_eq!(read(&store, 0, 8192).unwrap(), [7; 8192]);
     assert!(store.bad_blocks().is_empty());
-    assert!(matches!(store.repair(512, &[7; 4096]), Err(StoreError::OutOfRange)));
-    store.repair(SIZE - 512, &[1; 512]).unwrap();
+    world.data.rot(SIZE - 1);
+    assert_eq!(store.verify(SIZE - 512, 512).unwrap(), [SIZE / BLOCK]);
+    store.write_at(SIZE - 512, &[1; 512], Durability::OnMedium).unwrap();
     assert_eq!(read(&store, SIZE - 512, 512).unwrap(), [1; 512]);
 }
 
@@ -219,7 +220,7 @@ fn scrub_mark_outlives_an_orderly_end() {
     let store = world.open();
     let mark = ScrubMark { next_block: 5, finished_unix_ms: 77, request: 3 };
     store.set_scrub_mark(mark).unwrap();
-    drop(store);
+    store.close();
     assert_eq!(world.open().scrub_mark(), mark);
 }
 
@@ -229,4 +230,21 @@ fn checksums_of_another_volume_are_refused() {
     let (data, sums) = (world.data.clone(), world.sums.clone());
     let opened = CheckedStore::open(Box::new(data), Box::new(sums), VolumeId([1; 16]));
     assert!(opened.unwrap_err().to_string().contains("belongs to volume"));
+}
+
+#[test]
+fn after_the_orderly_end_nothing_is_served() {
+    let world = world(SIZE);
+    let store = world.open();
+    store.write_at(0, &[7; 4096], Durability::Cached).unwrap();
+    store.close();
+    assert!(matches!(store.write_at(0, &[8; 4096], Durability::Cached), Err(StoreError::OutOfService)));
+    let again = world.open();
+    assert!(again.write_waits(0, 4096), "nothing is unsettled");
+    // The object that has ended leaves what the new one has recorded alone.
+    again.write_at(0, &[9; 4096], Durability::Cached).unwrap();
+    store.close();
+    drop(store);
+    drop(again);
+    assert_eq!(read(&world.open(), 0, 4096).unwrap(), [9; 4096]);
 }

@@ -8,8 +8,7 @@ use super::*;
 impl Inner {
     /// The owner may have grown the volume before this replica has: what lies behind its end waits, and what comes after it.
     pub(super) fn take_or_keep_request(&mut self, source: Source, frame: ToReplica<Bytes>) {
-        let beyond =
-            matches!(&frame.request, Request::Write { span, .. } if span.end() > self.shape.blocks());
+        let beyond = matches!(&frame.request, Request::Write { span, .. } | Request::Read(span) if span.end() > self.shape.blocks());
         if matches!(frame.request, Request::Promise(_)) {
             // What it drops is sent again.
             self.beyond_the_end.clear();
@@ -83,6 +82,7 @@ impl Inner {
             Command::Persist(id, parts) => DiskJob::Persist(id, parts),
             Command::Apply { id, span, body, durable } => DiskJob::Apply { id, span, body, durable },
             Command::Flush(id) => DiskJob::Flush(id),
+            Command::Read(id, span) => DiskJob::Send(id, span),
             Command::Answer(answer) => {
                 if let Some(Newest { source, session, .. }) = &self.newest
                     && *session == answer.session

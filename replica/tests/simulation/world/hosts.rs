@@ -65,6 +65,10 @@ impl World {
     pub(super) fn chaos(&mut self) {
         let at = self.random.below(NODES as u64) as usize;
         let other = (at + 1 + self.random.below(2) as usize) % NODES;
+        // In some worlds disks rot.
+        if (251..=400).contains(&self.plan.seed) && self.random.one_in(3) {
+            self.rot(at);
+        }
         match self.random.below(20) {
             0..3 => self.kill(at, false),
             3..5 => self.kill(at, true),
@@ -93,6 +97,17 @@ impl World {
                 self.nodes[at].cut_off = true;
             }
             _ => self.nodes[at].disk_slow_until = self.now + self.random.below(2_500),
+        }
+    }
+
+    /// A block that the others have is lost on one disk.
+    fn rot(&mut self, at: usize) {
+        let lba = if self.random.one_in(2) { self.random.below(12) } else { self.random.below(BLOCKS) };
+        let span = Span::new(lba, 1).expect("span");
+        let elsewhere = self.nodes.iter().any(|node| node.disk.lost(span).is_some());
+        if self.controller.config.in_sync().len() == NODES && !elsewhere {
+            self.log(|| format!("block {lba} rots on node {}", at + 1));
+            self.nodes[at].disk.rot(lba);
         }
     }
 
@@ -130,7 +145,8 @@ impl World {
             let primary = n.process.as_ref().and_then(|p| p.primary.as_ref());
             primary.is_some_and(|p| p.is_recovered() && p.epoch() == config.epoch())
         });
-        serving && config.in_sync().len() == NODES && self.nodes.iter().all(quiet)
+        let rotten = self.nodes.iter().any(|node| node.disk.rotten().next().is_some());
+        serving && !rotten && config.in_sync().len() == NODES && self.nodes.iter().all(quiet)
     }
 
     pub(super) fn look_at_everything(&mut self) -> Result<(), String> {

@@ -137,6 +137,8 @@ impl World {
         let down: Vec<NodeNumber> =
             self.nodes.iter().filter(|n| n.process.is_none()).map(|n| n.number).collect();
         let told = self.random.one_in(20);
+        let scrubs = (251..=400).contains(&self.plan.seed) && self.random.one_in(10);
+        let rotten: Vec<u64> = self.nodes[at].disk.rotten().filter(|_| scrubs).collect();
         if let Some(process) = self.process(at, life) {
             if let Some(primary) = &mut process.primary {
                 primary.set_lease(Instant(process.lease_end));
@@ -147,6 +149,13 @@ impl World {
             }
             if sweep {
                 process.secondary.sweep();
+            }
+            for lba in rotten {
+                let Some(span) = Span::new(lba, 1) else { continue };
+                match &mut process.primary {
+                    Some(primary) => primary.damaged(now, span),
+                    None => process.secondary.damaged(span),
+                }
             }
         }
         self.drain(at);
@@ -237,6 +246,10 @@ impl World {
                 (id, DiskWork::Apply { lba: span.lba(), values, durable })
             }
             Command::Flush(id) => (id, DiskWork::Flush),
+            Command::Read(id, span) => {
+                let delay = self.random.below(8);
+                return self.after(delay, Event::ReplicaRead { node: at, life, id, span });
+            }
             Command::Answer(frame) => {
                 let session = frame.session;
                 let link = self.links.iter().rev().find(|(_, l)| {

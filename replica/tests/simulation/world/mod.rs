@@ -14,7 +14,7 @@ use holdfast_replica::{
     gate::lease_end_ms,
     ids::{BootId, Incarnation, NodeNumber},
     primary::{Change, Instant, Outcome, Output, Primary, Start, Stop},
-    replication::{Body, FromReplica, ToReplica},
+    replication::{Body, Failure, FromReplica, ToReplica},
     secondary::{Command, Opened, Part, Secondary},
     span::{Shape, Span},
 };
@@ -63,6 +63,12 @@ enum Event {
         span: Span,
     },
     Copy {
+        node: usize,
+        life: u64,
+        id: u64,
+        span: Span,
+    },
+    ReplicaRead {
         node: usize,
         life: u64,
         id: u64,
@@ -242,6 +248,10 @@ impl World {
                 }
                 return Err(format!("not healed after a minute: {:?}", self.controller.config));
             }
+            if self.controller.config.in_sync().len() < NODES {
+                // It may be that nobody else has what has rotted: no copy could be made.
+                self.nodes.iter_mut().for_each(|node| node.disk.mend());
+            }
             self.step()?;
         }
         self.look_at_everything()?;
@@ -303,7 +313,13 @@ impl World {
             }
             Event::Read { node, life, id, span } => {
                 let values = self.values(node, span);
+                let lost = self.nodes[node].disk.lost(span);
                 let Some(process) = self.process(node, life) else { return Ok(()) };
+                if let (Some(lba), Some(primary)) = (lost, &mut process.primary) {
+                    primary.read_failed(now, id, Span::new(lba, 1));
+                    self.drain(node);
+                    return Ok(());
+                }
                 if let Some(HostWork::Read { values: to, .. }) = process.hosts.get_mut(&id) {
                     *to = values;
                 }
@@ -314,10 +330,19 @@ impl World {
             }
             Event::Copy { node, life, id, span } => {
                 let data = bytes(&self.values(node, span));
+                let lost = self.nodes[node].disk.lost(span);
                 let Some(process) = self.process(node, life) else { return Ok(()) };
                 if let Some(primary) = &mut process.primary {
-                    primary.copy_data(now, id, Some(Body::Data(data)));
+                    primary.copy_data(now, id, lost.is_none().then_some(Body::Data(data)));
                 }
+                self.drain(node);
+            }
+            Event::ReplicaRead { node, life, id, span } => {
+                let data = bytes(&self.values(node, span));
+                let lost = self.nodes[node].disk.lost(span);
+                let Some(process) = self.process(node, life) else { return Ok(()) };
+                let result = if lost.is_none() { Ok(data) } else { Err(Failure::Unreadable) };
+                process.secondary.read_done(id, result);
                 self.drain(node);
             }
             Event::ToReplica { link, bytes } => {
