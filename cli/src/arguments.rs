@@ -72,6 +72,9 @@ pub(crate) enum Noun {
     /// Data nodes.
     #[command(subcommand)]
     Node(Node),
+    /// Where data nodes keep copies of volumes.
+    #[command(subcommand)]
+    Pool(Pool),
     /// Volumes.
     #[command(subcommand)]
     Volume(Volume),
@@ -135,6 +138,10 @@ pub(crate) struct DevUp {
     /// Start a process again when it ends by itself.
     #[arg(long)]
     pub(crate) restart: bool,
+    /// One more pool for each data node: NAME=DIRECTORY, NAME=block:DEVICE, NAME=memory:SIZE or NAME=null:; "{node}" in it stands for the
+    /// node's name. May be given several times; not kept by the folder.
+    #[arg(long, value_name = "POOL")]
+    pub(crate) pool: Vec<String>,
 }
 
 #[derive(Subcommand)]
@@ -356,6 +363,23 @@ pub(crate) enum Volume {
     },
 }
 
+#[derive(Subcommand)]
+pub(crate) enum Pool {
+    /// List the pools of all nodes, or of one.
+    List {
+        /// Of this node only.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Show one pool and the copies in it.
+    Show {
+        /// The node.
+        node: String,
+        /// The pool on that node.
+        name: String,
+    },
+}
+
 #[derive(Args)]
 pub(crate) struct VolumeCreate {
     /// Name: letters, digits, '.', '_', '-'.
@@ -381,6 +405,9 @@ pub(crate) struct VolumeCreate {
     /// Pools on those nodes, in the same order (default: chosen).
     #[arg(long, requires = "node", value_delimiter = ',')]
     pub(crate) pool: Vec<String>,
+    /// It may be lost when nodes stop: its copies may lie in pools of kind memory or null.
+    #[arg(long)]
+    pub(crate) volatile: bool,
 }
 
 #[derive(Subcommand)]

@@ -14,6 +14,7 @@ use clap::Parser;
 use holdfast_pki::{Identity, PkiError, Role};
 use holdfast_replica::limits::POOL_NAME_LEN_MAX;
 
+use crate::store::pool::PoolPlace;
 use crate::view::BootId;
 use crate::volume::ScrubPace;
 
@@ -25,6 +26,8 @@ const POOLS_MAX: usize = 64;
 const CONTROLLERS_MAX: usize = 9;
 /// Data-plane threads.
 const THREADS_MAX: usize = 256;
+/// The smallest pool in memory, in bytes.
+const MEMORY_POOL_MIN: u64 = 1024 * 1024;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A data node of a Holdfast cluster: owns disks and serves initiators.
@@ -49,7 +52,8 @@ pub struct Arguments {
     /// Directory of its certificate: ca.pem, cert.pem, key.pem, secret.key
     #[arg(long)]
     tls: PathBuf,
-    /// A pool for replicas, as NAME=DIRECTORY; may be given several times
+    /// A pool for replicas, as NAME=DIRECTORY, NAME=block:DEVICE (or a file in place of one), NAME=memory:SIZE (lost when the node
+    /// stops) or NAME=null: (keeps nothing, for measuring); may be given several times
     #[arg(long = "pool", required = true, value_parser = parse_pool)]
     pools: Vec<PoolArgument>,
     /// Threads of the data plane [default: one for each core]
@@ -73,8 +77,8 @@ pub struct Arguments {
 pub struct PoolArgument {
     /// Its name.
     pub name: String,
-    /// Its directory.
-    pub directory: PathBuf,
+    /// Where it is.
+    pub place: PoolPlace,
 }
 
 /// Why the arguments do not make a configuration.
@@ -200,7 +204,15 @@ impl Arguments {
         bounded("--controllers", &self.controllers, CONTROLLERS_MAX, Clone::clone)?;
         bounded("--portal", &self.portals, PORTALS_MAX, ToString::to_string)?;
         bounded("--pool", &self.pools, POOLS_MAX, |pool| pool.name.clone())?;
-        bounded("--pool", &self.pools, POOLS_MAX, |pool| pool.directory.display().to_string())?;
+        let paths: Vec<&PathBuf> = self
+            .pools
+            .iter()
+            .filter_map(|pool| match &pool.place {
+                PoolPlace::Directory(path) | PoolPlace::Device(path) => Some(path),
+                PoolPlace::Memory { .. } | PoolPlace::Nothing => None,
+            })
+            .collect();
+        bounded("--pool", &paths, POOLS_MAX, |path| path.display().to_string())?;
         let reachable = |argument, address: SocketAddr| {
             if address.ip().is_unspecified() {
                 return Err(ConfigError::Unspecified { argument, address });
@@ -291,17 +303,48 @@ fn parse_controller(text: &str) -> Result<String, String> {
 }
 
 fn parse_pool(text: &str) -> Result<PoolArgument, String> {
-    let (name, directory) = text.split_once('=').ok_or("it is not NAME=DIRECTORY")?;
+    let (name, place) = text.split_once('=').ok_or("it is not NAME=DIRECTORY or NAME=KIND:PLACE")?;
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.len() > POOL_NAME_LEN_MAX || !name.chars().all(good) {
         return Err(format!(
             "a pool's name has 1 to {POOL_NAME_LEN_MAX} letters, digits, '.', '_' or '-', not '{name}'"
         ));
     }
-    if directory.is_empty() {
-        return Err("the directory is missing".to_owned());
+    Ok(PoolArgument { name: name.to_owned(), place: parse_place(place)? })
+}
+
+fn parse_place(text: &str) -> Result<PoolPlace, String> {
+    let path = |text: &str, what: &str| match text {
+        "" => Err(format!("the {what} is missing")),
+        path => Ok(PathBuf::from(path)),
+    };
+    match text.split_once(':') {
+        Some(("file", directory)) => path(directory, "directory").map(PoolPlace::Directory),
+        Some(("block", device)) => path(device, "device").map(PoolPlace::Device),
+        Some(("memory", size)) => parse_size(size).map(|bytes_max| PoolPlace::Memory { bytes_max }),
+        Some(("null", "")) => Ok(PoolPlace::Nothing),
+        Some(("null", _)) => Err("nothing may stand behind null:".to_owned()),
+        Some((kind, _)) if !kind.contains(['/', '.']) => {
+            Err(format!("a pool is file:, block:, memory: or null:, not '{kind}:'"))
+        }
+        _ => path(text, "directory").map(PoolPlace::Directory),
     }
-    Ok(PoolArgument { name: name.to_owned(), directory: directory.into() })
+}
+
+/// A whole number of bytes, KiB, MiB, GiB or TiB.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+    let (number, shift) = units
+        .into_iter()
+        .find_map(|(unit, shift)| text.strip_suffix(unit).map(|number| (number, shift)))
+        .unwrap_or((text, 0));
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    match bytes {
+        Some(bytes) if bytes >= MEMORY_POOL_MIN => Ok(bytes),
+        _ => Err(format!(
+            "a size is a number with KiB, MiB, GiB or TiB behind it, at least 1MiB, not '{text}'"
+        )),
+    }
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
@@ -371,6 +414,17 @@ mod tests {
     }
 
     #[test]
+    fn pools_are_of_every_kind() {
+        let place = |text: &str| parse_pool(text).unwrap().place;
+        assert_eq!(place("a=/srv/x"), PoolPlace::Directory("/srv/x".into()));
+        assert_eq!(place("a=./odd:name"), PoolPlace::Directory("./odd:name".into()));
+        assert_eq!(place("a=file:x"), PoolPlace::Directory("x".into()));
+        assert_eq!(place("a=block:/dev/sdb"), PoolPlace::Device("/dev/sdb".into()));
+        assert_eq!(place("a=memory:2GiB"), PoolPlace::Memory { bytes_max: 2 << 30 });
+        assert_eq!(place("a=null:"), PoolPlace::Nothing);
+    }
+
+    #[test]
     fn every_refusal_says_what_would_be_right() {
         let place = Place::new();
         let refusals = [
@@ -384,6 +438,12 @@ mod tests {
             (("--pool", "a/b=ROOT/x"), "letters, digits"),
             (("+--pool", "default=ROOT/other"), "default is given twice"),
             (("+--pool", "other=ROOT/pool"), "given twice"),
+            (("+--pool", "other=block:ROOT/pool"), "given twice"),
+            (("+--pool", "other=disk:/dev/null"), "file:, block:, memory: or null:"),
+            (("+--pool", "other=block:"), "the device is missing"),
+            (("+--pool", "other=memory:12"), "at least 1MiB"),
+            (("+--pool", "other=memory:99999999TiB"), "at least 1MiB"),
+            (("+--pool", "other=null:/x"), "nothing may stand behind"),
             (("+--threads", "0"), "1 to 256"),
             (("--name", "node-2"), "a certificate of node 'node-2' is needed"),
             (("--tls", "ROOT/viewer"), "a certificate of node 'node-1' is needed"),

@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     data_plane::{self, DataPlane, Setup},
     interconnect::{self, Interconnects},
-    store::pool::{Pool, PoolError, Space},
+    store::pool::{Gauge, Pool, PoolError, Space},
     view::{ClusterId, Shared},
 };
 
@@ -66,14 +66,15 @@ pub fn run(config: Config, stop: mpsc::Sender<Stop>, stopped: &mpsc::Receiver<St
     let pools = config
         .pools
         .iter()
-        .map(|pool| Pool::open(&pool.name, &pool.directory, cluster, &config.name))
+        .map(|pool| Pool::open(&pool.name, &pool.place, cluster, &config.name, &config.directory.path))
         .collect::<Result<Vec<_>, _>>()?;
     let mut process_id = [0; 16];
     getrandom::fill(&mut process_id).map_err(io::Error::other)?;
     let shared = Arc::new(Shared::default());
     let heartbeats = Heartbeats::new(config.threads);
     let (handle, requests) = Agent::channel();
-    let space = pools.iter().map(pool_record).collect::<io::Result<Vec<_>>>()?;
+    let gauges: Vec<Gauge> = pools.iter().map(Pool::gauge).collect();
+    let space = gauges.iter().map(pool_record).collect::<io::Result<Vec<_>>>()?;
     let portal_options = PortalOptions {
         target_alias: config.name.clone(),
         crc32c: |so_far, bytes| crc32c::crc32c_append(so_far, bytes),
@@ -112,7 +113,7 @@ pub fn run(config: Config, stop: mpsc::Sender<Stop>, stopped: &mpsc::Receiver<St
         threads = config.threads,
         "running"
     );
-    let end = watch_space(&config, space, &handle, stopped);
+    let end = watch_space(&gauges, space, &handle, stopped);
     tracing::info!("stopping");
     plane.stop();
     agent.stop();
@@ -124,7 +125,7 @@ pub fn run(config: Config, stop: mpsc::Sender<Stop>, stopped: &mpsc::Receiver<St
 
 /// Reports the space of the pools until the end.
 fn watch_space(
-    config: &Config,
+    gauges: &[Gauge],
     mut told: Vec<state::Pool>,
     handle: &agent::Handle,
     stopped: &mpsc::Receiver<Stop>,
@@ -136,18 +137,14 @@ fn watch_space(
             Err(mpsc::RecvTimeoutError::Disconnected) => return Stop::Asked,
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        let now: Vec<state::Pool> = config
-            .pools
+        let now: Vec<state::Pool> = gauges
             .iter()
             .zip(&told)
-            .map(|(pool, told)| match space_of(&pool.directory) {
-                Ok((capacity_bytes, free_bytes)) => {
-                    state::Pool { name: pool.name.clone(), capacity_bytes, free_bytes }
-                }
-                Err(error) => {
-                    tracing::warn!(pool = %pool.name, %error, "the pool's space is not known");
+            .map(|(pool, told)| {
+                pool_record(pool).unwrap_or_else(|error| {
+                    tracing::warn!(pool = pool.name(), %error, "the pool's space is not known");
                     told.clone()
-                }
+                })
             })
             .collect();
         if now.iter().zip(&told).any(|(now, told)| is_news(now, told)) {
@@ -162,15 +159,9 @@ fn is_news(now: &state::Pool, told: &state::Pool) -> bool {
         || now.free_bytes.abs_diff(told.free_bytes) > now.capacity_bytes / SPACE_NEWS_DIVISOR
 }
 
-fn pool_record(pool: &Pool) -> io::Result<state::Pool> {
+fn pool_record(pool: &Gauge) -> io::Result<state::Pool> {
     let Space { capacity_bytes, free_bytes } = pool.space()?;
-    Ok(state::Pool { name: pool.name().to_owned(), capacity_bytes, free_bytes })
-}
-
-/// Capacity and free space of the file system of a directory, in bytes.
-fn space_of(directory: &std::path::Path) -> io::Result<(u64, u64)> {
-    let fs = rustix::fs::statvfs(directory)?;
-    Ok((fs.f_blocks.saturating_mul(fs.f_frsize), fs.f_bavail.saturating_mul(fs.f_frsize)))
+    Ok(state::Pool { name: pool.name().to_owned(), capacity_bytes, free_bytes, kind: pool.kind().into() })
 }
 
 #[cfg(test)]
@@ -179,7 +170,7 @@ mod tests {
 
     #[test]
     fn small_changes_of_space_are_no_news() {
-        let pool = |free_bytes| state::Pool { name: "p".into(), capacity_bytes: 1000, free_bytes };
+        let pool = |free_bytes| state::Pool { name: "p".into(), capacity_bytes: 1000, free_bytes, kind: 0 };
         assert!(!is_news(&pool(500), &pool(509)));
         assert!(is_news(&pool(500), &pool(511)));
         assert!(is_news(&state::Pool { capacity_bytes: 2000, ..pool(500) }, &pool(500)));

@@ -98,6 +98,7 @@ impl Node {
                 name: "default".to_owned(),
                 capacity_bytes: POOL_BYTES,
                 free_bytes: POOL_BYTES,
+                kind: 0,
             }],
             version: "bench".to_owned(),
             applied_index: self.picture.lock().applied,

@@ -46,6 +46,7 @@ impl Simulation {
                 write_cache: caches(volume),
                 thin: true,
                 checksums: false,
+                volatile: false,
                 replicas: COPIES as u32,
                 node: place(volume),
                 pool: "default".to_owned(),

@@ -163,6 +163,7 @@ fn hello(node: usize, process: u64, boot: u8) -> Hello {
             name: "default".to_owned(),
             capacity_bytes: 2 << 30,
             free_bytes: 1 << 30,
+            kind: 0,
         }],
         replicates: true,
         ..Default::default()

@@ -12,6 +12,7 @@ pub(crate) mod job;
 pub(crate) mod map;
 pub(crate) mod map_file;
 pub(crate) mod node;
+pub(crate) mod pool;
 pub(crate) mod reservation;
 pub(crate) mod session;
 pub(crate) mod volume;

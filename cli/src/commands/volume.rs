@@ -34,6 +34,7 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
                 node: places.next().unwrap_or_default().node,
                 pool: create.pool.first().cloned().unwrap_or_default(),
                 others: places.collect(),
+                volatile: create.volatile,
             };
             let request =
                 CreateVolumeRequest { request_id: request_id(), name: create.name, spec: Some(spec) };
@@ -120,6 +121,7 @@ pub(super) fn details(volume: &VolumeRecord) -> String {
         ("replicas", spec.replicas.to_string()),
         ("write cache", if spec.write_cache.unwrap_or(true) { "on" } else { "off" }.to_owned()),
         ("checksums", if spec.checksums { "on" } else { "off" }.to_owned()),
+        ("kept", if spec.volatile { "no: volatile, lost when its nodes stop" } else { "yes" }.to_owned()),
         ("owner", or_dash(&status.owner)),
         ("epoch", format!("{}.{}", status.epoch_generation, status.epoch_number)),
         ("in sync", or_dash(&status.in_sync.join(", "))),

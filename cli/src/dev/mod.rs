@@ -46,7 +46,7 @@ async fn up(wished: Option<PathBuf>, arguments: DevUp) -> anyhow::Result<()> {
     };
     let directory = std::path::absolute(&directory)?;
     let layout = prepare(&directory, &arguments)?;
-    let mut supervisor = Supervisor::start(&directory, &layout, arguments.restart)?;
+    let mut supervisor = Supervisor::start(&directory, &layout, &arguments.pool, arguments.restart)?;
     let up = async {
         let cluster = supervisor.while_running(ready::wait(&directory, &layout)).await?;
         ready::announce(&directory, &layout, &cluster);

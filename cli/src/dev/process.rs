@@ -74,12 +74,17 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// Starts every process of the cluster.
-    pub(super) fn start(directory: &Path, layout: &Layout, restart: bool) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        directory: &Path,
+        layout: &Layout,
+        pools: &[String],
+        restart: bool,
+    ) -> anyhow::Result<Self> {
         let logs = directory.join("log");
         fs::create_dir_all(&logs).with_context(|| logs.display().to_string())?;
         let (ended_sender, ended) = mpsc::unbounded_channel();
         let mut supervisor = Self {
-            recipes: recipes(directory, layout)?,
+            recipes: recipes(directory, layout, pools)?,
             running: BTreeMap::new(),
             ended,
             ended_sender,
@@ -202,7 +207,7 @@ impl Supervisor {
     }
 }
 
-fn recipes(directory: &Path, layout: &Layout) -> anyhow::Result<BTreeMap<String, Recipe>> {
+fn recipes(directory: &Path, layout: &Layout, pools: &[String]) -> anyhow::Result<BTreeMap<String, Recipe>> {
     let (controller, datanode) = (binary("holdfast-controller")?, binary("holdfast-datanode")?);
     let text = |path: PathBuf| path.display().to_string();
     let members: Vec<_> =
@@ -236,7 +241,8 @@ fn recipes(directory: &Path, layout: &Layout) -> anyhow::Result<BTreeMap<String,
             ("--tls", text(layout::tls(directory, &node.name))),
             ("--pool", format!("default={}", text(pool))),
         ];
-        add(&node.name, &datanode, flat(arguments));
+        let more = pools.iter().flat_map(|pool| ["--pool".to_owned(), pool.replace("{node}", &node.name)]);
+        add(&node.name, &datanode, flat(arguments).into_iter().chain(more).collect());
     }
     Ok(recipes)
 }

@@ -45,6 +45,7 @@ impl Api {
                         name: p.name.clone(),
                         capacity_bytes: p.capacity_bytes,
                         free_bytes: p.free_bytes,
+                        kind: kind_name(p.kind()).to_owned(),
                     })
                     .collect(),
                 live: node.live,
@@ -186,5 +187,14 @@ impl NodeService for Api {
                 Err(status)
             }
         }
+    }
+}
+/// As people read it.
+fn kind_name(kind: records::PoolKind) -> &'static str {
+    match kind {
+        records::PoolKind::Unspecified | records::PoolKind::File => "file",
+        records::PoolKind::Block => "block",
+        records::PoolKind::Memory => "memory",
+        records::PoolKind::Null => "null",
     }
 }

@@ -29,7 +29,7 @@ use crate::state::{
     Body, Kind, Outcome, Refusal,
     convert::epoch_record,
     names::{check_name, printable},
-    placement::Wish,
+    placement::{NewVolume, Wish},
     volume::{check_geometry, check_replicas},
 };
 
@@ -112,7 +112,14 @@ impl VolumeService for Api {
         let (answer, places) = self
             .read(|state| {
                 let answer = state.answer(client.as_ref());
-                (answer, state.places(spec.size_bytes, replicas as usize, &wishes))
+                let copies = replicas as usize;
+                let new = NewVolume {
+                    size_bytes: spec.size_bytes,
+                    copies,
+                    volatile: spec.volatile,
+                    checksums: spec.checksums,
+                };
+                (answer, state.places(&new, &wishes))
             })
             .await?;
         if let Some(outcome) = answer.map_err(refused)? {
@@ -143,6 +150,7 @@ impl VolumeService for Api {
             node: owner.node,
             pool: owner.pool,
             others: places.collect(),
+            volatile: spec.volatile,
         });
         self.write(&call, body).await.and_then(|outcome| self.volume_answer(outcome))
     }

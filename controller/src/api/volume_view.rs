@@ -33,6 +33,7 @@ pub(super) fn view(state: &StateMachine, reports: &Reports, record: &records::Vo
             others: others
                 .map(|m| ReplicaPlace { node: state.node_name(m.node), pool: m.pool.clone() })
                 .collect(),
+            volatile: record.volatile,
         }),
         status: Some(VolumeStatus {
             id: id.map_or(String::new(), |id| id.to_string()),

@@ -92,7 +92,12 @@ impl World {
             process_id: vec![process; 16],
             portals: vec![format!("127.0.0.{number}:3260")],
             interconnect: format!("127.0.0.{number}:3270"),
-            pools: vec![records::Pool { name: "p".to_owned(), capacity_bytes: 1 << 40, free_bytes: 1 << 40 }],
+            pools: vec![records::Pool {
+                name: "p".to_owned(),
+                capacity_bytes: 1 << 40,
+                free_bytes: 1 << 40,
+                kind: 0,
+            }],
             version: String::new(),
             replicates: true,
         }));
@@ -112,6 +117,7 @@ impl World {
             write_cache: true,
             thin: true,
             checksums: false,
+            volatile: false,
             replicas: nodes.len() as u32,
             node: nodes[0],
             pool: "p".to_owned(),

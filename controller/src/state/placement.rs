@@ -4,8 +4,8 @@
 
 use std::cmp::Reverse;
 
-use holdfast_proto::state as records;
-use holdfast_replica::ids::NodeNumber;
+use holdfast_proto::state::{self as records, PoolKind};
+use holdfast_replica::{config::Member, ids::NodeNumber};
 
 use super::{StateMachine, Volume, names::printable};
 
@@ -27,13 +27,50 @@ pub struct Wish {
     pub pool: String,
 }
 
+/// What a place is sought for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewVolume {
+    /// Of each copy.
+    pub size_bytes: u64,
+    /// How many.
+    pub copies: usize,
+    /// It may be lost when nodes stop.
+    pub volatile: bool,
+    /// Its copies keep checksums.
+    pub checksums: bool,
+}
+
+/// Whether copies of such a volume may lie in a pool of this kind.
+pub(super) fn admits(node: &records::Node, pool: &records::Pool, new: &NewVolume) -> Result<(), String> {
+    let (name, node) = (&pool.name, &node.name);
+    match pool.kind() {
+        PoolKind::Unspecified | PoolKind::File => Ok(()),
+        _ if new.checksums => Err(format!(
+            "pool {name} of node {node} is no directory and has no place for checksums; name another pool, or make the volume without them"
+        )),
+        PoolKind::Block => Ok(()),
+        PoolKind::Memory if new.volatile => Ok(()),
+        PoolKind::Memory => Err(format!(
+            "pool {name} of node {node} is in memory, its copies are lost when the node stops; make the volume volatile if it may be lost"
+        )),
+        PoolKind::Null if !new.volatile => Err(format!(
+            "pool {name} of node {node} keeps nothing; make the volume volatile if that is what it is for"
+        )),
+        PoolKind::Null if new.copies > 1 => {
+            Err(format!("pool {name} of node {node} keeps nothing, so a volume there has one copy only"))
+        }
+        PoolKind::Null => Ok(()),
+    }
+}
+
 impl StateMachine {
-    /// Places for `copies` replicas of `size_bytes` each, the owner's first. `wishes` are met in their order, the first one by the owner;
+    /// Places for the replicas of a new volume, the owner's first. `wishes` are met in their order, the first one by the owner;
     /// where none is left, the nodes that hold least are taken.
     ///
     /// # Errors
     /// Of each node why not.
-    pub fn places(&self, size_bytes: u64, copies: usize, wishes: &[Wish]) -> Result<Vec<Place>, String> {
+    pub fn places(&self, new: &NewVolume, wishes: &[Wish]) -> Result<Vec<Place>, String> {
+        let copies = new.copies;
         if wishes.len() > copies {
             return Err(format!("{} places are named for {copies} copies", wishes.len()));
         }
@@ -47,7 +84,7 @@ impl StateMachine {
                 chosen.iter().any(|place| place.node == node.number)
                     || (wish.node.is_empty() && named.contains(&node.name.as_str()))
             };
-            let place = self.place(size_bytes, wish, taken, at == 0, copies)?;
+            let place = self.place(new, wish, taken, at == 0)?;
             chosen.push(place);
         }
         Ok(chosen)
@@ -66,19 +103,34 @@ impl StateMachine {
     /// # Errors
     /// Of each node why not.
     pub fn place_for_wish(&self, volume: &Volume, wish: &Wish) -> Result<Place, String> {
+        if let Some(member) = volume.held().find(|member| self.keeps_nothing(member)) {
+            return Err(format!("its copy in pool {} keeps nothing that could be copied", member.pool));
+        }
         let holds = |node: &records::Node| {
             NodeNumber::new(node.number).is_none_or(|number| volume.held().any(|m| m.node == number))
         };
-        self.place(volume.size_bytes, wish, holds, false, 2)
+        let new = NewVolume {
+            size_bytes: volume.size_bytes,
+            copies: 2,
+            volatile: volume.volatile,
+            checksums: volume.checksums,
+        };
+        self.place(&new, wish, holds, false)
+    }
+
+    /// True if a copy lies in a pool that gives zeroes whatever was written.
+    pub(super) fn keeps_nothing(&self, member: &Member) -> bool {
+        let node = self.nodes.get(&u32::from(member.node.get()));
+        let pool = node.and_then(|node| node.pools.iter().find(|pool| pool.name == member.pool));
+        pool.is_some_and(|pool| pool.kind() == PoolKind::Null)
     }
 
     fn place(
         &self,
-        size_bytes: u64,
+        new: &NewVolume,
         wish: &Wish,
         taken: impl Fn(&records::Node) -> bool,
         owner: bool,
-        copies: usize,
     ) -> Result<Place, String> {
         let asked = self.nodes().filter(|n| wish.node.is_empty() || n.name == wish.node);
         let (mut nodes, mut reasons, mut best) = (0, Vec::new(), None);
@@ -88,7 +140,7 @@ impl StateMachine {
                 reasons.push(format!("node {} holds a copy already", node.name));
                 continue;
             }
-            match best_pool(node, size_bytes, &wish.pool, copies) {
+            match best_pool(node, new, &wish.pool) {
                 Err(reason) => reasons.push(reason),
                 Ok(pool) => {
                     // The owner executes the commands; the others keep copies.
@@ -111,13 +163,8 @@ impl StateMachine {
     }
 }
 
-fn best_pool<'a>(
-    node: &'a records::Node,
-    size_bytes: u64,
-    wish: &str,
-    copies: usize,
-) -> Result<&'a records::Pool, String> {
-    if copies > 1 && !node.replicates {
+fn best_pool<'a>(node: &'a records::Node, new: &NewVolume, wish: &str) -> Result<&'a records::Pool, String> {
+    if new.copies > 1 && !node.replicates {
         return Err(format!("node {} runs a version that keeps no copies of others", node.name));
     }
     if node.cordoned {
@@ -126,9 +173,24 @@ fn best_pool<'a>(
     if !node.live {
         return Err(format!("node {} holds no lease", node.name));
     }
-    let pools = node.pools.iter().filter(|p| wish.is_empty() || p.name == wish);
-    match pools.max_by_key(|p| p.free_bytes) {
-        None if wish.is_empty() => Err(format!("node {} has no pool", node.name)),
+    // What keeps nothing is taken only where that is asked for: memory by the volume, null by name.
+    let fits = |p: &&records::Pool| match p.kind() {
+        _ if !wish.is_empty() => p.name == wish,
+        PoolKind::Memory => new.volatile && !new.checksums,
+        PoolKind::Null => false,
+        PoolKind::Block => !new.checksums,
+        PoolKind::Unspecified | PoolKind::File => true,
+    };
+    let room =
+        |p: &&records::Pool| (p.kind() == PoolKind::Memory && p.free_bytes >= new.size_bytes, p.free_bytes);
+    let pool = node.pools.iter().filter(fits).max_by_key(room);
+    if let Some(pool) = pool {
+        admits(node, pool, new)?;
+    }
+    let size_bytes = new.size_bytes;
+    match pool {
+        None if wish.is_empty() && node.pools.is_empty() => Err(format!("node {} has no pool", node.name)),
+        None if wish.is_empty() => Err(format!("node {} has no pool that keeps anything", node.name)),
         None => Err(format!("node {} has no pool {}", node.name, printable(wish))),
         Some(pool) if pool.free_bytes < size_bytes => {
             Err(format!("pool {} of node {} has {} bytes free", pool.name, node.name, pool.free_bytes))

@@ -13,7 +13,7 @@ use holdfast_replica::{
 
 use super::{
     Kind, Outcome, Refusal, StateMachine, Volume, check_lease_term, convert::epoch_of, effects::Effects,
-    volume::min_in_sync,
+    placement::NewVolume, volume::min_in_sync,
 };
 
 impl StateMachine {
@@ -67,7 +67,17 @@ impl StateMachine {
                 owner.name
             )));
         }
-        let (_, member) = self.check_placement(place.node, &place.pool, volume.size_bytes, 2)?;
+        if let Some(member) = volume.held().find(|member| self.keeps_nothing(member)) {
+            let reason = format!("its copy in pool {} keeps nothing that could be copied", member.pool);
+            return Err(refuse(reason));
+        }
+        let new = NewVolume {
+            size_bytes: volume.size_bytes,
+            copies: 2,
+            volatile: volume.volatile,
+            checksums: volume.checksums,
+        };
+        let (_, member) = self.check_placement(place.node, &place.pool, &new)?;
         let config = volume
             .config
             .add_learner(volume.config.epoch(), member)

@@ -20,6 +20,7 @@ use super::{
     limits,
     names::{check_name, printable},
     node::exhausted,
+    placement::{NewVolume, admits},
     provenance::Provenance,
 };
 
@@ -42,6 +43,8 @@ pub struct Volume {
     pub thin: bool,
     /// Its copies keep checksums.
     pub checksums: bool,
+    /// It may be lost when nodes stop.
+    pub volatile: bool,
     /// Copies wished for.
     pub replicas: u32,
     /// Owner, in-sync set, learners, epoch.
@@ -87,6 +90,7 @@ impl Volume {
             write_cache: self.write_cache,
             thin: self.thin,
             checksums: self.checksums,
+            volatile: self.volatile,
             replicas: self.replicas,
             epoch: Some(epoch_record(self.config.epoch())),
             owner: owner.map_or(0, |o| u32::from(o.node.get())),
@@ -159,6 +163,7 @@ impl Volume {
             write_cache: record.write_cache,
             thin: record.thin,
             checksums: record.checksums,
+            volatile: record.volatile,
             replicas: record.replicas,
             config,
             deleting: record.deleting,
@@ -289,13 +294,17 @@ impl StateMachine {
         if self.volumes.len() >= limits::VOLUMES_MAX {
             return Err(exhausted("volumes", limits::VOLUMES_MAX));
         }
-        let (owner, member) =
-            self.check_placement(command.node, &command.pool, command.size_bytes, command.replicas)?;
+        let new = NewVolume {
+            size_bytes: command.size_bytes,
+            copies: command.replicas as usize,
+            volatile: command.volatile,
+            checksums: command.checksums,
+        };
+        let (owner, member) = self.check_placement(command.node, &command.pool, &new)?;
         let boot = member.boot;
         let mut members = vec![member];
         for place in &command.others {
-            let other =
-                self.check_placement(place.node, &place.pool, command.size_bytes, command.replicas)?.1;
+            let other = self.check_placement(place.node, &place.pool, &new)?.1;
             if members.iter().any(|m| m.node == other.node) {
                 let reason = format!("node {} is named for two copies", self.node_name(place.node));
                 return Err(Refusal::invalid("spec.replicas", reason));
@@ -316,6 +325,7 @@ impl StateMachine {
             write_cache: command.write_cache,
             thin: command.thin,
             checksums: command.checksums,
+            volatile: command.volatile,
             replicas: command.replicas,
             config,
             deleting: false,
@@ -350,9 +360,9 @@ impl StateMachine {
         &self,
         number: u32,
         pool: &str,
-        size_bytes: u64,
-        copies: u32,
+        new: &NewVolume,
     ) -> Result<(Owner, Member), Refusal> {
+        let (size_bytes, copies) = (new.size_bytes, new.copies);
         let node = self
             .nodes
             .get(&number)
@@ -370,6 +380,7 @@ impl StateMachine {
         let Some(found) = node.pools.iter().find(|p| p.name == pool) else {
             return refuse(format!("node {} has no pool '{}'", node.name, printable(pool)));
         };
+        admits(node, found, new).map_err(Refusal::Precondition)?;
         if found.free_bytes < size_bytes {
             return refuse(format!(
                 "pool {} of node {} has {} bytes free; the volume needs {size_bytes}",

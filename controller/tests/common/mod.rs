@@ -161,7 +161,12 @@ pub fn hello(number: u8, process: u8, applied_index: u64) -> Hello {
         process_id: vec![process; 16],
         portals: vec![format!("127.0.0.{number}:3260")],
         interconnect: format!("127.0.0.{number}:3270"),
-        pools: vec![Pool { name: "default".to_owned(), capacity_bytes: 1 << 40, free_bytes: 1 << 40 }],
+        pools: vec![Pool {
+            name: "default".to_owned(),
+            capacity_bytes: 1 << 40,
+            free_bytes: 1 << 40,
+            kind: 0,
+        }],
         version: "test".to_owned(),
         applied_index,
     }

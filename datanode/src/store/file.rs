@@ -166,7 +166,7 @@ impl FileStore {
 }
 
 /// Whose fault an error of the system is.
-fn classify(error: io::Error) -> StoreError {
+pub(super) fn classify(error: io::Error) -> StoreError {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => StoreError::NoSpace,
         Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::ILSEQ) => StoreError::Medium(error),

@@ -6,7 +6,7 @@
 //! | the same in layers, for snapshots and clones | [`layers`] |
 //! | a checksum for each block, verified on every read | [`checked`] |
 //! | a replica's superblock, activity log and bitmaps | [`metadata`], [`bookkeeping`] says where they lie |
-//! | where replicas are kept | [`pool`]; a directory of them: `directory` |
+//! | where replicas are kept | [`pool`]; of what it can be made: `directory`, `block`, `memory`, `null` |
 //! | threads for what may block | [`io_threads`] |
 //!
 //! Invariants of every [`Store`]: what was never written, or was unmapped or zeroed, reads as zeroes; a write that
@@ -14,13 +14,18 @@
 //! power; once a flush has failed nobody knows what is on the medium, so every later call fails until the
 //! replica is opened anew and reconciled.
 
+mod block;
 pub mod bookkeeping;
 pub mod checked;
+#[cfg(test)]
+mod contract_tests;
 mod directory;
 pub mod file;
 pub mod io_threads;
 pub mod layers;
+mod memory;
 pub mod metadata;
+mod null;
 pub mod pool;
 #[cfg(test)]
 mod pool_tests;

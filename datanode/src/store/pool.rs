@@ -9,16 +9,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use holdfast_proto::state::PoolKind;
 use holdfast_replica::activity_log::ActivityLog;
 use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{BootId, ClusterId, NodeNumber, VolumeId};
 use holdfast_replica::superblock::Superblock;
 
+use super::block::BlockPool;
 use super::bookkeeping::Bookkeeping;
 use super::checked::{CheckedStore, SidecarError};
 use super::directory::Directory;
 use super::layers::library::TakeError;
+use super::memory::MemoryPool;
 use super::metadata::Metadata;
+use super::null::NullPool;
 use super::replica::{Replica, ReplicaError, ReplicaIdentity, ReplicaShape, Stores};
 use super::{Store, StoreError};
 use crate::config;
@@ -56,6 +60,44 @@ pub enum PoolError {
         /// The directory.
         directory: PathBuf,
     },
+    /// Mounted, part of something else, or another process has it.
+    #[error("pool {place} is mounted or in use by another process")]
+    Busy {
+        /// The device.
+        place: String,
+    },
+    /// The device holds something else: it is not taken over.
+    #[error(
+        "pool {place} is not blank and not a pool; if nothing on it is needed, zero its first and last MiB"
+    )]
+    NotBlank {
+        /// The device.
+        place: String,
+    },
+    /// What the pool says of itself cannot be read.
+    #[error("pool {place} is damaged: {what}")]
+    Damaged {
+        /// The device.
+        place: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Made by a later version.
+    #[error("pool {place} is of version {version}, which this program does not know")]
+    Version {
+        /// The device.
+        place: String,
+        /// As the header says.
+        version: u16,
+    },
+    /// Too small to hold anything.
+    #[error("pool {place} is too small: at least {bytes_min} bytes are needed")]
+    TooSmall {
+        /// The device.
+        place: String,
+        /// In bytes.
+        bytes_min: u64,
+    },
     /// The system refused.
     #[error("pool {place}: {action}: {error}")]
     Io {
@@ -90,6 +132,12 @@ pub(super) trait Backend: Send + Sync + std::fmt::Debug {
 
     /// True if there is a replica of this volume.
     fn has_replica(&self, volume: VolumeId) -> bool;
+
+    /// True if the replica of a volume that has none here may begin with zeroes. `is_new`: the volume was never served before.
+    fn may_begin_empty(&self, volume: VolumeId, is_new: bool) -> bool {
+        let _ = volume;
+        is_new
+    }
 
     /// Makes a replica, all zero, with the bookkeeping that `fill` writes. A crash leaves a whole one or none; so does an error.
     /// `AlreadyExists` if there is one.
@@ -142,25 +190,99 @@ pub(super) trait Backend: Send + Sync + std::fmt::Debug {
 pub struct Pool {
     name: String,
     cluster: ClusterId,
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
+    kind: PoolKind,
+}
+
+/// Where a pool is, or what it is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolPlace {
+    /// A directory of a file system.
+    Directory(PathBuf),
+    /// A block device, a partition, or a file in place of one.
+    Device(PathBuf),
+    /// Memory.
+    Memory {
+        /// Its bound, in bytes.
+        bytes_max: u64,
+    },
+    /// Nothing is kept.
+    Nothing,
+}
+
+impl PoolPlace {
+    /// Its kind.
+    pub fn kind(&self) -> PoolKind {
+        match self {
+            PoolPlace::Directory(_) => PoolKind::File,
+            PoolPlace::Device(_) => PoolKind::Block,
+            PoolPlace::Memory { .. } => PoolKind::Memory,
+            PoolPlace::Nothing => PoolKind::Null,
+        }
+    }
+}
+
+/// The space of a pool, apart from its use. The pool stays held while this lives.
+#[derive(Clone, Debug)]
+pub struct Gauge {
+    name: String,
+    kind: PoolKind,
+    backend: Arc<dyn Backend>,
+}
+
+impl Gauge {
+    /// Of this pool.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is made of.
+    pub fn kind(&self) -> PoolKind {
+        self.kind
+    }
+
+    /// How full it is.
+    ///
+    /// # Errors
+    /// As the system reports them.
+    pub fn space(&self) -> io::Result<Space> {
+        self.backend.space()
+    }
 }
 
 impl Pool {
-    /// Takes the pool `name` in `directory` for `node` of `cluster`, and makes the directory if there is none. Removes what a
-    /// crash left half created or half removed.
+    /// Takes the pool `name` at `place` for `node` of `cluster`. A directory that is missing is made, a blank device becomes a pool. Removes
+    /// what a crash left half created or half removed. `state` is the node's own directory, in which pools that keep nothing themselves
+    /// note what must not be forgotten.
     ///
     /// # Errors
     /// [`PoolError`].
-    pub fn open(name: &str, directory: &Path, cluster: ClusterId, node: &str) -> Result<Pool, PoolError> {
-        let boot = config::boot_id().map_err(|error| PoolError::Io {
-            place: format!("directory {}", directory.display()),
-            action: "read the boot id",
-            error: io::Error::other(error),
-        })?;
-        Pool::open_under(boot, name, directory, cluster, node)
+    pub fn open(
+        name: &str,
+        place: &PoolPlace,
+        cluster: ClusterId,
+        node: &str,
+        state: &Path,
+    ) -> Result<Pool, PoolError> {
+        let backend: Arc<dyn Backend> = match place {
+            PoolPlace::Directory(path) => {
+                let boot = config::boot_id().map_err(|error| PoolError::Io {
+                    place: format!("directory {}", path.display()),
+                    action: "read the boot id",
+                    error: io::Error::other(error),
+                })?;
+                return Pool::open_under(boot, name, path, cluster, node);
+            }
+            PoolPlace::Device(path) => Arc::new(BlockPool::open(path, cluster, node)?),
+            PoolPlace::Memory { bytes_max } => {
+                Arc::new(MemoryPool::open(*bytes_max, &state.join(format!("memory-{name}")))?)
+            }
+            PoolPlace::Nothing => Arc::new(NullPool::default()),
+        };
+        Ok(Pool { name: name.to_owned(), kind: place.kind(), cluster, backend })
     }
 
-    /// The same under this boot.
+    /// A directory, under this boot.
     pub(super) fn open_under(
         boot: BootId,
         name: &str,
@@ -168,8 +290,29 @@ impl Pool {
         cluster: ClusterId,
         node: &str,
     ) -> Result<Pool, PoolError> {
-        let backend = Box::new(Directory::open(directory, boot, cluster, node)?);
-        Ok(Pool { name: name.to_owned(), cluster, backend })
+        let backend = Arc::new(Directory::open(directory, boot, cluster, node)?);
+        Ok(Pool { name: name.to_owned(), kind: PoolKind::File, cluster, backend })
+    }
+
+    /// On a device that a test has made.
+    #[cfg(test)]
+    pub(super) fn with_backend(backend: Arc<dyn Backend>, kind: PoolKind, cluster: ClusterId) -> Pool {
+        Pool { name: "p".to_owned(), kind, cluster, backend }
+    }
+
+    /// What it is made of.
+    pub fn kind(&self) -> PoolKind {
+        self.kind
+    }
+
+    /// Tells its space for as long as it is needed.
+    pub fn gauge(&self) -> Gauge {
+        Gauge { name: self.name.clone(), kind: self.kind, backend: Arc::clone(&self.backend) }
+    }
+
+    /// True if the replica of a volume that has none here may begin with zeroes. `is_new`: the volume was never served before.
+    pub fn may_begin_empty(&self, volume: VolumeId, is_new: bool) -> bool {
+        self.backend.may_begin_empty(volume, is_new)
     }
 
     /// Its name.

@@ -9,7 +9,7 @@ use holdfast_replica::activity_log::ActivityLog;
 use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
 
-use super::pool::{Pool, PoolError};
+use super::pool::{Pool, PoolError, PoolPlace};
 use super::replica::{Replica, ReplicaError, ReplicaShape};
 use super::{Durability, StoreError, Wait};
 
@@ -30,7 +30,7 @@ fn epoch(number: u64) -> Epoch {
 }
 
 fn open(dir: &tempfile::TempDir) -> Result<Pool, PoolError> {
-    Pool::open("p", &dir.path().join("pool"), CLUSTER, "node-1")
+    Pool::open("p", &PoolPlace::Directory(dir.path().join("pool")), CLUSTER, "node-1", dir.path())
 }
 
 fn pool() -> (tempfile::TempDir, Pool) {
@@ -55,7 +55,8 @@ fn pool_of_another_cluster_or_node_is_refused() {
     drop(pool);
     let directory = dir.path().join("pool");
     for (cluster, node) in [(ClusterId([9; 16]), "node-1"), (CLUSTER, "node-2")] {
-        let error = Pool::open("p", &directory, cluster, node).unwrap_err();
+        let place = PoolPlace::Directory(directory.clone());
+        let error = Pool::open("p", &place, cluster, node, dir.path()).unwrap_err();
         assert!(matches!(error, PoolError::Foreign { .. }), "{error}");
     }
     fs::write(directory.join("pool"), "something else\n").unwrap();

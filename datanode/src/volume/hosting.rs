@@ -444,7 +444,7 @@ impl Hosting {
         let log = match wanted.role {
             _ if pool.has_replica(id) => return Ok(pool.open_replica(id, node, shape)?),
             Role::Learner => ActivityLog::untrusted(),
-            _ if wanted.is_new_volume() => {
+            _ if pool.may_begin_empty(id, wanted.is_new_volume()) => {
                 ActivityLog::new(wanted.config.in_sync().iter().map(|member| member.node).collect())
             }
             _ => return Err(PrepareError::Missing(wanted.pool.clone())),

@@ -3,6 +3,7 @@
 use holdfast_proto::state as records;
 
 use super::build::*;
+use crate::state::placement::NewVolume;
 use crate::state::{Applied, Body, Outcome, Refusal, StateMachine};
 
 fn additional(applied: &Applied) -> Vec<u32> {
@@ -360,14 +361,25 @@ fn places_are_spread_by_what_nodes_hold() {
     let mut cluster = Cluster::of(3);
     cluster.done(replicated(1, "db1", &[1, 2], true));
     let nodes = |state: &StateMachine, copies| -> Vec<u32> {
-        state.places(1 << 20, copies, &[]).unwrap().iter().map(|place| place.node).collect()
+        state
+            .places(&NewVolume { size_bytes: 1 << 20, copies, volatile: false, checksums: false }, &[])
+            .unwrap()
+            .iter()
+            .map(|place| place.node)
+            .collect()
     };
     assert_eq!(nodes(&cluster.state, 1), [3]);
     assert_eq!(nodes(&cluster.state, 2), [3, 1]);
     cluster.done(replicated(2, "db2", &[3, 1], true));
     // Of 2 and 3, which hold one each, 3 owns one.
     assert_eq!(nodes(&cluster.state, 3), [2, 3, 1]);
-    assert!(cluster.state.places(1 << 20, 4, &[]).unwrap_err().contains("holds a copy already"));
+    assert!(
+        cluster
+            .state
+            .places(&NewVolume { size_bytes: 1 << 20, copies: 4, volatile: false, checksums: false }, &[])
+            .unwrap_err()
+            .contains("holds a copy already")
+    );
 }
 
 #[test]

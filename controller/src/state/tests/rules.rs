@@ -570,7 +570,7 @@ fn the_audit_leaves_out_what_nobody_asked_for() {
         cluster.index += 1;
         cluster.state.apply(cluster.index, &Command::new(1, body).by(caller.clone())).audit
     };
-    let pools = vec![records::Pool { name: "default".to_owned(), capacity_bytes: 2, free_bytes: 1 }];
+    let pools = vec![records::Pool { name: "default".to_owned(), capacity_bytes: 2, free_bytes: 1, kind: 0 }];
     let report = Body::ReportPools(records::ReportPools { number: 1, incarnation: 1, pools });
     assert!(ask(report, &node).is_empty(), "free space");
     let unchanged = ask(join(2, 1), &node);

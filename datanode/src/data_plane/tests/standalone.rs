@@ -23,7 +23,7 @@ use crate::agent::{
 use crate::clock;
 use crate::data_plane::router::Unconnected;
 use crate::data_plane::{DataPlane, Setup};
-use crate::store::pool::Pool;
+use crate::store::pool::{Pool, PoolPlace};
 use crate::view::{
     AbortTasks, ClusterId, ClusterView, Incarnation, NodeNumber, ReservationView, Shared, UnitAttentionEvent,
     VolumeId, VolumeView,
@@ -61,7 +61,9 @@ impl Standalone {
 
     /// With its pool under `directory`, as the given incarnation.
     pub(super) fn start_in(portal: SocketAddr, directory: &std::path::Path, incarnation: u64) -> Standalone {
-        let pool = Pool::open("p", &directory.join("pool"), CLUSTER, "node-1").unwrap();
+        let pool =
+            Pool::open("p", &PoolPlace::Directory(directory.join("pool")), CLUSTER, "node-1", directory)
+                .unwrap();
         let (handle, requests) = Handle::new();
         let shared = Arc::new(Shared::default());
         let workers = 2;
