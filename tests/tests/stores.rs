@@ -55,7 +55,7 @@ fn verifier(cluster: &Cluster) -> Verifier {
 /// An image of which every third block is not zero.
 fn image(folder: &std::path::Path) -> anyhow::Result<String> {
     let path = folder.join("image.raw");
-    let block = |at: usize| if at % 3 == 0 { [(at % 255) as u8 + 1; 4096] } else { [0; 4096] };
+    let block = |at: usize| if at.is_multiple_of(3) { [(at % 255) as u8 + 1; 4096] } else { [0; 4096] };
     fs::write(&path, (0..(24 << 20) / 4096).flat_map(block).collect::<Vec<u8>>())?;
     Ok(path.display().to_string())
 }
