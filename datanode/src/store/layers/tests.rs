@@ -7,7 +7,7 @@ use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
 use proptest::prelude::*;
 
 use super::library::{DEPTH_MAX, TakeError};
-use crate::store::pool::Pool;
+use crate::store::pool::{Pool, PoolPlace};
 use crate::store::replica::{Replica, ReplicaShape};
 use crate::store::{Durability, Wait};
 
@@ -63,7 +63,8 @@ impl World {
     fn reopen(&mut self) {
         self.open.clear();
         self.pool = None;
-        let pool = Pool::open("p", &self._dir.path().join("pool"), ClusterId([1; 16]), "n").unwrap();
+        let place = PoolPlace::Directory(self._dir.path().join("pool"));
+        let pool = Pool::open("p", &place, ClusterId([1; 16]), "n", self._dir.path()).unwrap();
         for (volume, bytes) in &self.model {
             let replica = pool.open_replica(id(*volume), node(), &shape(bytes.len() as u64 / BLOCK)).unwrap();
             self.open.insert(*volume, replica);
