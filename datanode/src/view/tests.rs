@@ -254,7 +254,12 @@ fn room_elsewhere_is_the_least_below_the_other_copies() {
     };
     let with_room = |number, free_bytes| state::Node {
         pools: [("other", 1), ("default", free_bytes)]
-            .map(|(name, free_bytes)| state::Pool { name: name.into(), capacity_bytes: 1000, free_bytes })
+            .map(|(name, free_bytes)| state::Pool {
+                name: name.into(),
+                capacity_bytes: 1000,
+                free_bytes,
+                kind: 0,
+            })
             .into(),
         ..node(number)
     };
