@@ -128,7 +128,7 @@ fn store_does_what_plain_bytes_do() {
             assert!(read(store, at, len) == model[range], "{}, turn {turn}: {at} + {len}", kind.name);
         }
         assert!(read(store, 0, SIZE) == model, "{}", kind.name);
-        store.flush().unwrap();
+        // The process ends, and nothing was flushed: what was answered is there.
         drop(replica);
         let pool = if kind.keeps {
             drop(pool);

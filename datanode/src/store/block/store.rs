@@ -1,7 +1,8 @@
 //! The data of one replica on a block pool: extents of the device, given out when they are first written.
 //!
 //! Invariants: a part of an extent that was never written reads as zeroes, because an extent is filled whole (with zeroes where the first
-//! write does not reach) before the table says whose it is; whoever does I/O on an extent holds its stripe, shared, and whoever gives the extent
+//! write does not reach) before the table says whose it is; what was answered outlives the process, so the table on the medium knows an extent
+//! before a write to it is answered; whoever does I/O on an extent holds its stripe, shared, and whoever gives the extent
 //! out, gives it up, or rewrites a sector in part holds it alone, so no I/O meets an extent that has gone to another replica.
 
 use std::sync::Arc;
@@ -214,6 +215,8 @@ impl BlockStore {
             return Err(error);
         }
         table.assign(extent, Part { replica: self.map.replica, stream: DATA, index: piece.index });
+        // Before anybody is answered: what was answered outlives this process, flushed or not.
+        table.flush()?;
         self.map.set(piece.index, Some(extent));
         Ok(())
     }
@@ -310,6 +313,7 @@ impl Store for BlockStore {
 
     fn unmap(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         self.check(offset, len)?;
+        let mut released = false;
         for piece in pieces(offset, len) {
             let _stripe = self.map.stripe(piece.index).write();
             let Some(extent) = self.map.get(piece.index) else { continue };
@@ -318,11 +322,13 @@ impl Store for BlockStore {
             if piece.from == 0 && (piece.len == EXTENT || to_the_end) {
                 self.map.set(piece.index, None);
                 self.device.table.release(&[extent]);
+                released = true;
             } else {
                 self.zero_part(extent, &piece)?;
             }
         }
-        Ok(())
+        // As for an extent that is given out.
+        if released { self.device.table.flush() } else { Ok(()) }
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
