@@ -173,65 +173,6 @@ fn copies_on_a_device_and_in_a_directory_stand_in_for_each_other() -> anyhow::Re
 }
 
 #[test]
-fn copy_in_memory_comes_back_from_another_one_and_never_as_zeroes() -> anyhow::Result<()> {
-    let (devices, mut cluster) = cluster()?;
-    let create = ["volume", "create", "kept", "--size", "24MiB", "--node", "node-1", "--pool", "ram"];
-    let refused = cluster.cli_refused(&create)?;
-    ensure!(refused.contains("is in memory"), "{refused}");
-    let copies = ["--replicas", "2", "--pool", "ram,ram", "--volatile"];
-    cluster.volume_for_both_with("disk", "24MiB", "node-1,node-2", 0, &copies)?;
-    let shown = cluster.cli(&["volume", "show", "disk"])?;
-    ensure!(shown.contains("volatile"), "{shown}");
-    until_in_sync(&cluster, 2)?;
-    let image = image(devices.path())?;
-    write_image(&cluster, &image)?;
-    for node in ["node-1", "node-2"] {
-        let before = epoch(&cluster)?;
-        cluster.signal(node, Signal::KILL)?;
-        cluster.wait_for("another epoch", || {
-            ensure!(epoch(&cluster)? != before, "still epoch {before}");
-            Ok(())
-        })?;
-        until_in_sync(&cluster, 2)?;
-        compare(&cluster, 0, &image)?;
-        compare(&cluster, 1, &image)?;
-    }
-    cluster.stop()
-}
-
-#[test]
-fn single_copy_in_memory_that_is_lost_stays_out_of_service() -> anyhow::Result<()> {
-    let (_devices, mut cluster) = cluster()?;
-    cluster.volume_for_both_with("disk", "24MiB", "node-1", 0, &["--pool", "ram", "--volatile"])?;
-    let mut host = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None)?;
-    host.become_ready(0)?;
-    host.write_blocks(0, 0, 8, 7)?.good()?;
-    ensure!(host.read_blocks(0, 0, 8)?.good()? == [7; 4096], "it does not read back");
-    host.abandon();
-    let before = epoch(&cluster)?;
-    cluster.signal("node-1", Signal::KILL)?;
-    cluster.wait_for("the copy that is missing", || {
-        let shown = cluster.cli(&["volume", "show", "disk"])?;
-        ensure!(shown.contains("is missing from pool"), "{shown}");
-        ensure!(epoch(&cluster)? != before, "still epoch {before}");
-        Ok(())
-    })?;
-    let mut host = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 2, None)?;
-    cluster.wait_for("a refusal to read", || {
-        // Whatever the Unit Attentions before it: no read succeeds.
-        let answer = host.read_blocks(0, 0, 8)?;
-        ensure!(answer.status != GOOD, "zeroes came in place of what was lost");
-        ensure!(answer.sense.starts_with("4/"), "{answer:?}");
-        Ok(())
-    })?;
-    host.abandon();
-    cluster.cli(&["map", "delete", "disk", "a"])?;
-    cluster.cli(&["map", "delete", "disk", "b"])?;
-    cluster.cli(&["volume", "delete", "disk"])?;
-    cluster.stop()
-}
-
-#[test]
 fn null_pool_gives_zeroes_to_single_volatile_copies_only() -> anyhow::Result<()> {
     let (_devices, mut cluster) = cluster()?;
     let create = ["volume", "create", "x", "--size", "24MiB", "--node", "node-1", "--pool", "nothing"];
