@@ -99,7 +99,7 @@ fn volume_on_a_device_loses_nothing_when_its_node_is_killed() -> anyhow::Result<
     };
     let before = cluster.wait_for("room that is taken", || {
         let free = free()?;
-        ensure!(free < DEVICE_LEN - (64 << 20), "{free} bytes are free");
+        ensure!(free < DEVICE_LEN - (56 << 20), "{free} bytes are free");
         Ok(free)
     })?;
     let there = qemu_image(&cluster.portals[0], &cluster.target, 0, INITIATOR_A);
