@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, ensure};
 use holdfast_tests::{
     cluster::{Cluster, INITIATOR_A},
-    initiator::{GOOD, Initiator},
+    initiator::Initiator,
     replicated::in_sync,
     tools::{expect_success, qemu_image},
     verifier::{VOLUME_SIZE, Verifier},
