@@ -188,9 +188,7 @@ fn lost_replica_is_never_replaced_by_zeroes_but_copied_anew() -> anyhow::Result<
     bench.go_on()?;
     bench.until_in_sync(2)?;
     // Now the one that was made anew is all there is.
-    bench.change(|cluster| cluster.kill(&owner))?;
-    bench.go_on()?;
-    bench.change(|cluster| cluster.launch(&owner))?;
+    bench.do_without(&owner)?;
     bench.finish(2)?;
     Ok(())
 }

@@ -29,6 +29,7 @@ use super::{
     log::LogStore,
     machine::MachineStore,
     store::{Store, StoreIdentity},
+    store_tests::copy,
     types::{EncodedCommand, Entry, LogId, Payload, StoredMembership, TypeConfig, Vote},
 };
 use crate::state::{Body, Command, StateMachine};
@@ -154,19 +155,6 @@ fn newest_wal(directory: &Path) -> (PathBuf, u64) {
     let newest = logs.filter(|path| path.extension().is_some_and(|e| e == "log")).max().unwrap();
     let length = fs::metadata(&newest).unwrap().len();
     (newest, length)
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// Copies the folder of a member as each kind of crash would leave it now.
