@@ -12,6 +12,8 @@ use crate::simulation::{Up, founding::volume_id, unit::epoch_record};
 
 /// The pause before the next attempt, in milliseconds.
 const PAUSE_MS: u64 = 60;
+/// The pause after a refusal, where nobody can take the volume, in milliseconds.
+const LEAVE_AGAIN_MS: u64 = 1_000;
 
 /// What an owner wants.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +21,8 @@ pub(super) enum Wanted {
     Evict(NodeNumber),
     Admit(NodeNumber, BootId),
     HandOver(NodeNumber),
+    /// The own replica cannot be used: any other one in sync is to take the volume.
+    Leave,
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +82,10 @@ impl Simulation {
         if !refused || asked.answered != asked.sent {
             return;
         }
+        if let Wanted::Leave = asked.wanted {
+            (asked.sent, asked.answered, asked.next_at) = (0, 0, self.now + LEAVE_AGAIN_MS);
+            return;
+        }
         let Some(asked) = self.nodes[at].changes.remove(&id) else { return };
         self.mark("a change of the configuration was refused");
         let now = self.instant(at);
@@ -106,6 +114,11 @@ fn request(asked: &Asked) -> records::ChangeConfiguration {
             to: u32::from(to.get()),
             leave: false,
             reason: "it was asked to".to_owned(),
+        }),
+        Wanted::Leave => change_configuration::Change::HandOver(records::HandOver {
+            to: 0,
+            leave: true,
+            reason: "the owner's replica failed".to_owned(),
         }),
     };
     records::ChangeConfiguration {

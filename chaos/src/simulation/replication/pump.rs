@@ -229,7 +229,12 @@ impl Simulation {
             Output::Stopped(why) => {
                 self.note(|| format!("node {at}: the owner of volume {volume} stops: {why:?}"));
                 if why == Stop::ReplicaFailed {
-                    return self.violated(format!("node {at}: a sound replica failed"));
+                    // It was admitted, and its process ended before it had noted that it may be trusted.
+                    self.mark("an owner's replica could not be trusted");
+                    let expected = self.owned(at, volume).map(|owned| owned.config.epoch());
+                    if let Some(expected) = expected {
+                        self.want_change(at, volume, expected, me, Wanted::Leave);
+                    }
                 }
                 self.end_ownership(at, volume);
             }
