@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, ensure};
 use holdfast_tests::{
     cluster::{Cluster, INITIATOR_A},
-    initiator::Initiator,
+    initiator::{GOOD, Initiator},
     replicated::in_sync,
     tools::{expect_success, qemu_image},
     verifier::{VOLUME_SIZE, Verifier},
@@ -38,6 +38,11 @@ fn until_in_sync(cluster: &Cluster, copies: usize) -> anyhow::Result<()> {
 
 fn epoch(cluster: &Cluster) -> anyhow::Result<String> {
     Ok(cluster.json(&["volume", "show", "disk"])?["status"]["epoch_number"].to_string())
+}
+
+fn epoch_number(cluster: &Cluster) -> anyhow::Result<u64> {
+    let epoch = epoch(cluster)?;
+    epoch.trim_matches('"').parse().with_context(|| epoch.clone())
 }
 
 /// Writes and reads on LUN 0 through both nodes.
@@ -169,6 +174,69 @@ fn copies_on_a_device_and_in_a_directory_stand_in_for_each_other() -> anyhow::Re
             compare(&cluster, 1, &image)?;
         }
     }
+    cluster.stop()
+}
+
+#[test]
+fn copy_in_memory_comes_back_from_another_one_and_never_as_zeroes() -> anyhow::Result<()> {
+    let (devices, mut cluster) = cluster()?;
+    let create = ["volume", "create", "kept", "--size", "24MiB", "--node", "node-1", "--pool", "ram"];
+    let refused = cluster.cli_refused(&create)?;
+    ensure!(refused.contains("is in memory"), "{refused}");
+    let copies = ["--replicas", "2", "--pool", "ram,ram", "--volatile"];
+    cluster.volume_for_both_with("disk", "24MiB", "node-1,node-2", 0, &copies)?;
+    let shown = cluster.cli(&["volume", "show", "disk"])?;
+    ensure!(shown.contains("volatile"), "{shown}");
+    until_in_sync(&cluster, 2)?;
+    let image = image(devices.path())?;
+    write_image(&cluster, &image)?;
+    let before = epoch_number(&cluster)?;
+    cluster.signal("node-2", Signal::KILL)?;
+    cluster.wait_for("the copy out, back, and in sync", || {
+        // One epoch each.
+        let now = epoch_number(&cluster)?;
+        ensure!(now >= before + 3, "epoch {now}, {before} before");
+        Ok(())
+    })?;
+    until_in_sync(&cluster, 2)?;
+    // The copy that was made anew is read.
+    cluster.cli(&["volume", "move", "disk", "--node", "node-2"])?;
+    cluster.wait_for("the owner", || {
+        let shown = cluster.json(&["volume", "show", "disk"])?;
+        ensure!(shown["status"]["owner"] == "node-2", "{shown}");
+        Ok(())
+    })?;
+    compare(&cluster, 0, &image)?;
+    compare(&cluster, 1, &image)?;
+    cluster.stop()
+}
+
+#[test]
+fn single_copy_in_memory_that_is_lost_stays_out_of_service() -> anyhow::Result<()> {
+    let (_devices, mut cluster) = cluster()?;
+    cluster.volume_for_both_with("disk", "24MiB", "node-1", 0, &["--pool", "ram", "--volatile"])?;
+    let mut host = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 1, None)?;
+    host.become_ready(0)?;
+    host.write_blocks(0, 0, 8, 7)?.good()?;
+    ensure!(host.read_blocks(0, 0, 8)?.good()? == [7; 4096], "it does not read back");
+    host.abandon();
+    cluster.signal("node-1", Signal::KILL)?;
+    cluster.wait_for("the copy that is missing", || {
+        let shown = cluster.cli(&["volume", "show", "disk"])?;
+        ensure!(shown.contains("is missing from pool"), "{shown}");
+        Ok(())
+    })?;
+    // Whatever else a host is told: no read succeeds.
+    if let Ok(mut host) = Initiator::login(&cluster.portals[0], &cluster.target, INITIATOR_A, 2, None) {
+        for _ in 0..2 {
+            let Ok(answer) = host.read_blocks(0, 0, 8) else { break };
+            ensure!(answer.status != GOOD, "zeroes came in place of what was lost");
+        }
+        host.abandon();
+    }
+    cluster.cli(&["map", "delete", "disk", "a"])?;
+    cluster.cli(&["map", "delete", "disk", "b"])?;
+    cluster.cli(&["volume", "delete", "disk"])?;
     cluster.stop()
 }
 
