@@ -32,9 +32,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PIECE: Duration = Duration::from_millis(250);
 /// What the host does meanwhile.
 const CASE: Case = Case { size: 4096, depth: 8, sessions: 1, mix: Mix::Mixed, pattern: Pattern::Random };
-/// Size of the volumes over which memory is measured.
-const LARGE: u64 = 10 << 30;
-
 /// Measures copies.
 pub(super) fn copies(stage: &Stage, bytes: u64, rounds: u32, length: Duration) -> anyhow::Result<Copying> {
     let login = stage.volume(NAME, bytes, 2, true)?;
@@ -144,8 +141,8 @@ fn copy_under_load(stage: &Stage, client: &mut Client) -> anyhow::Result<(Durati
     })
 }
 
-/// Memory of the data nodes before and with so many more volumes.
-pub(super) fn memory(stage: &Stage, volumes: u16) -> anyhow::Result<Memory> {
+/// Memory of the data nodes before and with so many more volumes of this size.
+pub(super) fn memory(stage: &Stage, volumes: u16, size_bytes: u64) -> anyhow::Result<Memory> {
     let resident = || {
         let pids = stage.cluster.pids()?;
         let nodes: Vec<_> = pids.iter().filter(|(name, _)| name.starts_with("node-")).collect();
@@ -157,7 +154,7 @@ pub(super) fn memory(stage: &Stage, volumes: u16) -> anyhow::Result<Memory> {
     };
     let before = resident()?;
     for number in 0..volumes {
-        stage.volume(&format!("memory-{number}"), LARGE, 2, true)?;
+        stage.volume(&format!("memory-{number}"), size_bytes, 2, true)?;
     }
     let after = resident()?;
     let grown: u64 = after.iter().zip(&before).map(|(after, before)| after.saturating_sub(*before)).sum();

@@ -45,6 +45,9 @@ pub struct Arguments {
     /// Volumes over which memory is measured
     #[arg(long, default_value_t = 32)]
     volumes: u16,
+    /// GiB of each of them: the room has to be there, though nothing is written
+    #[arg(long, default_value_t = 10)]
+    gib: u64,
     /// All of it, small: it shows that it works
     #[arg(long)]
     quick: bool,
@@ -64,6 +67,7 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     if arguments.quick {
         (arguments.rounds, arguments.milliseconds) = (1, 50);
         (arguments.mib, arguments.copy_mib, arguments.volumes) = (16, 32, 4);
+        arguments.gib = 1;
     }
     ensure!(arguments.rounds > 0 && arguments.mib > 0 && arguments.volumes > 0, "nothing to measure");
     let mut report =
@@ -74,7 +78,7 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let length = Duration::from_millis(arguments.milliseconds.max(1));
     report.writes = writes::measure(&stage, arguments.mib << 20, arguments.rounds, length)?;
     report.copying = copying::copies(&stage, arguments.copy_mib << 20, arguments.rounds, length)?;
-    report.memory = copying::memory(&stage, arguments.volumes)?;
+    report.memory = copying::memory(&stage, arguments.volumes, arguments.gib << 30)?;
     report.load_after = crate::report::load();
     let markdown = report.markdown();
     print!("{markdown}");
