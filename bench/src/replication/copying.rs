@@ -160,6 +160,7 @@ pub(super) fn memory(stage: &Stage, volumes: u16, size_bytes: u64) -> anyhow::Re
     let grown: u64 = after.iter().zip(&before).map(|(after, before)| after.saturating_sub(*before)).sum();
     Ok(Memory {
         volumes,
+        size_gib: size_bytes >> 30,
         node_mib_before: before.iter().map(|bytes| *bytes as f64 / f64::from(1 << 20)).collect(),
         node_mib_after: after.iter().map(|bytes| *bytes as f64 / f64::from(1 << 20)).collect(),
         copy_kib: grown as f64 / 1024.0 / f64::from(volumes) / 2.0,

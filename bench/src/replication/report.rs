@@ -68,8 +68,10 @@ impl Default for Copying {
 /// Memory of the data nodes.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Memory {
-    /// Volumes of 10 GiB and two copies, each mapped.
+    /// Volumes of two copies, each mapped.
     pub(super) volumes: u16,
+    /// Of each volume.
+    pub(super) size_gib: u64,
     pub(super) node_mib_before: Vec<f64>,
     pub(super) node_mib_after: Vec<f64>,
     /// Of one copy.
@@ -143,11 +145,12 @@ impl Report {
         let mib = |nodes: &[f64]| nodes.iter().map(|mib| format!("{mib:.0}")).collect::<Vec<_>>().join(", ");
         line(String::new());
         line(format!(
-            "Memory of the data nodes: {} MiB before and {} MiB after {} more volumes of 10 GiB and two copies, each mapped to a host of its own: {:.0} KiB for \
+            "Memory of the data nodes: {} MiB before and {} MiB after {} more volumes of {} GiB and two copies, each mapped to a host of its own: {:.0} KiB for \
              each copy.",
             mib(&memory.node_mib_before),
             mib(&memory.node_mib_after),
             memory.volumes,
+            memory.size_gib,
             memory.copy_kib
         ));
         text
