@@ -238,7 +238,8 @@ fn row(cell: &Cell, target: &'static str) -> Row {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle one, or between the two middle ones.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => 0.0,

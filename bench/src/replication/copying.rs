@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 
 use super::{
-    Stage, median,
+    Stage,
     report::{Copying, Memory},
     say,
 };
@@ -21,6 +21,7 @@ use crate::{
     case::{Case, Mix, Pattern},
     cost,
     lean::Client,
+    run::median,
 };
 
 const NAME: &str = "copied";

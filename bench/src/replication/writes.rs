@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{COPIES_MAX, Stage, floor::Server, median, report::Write, say};
+use super::{COPIES_MAX, Stage, floor::Server, report::Write, say};
 use crate::{
     case::{Case, Mix, Pattern},
     lean::{Client, Login},
+    run::median,
     target::INITIATOR,
 };
 

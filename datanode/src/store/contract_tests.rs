@@ -47,6 +47,16 @@ impl Kind {
             None => Pool::open("p", &self.place, CLUSTER, "node-1", self.dir.path()).unwrap(),
         }
     }
+
+    /// The pool after the end of the process: opened anew, or, where nothing outlives the process, the same one.
+    fn opened_again(&self, pool: Pool) -> Pool {
+        if self.keeps {
+            drop(pool);
+            self.open()
+        } else {
+            pool
+        }
+    }
 }
 
 fn kinds() -> Vec<Kind> {
@@ -130,12 +140,7 @@ fn store_does_what_plain_bytes_do() {
         assert!(read(store, 0, SIZE) == model, "{}", kind.name);
         // The process ends, and nothing was flushed: what was answered is there.
         drop(replica);
-        let pool = if kind.keeps {
-            drop(pool);
-            kind.open()
-        } else {
-            pool
-        };
+        let pool = kind.opened_again(pool);
         let replica = pool.open_replica(VOLUME, node(1), &SHAPE).unwrap();
         assert!(read(replica.store(), 0, SIZE) == model, "{}: opened again", kind.name);
     }
@@ -325,12 +330,7 @@ fn bookkeeping_is_kept_whatever_it_lies_on() {
         replica.persist(&parts).unwrap();
         replica.persist(&[Part::DropBitmap(node(3)), Part::DropBitmap(node(9))]).unwrap();
         drop(replica);
-        let pool = if kind.keeps {
-            drop(pool);
-            kind.open()
-        } else {
-            pool
-        };
+        let pool = kind.opened_again(pool);
         let replica = pool.open_replica(VOLUME, node(1), &SHAPE).unwrap();
         assert_eq!(replica.promised().number, 9, "{}", kind.name);
         let (log, bitmaps) = replica.bookkeeping(shape).unwrap();
