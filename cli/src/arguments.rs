@@ -78,6 +78,9 @@ pub(crate) enum Noun {
     /// Volumes.
     #[command(subcommand)]
     Volume(Volume),
+    /// Snapshots of volumes.
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Hosts: named sets of initiators.
     #[command(subcommand)]
     Host(Host),
@@ -356,6 +359,13 @@ pub(crate) enum Volume {
         #[arg(long)]
         node: String,
     },
+    /// Make a writable volume of a snapshot.
+    Clone {
+        /// The snapshot.
+        snapshot: String,
+        /// Name of the new volume.
+        name: String,
+    },
     /// Delete it and its data.
     Delete {
         /// The volume.
@@ -378,6 +388,41 @@ pub(crate) enum Pool {
         /// The pool on that node.
         name: String,
     },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Snapshot {
+    /// Take snapshots, all at one point.
+    Create {
+        /// "VOLUME=NAME" each: a volume, and the name of its snapshot.
+        #[arg(required = true, value_parser = parse_snapshot_of)]
+        snapshots: Vec<(String, String)>,
+    },
+    /// List the snapshots.
+    List {
+        /// Only those of this volume.
+        #[arg(long)]
+        volume: Option<String>,
+    },
+    /// Show one.
+    Show {
+        /// The snapshot.
+        name: String,
+    },
+    /// Delete one; its volume and its clones stay.
+    Delete {
+        /// The snapshot.
+        name: String,
+    },
+}
+
+fn parse_snapshot_of(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((volume, name)) if !volume.is_empty() && !name.is_empty() => {
+            Ok((volume.to_owned(), name.to_owned()))
+        }
+        _ => Err("is not VOLUME=NAME".to_owned()),
+    }
 }
 
 #[derive(Args)]

@@ -64,6 +64,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Noun::Controller(verb) => commands::controller::run(&client, verb).await,
         Noun::Node(verb) => commands::node::run(&client, verb).await,
         Noun::Pool(verb) => commands::pool::run(&client, verb).await,
+        Noun::Snapshot(verb) => commands::snapshot::run(&client, verb).await,
         Noun::Volume(verb) => commands::volume::run(&client, verb).await,
         Noun::Host(verb) => commands::host::run(&client, verb).await,
         Noun::HostGroup(verb) => commands::group::run(&client, verb).await,

@@ -13,6 +13,7 @@ mod tests;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
+use holdfast_proto::state::MakingPhase;
 use holdfast_scsi::{
     geometry::Geometry,
     initiator::{Initiator, InitiatorTable},
@@ -135,8 +136,27 @@ pub struct VolumeView {
     pub owner_by_host: bool,
     /// The volume is being deleted: replicas are to be removed.
     pub deleting: bool,
+    /// It began as a copy of another one.
+    pub is_copy: bool,
+    /// It is a snapshot: never written.
+    pub is_snapshot: bool,
+    /// It is still being made of another one, and not served.
+    pub making: Option<MakingView>,
     /// Persistent reservations, shared between views until they change.
     pub reservations: Arc<ReservationView>,
+}
+
+/// How far a snapshot or clone is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MakingView {
+    /// The volume that it is made of.
+    pub source: VolumeId,
+    /// The epoch of that one in which all of it has to happen.
+    pub source_epoch: Epoch,
+    /// What is being done.
+    pub phase: MakingPhase,
+    /// Nodes that have made their replica.
+    pub taken: Vec<NodeNumber>,
 }
 
 /// What the cluster keeps of a logical unit beside its data, as commands leave it.
@@ -263,6 +283,11 @@ impl ClusterView {
 }
 
 impl VolumeView {
+    /// It is there, whole, and stays.
+    pub fn is_served(&self) -> bool {
+        !self.deleting && self.making.is_none()
+    }
+
     /// A node's replica, in sync or catching up.
     pub fn replica_of(&self, node: NodeNumber) -> Option<&Member> {
         self.config.member(node)

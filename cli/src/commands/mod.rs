@@ -15,6 +15,7 @@ pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod reservation;
 pub(crate) mod session;
+pub(crate) mod snapshot;
 pub(crate) mod volume;
 pub(crate) mod watch;
 

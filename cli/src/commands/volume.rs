@@ -1,16 +1,16 @@
 //! `holdfast volume`.
 
 use holdfast_proto::v1::{
-    AddReplicaRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest,
-    ListVolumesResponse, MoveReplicaRequest, MoveVolumeRequest, RemoveReplicaRequest,
-    Replica as ReplicaRecord, ReplicaPlace, ResizeVolumeRequest, Volume as VolumeRecord, VolumeSpec,
-    volume_service_client::VolumeServiceClient,
+    AddReplicaRequest, CloneVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest,
+    ListVolumesRequest, ListVolumesResponse, MoveReplicaRequest, MoveVolumeRequest, RemoveReplicaRequest,
+    Replica as ReplicaRecord, ReplicaPlace, ResizeVolumeRequest, Volume as VolumeRecord, VolumeOrigin,
+    VolumeSpec, volume_service_client::VolumeServiceClient,
 };
 
 use super::PAGE_SIZE;
 use crate::{
     arguments::{Client, Replica, Switch, Volume},
-    connection::{connect, refusal, request_id},
+    connection::{Connection, connect, refusal, request_id},
     output::{facts, or_dash, print, table},
     size::Size,
 };
@@ -41,19 +41,7 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
             service.create_volume(request).await
         }
         Volume::List => {
-            let mut answer = ListVolumesResponse::default();
-            loop {
-                let request = ListVolumesRequest {
-                    page_size: PAGE_SIZE,
-                    page_token: std::mem::take(&mut answer.next_page_token),
-                };
-                let page = service.list_volumes(request).await.map_err(refusal)?.into_inner();
-                answer.volumes.extend(page.volumes);
-                answer.next_page_token = page.next_page_token;
-                if answer.next_page_token.is_empty() {
-                    break;
-                }
-            }
+            let answer = list(&mut service).await?;
             return print(client.output, "ListVolumesResponse", &answer, || rows(&answer.volumes));
         }
         Volume::Show { name } => service.get_volume(GetVolumeRequest { name }).await,
@@ -78,6 +66,9 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
         Volume::Move { name, node } => {
             service.move_volume(MoveVolumeRequest { request_id: request_id(), name, node }).await
         }
+        Volume::Clone { snapshot, name } => {
+            service.clone_volume(CloneVolumeRequest { request_id: request_id(), snapshot, name }).await
+        }
         Volume::Delete { name } => {
             let request = DeleteVolumeRequest { request_id: request_id(), name: name.clone() };
             service.delete_volume(request).await.map_err(refusal)?;
@@ -89,9 +80,34 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
     print(client.output, "Volume", &volume, || details(&volume))
 }
 
-fn rows(volumes: &[VolumeRecord]) -> String {
+/// All of them.
+pub(super) async fn list(
+    service: &mut VolumeServiceClient<Connection>,
+) -> anyhow::Result<ListVolumesResponse> {
+    let mut answer = ListVolumesResponse::default();
+    loop {
+        let request = ListVolumesRequest {
+            page_size: PAGE_SIZE,
+            page_token: std::mem::take(&mut answer.next_page_token),
+        };
+        let page = service.list_volumes(request).await.map_err(refusal)?.into_inner();
+        answer.volumes.extend(page.volumes);
+        answer.next_page_token = page.next_page_token;
+        if answer.next_page_token.is_empty() {
+            return Ok(answer);
+        }
+    }
+}
+
+/// What a volume is a copy of, in words.
+fn origin(origin: &VolumeOrigin) -> String {
+    let what = if origin.snapshot { "snapshot" } else { "clone" };
+    format!("{what} of {}", origin.volume)
+}
+
+pub(super) fn rows(volumes: &[VolumeRecord]) -> String {
     table(
-        ["volume", "size", "block", "owner", "in sync", "epoch", "state", "mappings"],
+        ["volume", "size", "block", "owner", "in sync", "epoch", "state", "mappings", "origin"],
         volumes.iter().map(|volume| {
             let spec = volume.spec.clone().unwrap_or_default();
             let status = volume.status.clone().unwrap_or_default();
@@ -104,6 +120,7 @@ fn rows(volumes: &[VolumeRecord]) -> String {
                 format!("{}.{}", status.epoch_generation, status.epoch_number),
                 status.state,
                 status.mappings.to_string(),
+                or_dash(&status.origin.as_ref().map(origin).unwrap_or_default()),
             ]
         }),
     )
@@ -128,6 +145,7 @@ pub(super) fn details(volume: &VolumeRecord) -> String {
         ("state", status.state),
         ("hand over to", or_dash(&status.hand_over_to)),
         ("mappings", status.mappings.to_string()),
+        ("origin", or_dash(&status.origin.as_ref().map(origin).unwrap_or_default())),
     ]);
     format!("{head}\n{}", replicas(&status.replicas, &status.owner))
 }

@@ -5,6 +5,7 @@
 //! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `group`, `mapping`, `reservation`, `session`, `job`, `event` |
 //! | refusals as gRPC statuses | `status` |
 //! | copies made, moved, removed; forced recovery | `replica` |
+//! | snapshots and clones | `snapshot` |
 //! | request ids | `request` |
 //! | pages of a list | `page` |
 //! | why a command would conflict | `explain` |
@@ -31,6 +32,7 @@ mod replica;
 mod request;
 mod reservation;
 mod session;
+mod snapshot;
 pub(crate) mod status;
 mod volume;
 mod volume_view;

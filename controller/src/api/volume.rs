@@ -5,11 +5,11 @@ use std::time::Duration;
 use holdfast_proto::{
     state as records,
     v1::{
-        AddReplicaRequest, AssessRecoveryRequest, AssessRecoveryResponse, CreateVolumeRequest,
-        DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse,
-        MoveReplicaRequest, MoveVolumeRequest, RecoverVolumeRequest, RemoveReplicaRequest,
-        ResizeVolumeRequest, Volume, VolumeChange, WatchVolumesRequest, volume_change::Change,
-        volume_service_server::VolumeService,
+        AddReplicaRequest, AssessRecoveryRequest, AssessRecoveryResponse, CloneVolumeRequest,
+        CreateSnapshotRequest, CreateSnapshotResponse, CreateVolumeRequest, DeleteVolumeRequest,
+        DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse, MoveReplicaRequest,
+        MoveVolumeRequest, RecoverVolumeRequest, RemoveReplicaRequest, ResizeVolumeRequest, Volume,
+        VolumeChange, WatchVolumesRequest, volume_change::Change, volume_service_server::VolumeService,
     },
 };
 use holdfast_replica::ids::VolumeId;
@@ -48,7 +48,7 @@ impl Api {
     }
 
     /// A volume as people see it: from the state, and what nodes said of its replicas.
-    fn volume_view(&self, record: &records::Volume) -> Volume {
+    pub(super) fn volume_view(&self, record: &records::Volume) -> Volume {
         self.leases.read_reports(|reports| self.raft.read(|state| view(state, reports, record)))
     }
 
@@ -257,6 +257,19 @@ impl VolumeService for Api {
         self.replace_replica(&call, request).await
     }
 
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<CreateSnapshotResponse>, Status> {
+        let (call, request) = called(request)?;
+        self.snapshots(&call, request).await
+    }
+
+    async fn clone_volume(&self, request: Request<CloneVolumeRequest>) -> Result<Response<Volume>, Status> {
+        let (call, request) = called(request)?;
+        self.clone_of(&call, request).await
+    }
+
     async fn assess_recovery(
         &self,
         request: Request<AssessRecoveryRequest>,
@@ -286,7 +299,7 @@ impl VolumeService for Api {
 }
 
 /// A version 4 UUID.
-fn draw_uuid() -> Result<[u8; 16], Status> {
+pub(super) fn draw_uuid() -> Result<[u8; 16], Status> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|_| Status::unavailable("no random numbers from the system"))?;
     id[6] = id[6] & 0x0f | 0x40;

@@ -5,12 +5,15 @@
 use holdfast_proto::{
     node::{ReplicaPhase, ReplicaState},
     state as records,
-    v1::{Replica, ReplicaPlace, Volume, VolumeSpec, VolumeStatus},
+    v1::{Replica, ReplicaPlace, Volume, VolumeOrigin, VolumeSpec, VolumeStatus},
 };
 use holdfast_replica::ids::VolumeId;
 use holdfast_scsi::identity::LuIdentity;
 
-use crate::{lease::reports::Reports, state::StateMachine};
+use crate::{
+    lease::reports::Reports,
+    state::{StateMachine, audit::timestamp},
+};
 
 pub(super) fn view(state: &StateMachine, reports: &Reports, record: &records::Volume) -> Volume {
     let id = VolumeId::from_slice(&record.id);
@@ -48,7 +51,19 @@ pub(super) fn view(state: &StateMachine, reports: &Reports, record: &records::Vo
                 .map_or(0, |id| u32::try_from(state.mappings_of_volume(id).count()).unwrap_or(u32::MAX)),
             replicas: replicas(state, reports, record),
             hand_over_to: name_of(record.hand_over_to),
+            origin: record.origin.as_ref().map(origin),
         }),
+    }
+}
+
+fn origin(origin: &records::VolumeOrigin) -> VolumeOrigin {
+    let id = |bytes: &[u8]| VolumeId::from_slice(bytes).map_or(String::new(), |id| id.to_string());
+    VolumeOrigin {
+        volume: origin.volume.clone(),
+        volume_id: id(&origin.volume_id),
+        snapshot: origin.snapshot,
+        time: Some(timestamp(origin.time_unix_ms)),
+        group: id(&origin.group),
     }
 }
 
@@ -105,6 +120,9 @@ fn naa(id: VolumeId) -> String {
 pub(super) fn describe(state: &StateMachine, record: &records::Volume) -> String {
     if record.deleting {
         return "deleting".to_owned();
+    }
+    if record.making.is_some() {
+        return "being made".to_owned();
     }
     match state.node(record.owner) {
         None => "offline: no node owns it".to_owned(),

@@ -92,11 +92,11 @@ impl<'a> View<'a> {
         node.is_some_and(|node| self.table.is_leased(node.number, node.incarnation, self.now))
     }
 
-    /// Volumes for which something may be due, by id; none that is being deleted.
+    /// Volumes for which something may be due, by id; none that is being deleted or made.
     fn to_look_at(&self) -> Vec<&'a Volume> {
         let state = self.state;
         if self.at_all {
-            return state.volumes().filter(|volume| !volume.deleting).collect();
+            return state.volumes().filter(|volume| !volume.deleting && volume.making.is_none()).collect();
         }
         let mut found: BTreeMap<VolumeId, &'a Volume> = state.unsettled().map(|v| (v.id, v)).collect();
         for (number, incarnation, owned) in state.owners() {
@@ -110,7 +110,7 @@ impl<'a> View<'a> {
         for node in state.nodes().filter(|node| node.draining && node.evacuating) {
             found.extend(state.volumes_on(node.number).map(|volume| (volume.id, volume)));
         }
-        found.into_values().filter(|volume| !volume.deleting).collect()
+        found.into_values().filter(|volume| !volume.deleting && volume.making.is_none()).collect()
     }
 
     fn load(&self) -> Load {

@@ -166,6 +166,12 @@ impl Session {
                 let volume_id = removed.volume_id;
                 reports.push_back(Body::RemoveReplica(records::RemoveReplica { volume_id, number }));
             }
+            Some(from_node::Message::Making(report)) => {
+                let step = report.step().into();
+                let (volume_id, message) = (report.volume_id, report.message);
+                let step = records::ReportMaking { volume_id, number, incarnation, step, message };
+                reports.push_back(Body::ReportMaking(step));
+            }
             Some(from_node::Message::Replicas(report)) => self.leases.note(number, report),
             Some(from_node::Message::Inspection(inspection)) => self.registry.answered(number, inspection),
             Some(from_node::Message::Hello(_)) => {

@@ -171,6 +171,19 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
             .with("others", c.others.iter().map(|p| state.node_name(p.node)).collect::<Vec<_>>().join(","))
             .with("node", state.node_name(c.node))
             .with("pool", &c.pool),
+        Body::MakeCopies(c) => {
+            let sources = c.copies.iter().take(limits::COPIES_AT_ONCE_MAX).map(|copy| copy.source.as_str());
+            let names = c.copies.iter().take(limits::COPIES_AT_ONCE_MAX).map(|copy| copy.name.as_str());
+            let first = c.copies.first().map_or("", |copy| copy.name.as_str());
+            let action = if c.clones { "volume.clone" } else { "snapshot.create" };
+            Asked::new(action, format!("volume/{first}"))
+                .with("of", sources.collect::<Vec<_>>().join(","))
+                .with("names", names.collect::<Vec<_>>().join(","))
+        }
+        Body::ReportMaking(c) => Asked::new("snapshot.step", volume(&c.volume_id))
+            .with("node", state.node_name(c.number))
+            .with("step", c.step().as_str_name())
+            .with("message", &c.message),
         Body::ResizeVolume(c) => {
             Asked::new("volume.resize", format!("volume/{}", c.name)).with("size_bytes", c.size_bytes)
         }

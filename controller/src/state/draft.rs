@@ -95,6 +95,10 @@ impl<'a> Draft<'a> {
             let reason = format!("volume {} does not exist", printable(&edit.volume));
             return self.wrong(field("volume"), reason);
         };
+        if volume.making.is_some() {
+            let reason = format!("volume {} is still being made", volume.name);
+            return self.wrong(field("volume"), reason);
+        }
         self.touch(&target);
         let key = (target.clone(), volume.id);
         if self.wishes.contains_key(&key) || self.removed.contains(&key) {

@@ -25,6 +25,7 @@ struct Facts {
     /// Those that keep theirs.
     kept: Vec<NodeNumber>,
     is_settled: bool,
+    is_being_made: bool,
 }
 
 /// See the module. No set in it is empty, so that equal states have equal indexes.
@@ -38,6 +39,7 @@ pub(super) struct Indexes {
     held: BTreeMap<NodeNumber, BTreeSet<VolumeId>>,
     kept: BTreeMap<NodeNumber, usize>,
     unsettled: BTreeSet<VolumeId>,
+    being_made: BTreeSet<VolumeId>,
     /// Hosts that see a volume, with the LUN.
     mapped: BTreeMap<VolumeId, BTreeMap<String, u32>>,
     /// Members of each group, and the groups of each host.
@@ -134,6 +136,7 @@ impl Indexes {
                 }
             }
             self.unsettled.remove(&id);
+            self.being_made.remove(&id);
         }
         let Some(new) = new else { return };
         self.volumes.insert(new.name.clone(), id);
@@ -148,6 +151,9 @@ impl Indexes {
         }
         if !new.is_settled {
             self.unsettled.insert(id);
+        }
+        if new.is_being_made {
+            self.being_made.insert(id);
         }
         self.facts.insert(id, new);
     }
@@ -187,6 +193,7 @@ fn facts(volume: &Volume) -> Facts {
         held: volume.held().map(|m| m.node).collect(),
         kept: volume.kept().map(|m| m.node).collect(),
         is_settled: volume.is_settled(),
+        is_being_made: volume.making.is_some(),
     }
 }
 
@@ -277,6 +284,11 @@ impl StateMachine {
     /// Owners with the volumes that they own.
     pub fn owners(&self) -> impl Iterator<Item = (NodeNumber, Incarnation, &BTreeSet<VolumeId>)> {
         self.indexes.owned.iter().map(|((node, incarnation), volumes)| (*node, *incarnation, volumes))
+    }
+
+    /// Volumes that are being made of others, as of the entry before.
+    pub(super) fn being_made(&self) -> impl Iterator<Item = &Volume> {
+        self.indexes.being_made.iter().filter_map(|id| self.volumes.get(id))
     }
 
     /// Volumes that are not settled ([`Volume::is_settled`]).

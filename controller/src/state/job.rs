@@ -27,8 +27,15 @@ use super::{
 };
 
 /// All kinds that there are.
-pub const KINDS: [JobKind; 5] =
-    [JobKind::DeleteVolume, JobKind::ReSync, JobKind::Move, JobKind::Drain, JobKind::Rebalance];
+pub const KINDS: [JobKind; 7] = [
+    JobKind::DeleteVolume,
+    JobKind::ReSync,
+    JobKind::Move,
+    JobKind::Drain,
+    JobKind::Rebalance,
+    JobKind::Snapshot,
+    JobKind::Clone,
+];
 
 /// As people write it.
 pub fn kind_name(kind: JobKind) -> &'static str {
@@ -39,6 +46,8 @@ pub fn kind_name(kind: JobKind) -> &'static str {
         JobKind::Move => "move",
         JobKind::Drain => "drain",
         JobKind::Rebalance => "rebalance",
+        JobKind::Snapshot => "snapshot",
+        JobKind::Clone => "clone",
     }
 }
 
@@ -48,7 +57,7 @@ pub fn unit(kind: JobKind) -> &'static str {
         JobKind::Unspecified => "",
         JobKind::DeleteVolume => "replicas",
         JobKind::ReSync | JobKind::Move => "bytes",
-        JobKind::Drain | JobKind::Rebalance => "volumes",
+        JobKind::Drain | JobKind::Rebalance | JobKind::Snapshot | JobKind::Clone => "volumes",
     }
 }
 
@@ -58,6 +67,9 @@ fn uncancellable(kind: JobKind) -> Option<&'static str> {
         JobKind::Move | JobKind::Drain | JobKind::Rebalance => None,
         JobKind::DeleteVolume => Some("the volume's data is going already"),
         JobKind::ReSync => Some("the volume would stay without the replica that it is to have"),
+        JobKind::Snapshot | JobKind::Clone => {
+            Some("it is made or given up within seconds; delete it instead")
+        }
         JobKind::Unspecified => Some("it is of no known kind"),
     }
 }

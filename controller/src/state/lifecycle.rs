@@ -21,6 +21,12 @@ impl StateMachine {
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
         let volume = self.live_volume(&command.name)?;
+        if volume.is_snapshot() {
+            return Err(Refusal::Precondition(format!(
+                "volume {} is a snapshot, which never changes; clone it, and make the clone larger",
+                volume.name
+            )));
+        }
         check_geometry(command.size_bytes, volume.block_size, volume.physical_block_exponent)?;
         if command.size_bytes < volume.size_bytes {
             return Err(Refusal::Precondition(format!(

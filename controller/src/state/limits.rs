@@ -57,6 +57,8 @@ pub const VOLUME_BYTES_MIN: u64 = 1 << 20;
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
 /// Largest exponent of logical blocks per physical block.
 pub const PHYSICAL_BLOCK_EXPONENT_MAX: u32 = 8;
+/// Snapshots that are taken at one point.
+pub const COPIES_AT_ONCE_MAX: usize = 16;
 /// Requests of clients whose answers are kept, and as many of data nodes. `CreateVolumeRequest.request_id` tells clients of it.
 pub const REQUESTS_KEPT: u64 = 1024;
 /// Proposals of one volume whose outcomes are kept. An owner has one change of a reservation version in flight, and asks

@@ -41,6 +41,7 @@ pub mod job;
 mod lifecycle;
 pub mod limits;
 mod lu_state;
+pub mod making;
 pub mod mapping;
 pub mod names;
 mod node;
@@ -87,6 +88,7 @@ pub type Response = Result<Outcome, Refusal>;
 
 /// What a command that was carried out made.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one for each entry, and gone with its answer")]
 pub enum Outcome {
     /// Done; nothing to tell.
     Done,
@@ -162,6 +164,7 @@ impl StateMachine {
         let mut effects = Effects::new(index, command.time_unix_ms, &command.caller);
         let asked = audit::asked(self, command);
         let response = self.dispatch(&command.body, &mut effects);
+        self.check_making(&mut effects);
         let audit = match &command.body {
             Body::RecordRefusals(refused) => audit::refusals(index, refused),
             _ => asked
@@ -220,6 +223,8 @@ impl StateMachine {
             Body::ClearReservation(c) => self.once(&c.request, effects, |s, e| s.clear_reservation(c, e)),
             Body::EstablishUnitAttention(command) => self.establish_unit_attention(command, effects),
             Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),
+            Body::MakeCopies(c) => self.once(&c.request, effects, |s, e| s.make_copies(c, e)),
+            Body::ReportMaking(command) => self.report_making(command, effects),
             Body::ResizeVolume(c) => self.once(&c.request, effects, |s, e| s.resize_volume(c, e)),
             Body::DeleteVolume(c) => self.once(&c.request, effects, |s, e| s.delete_volume(c, e)),
             Body::CreateHost(c) => self.once(&c.request, effects, |s, e| s.create_host(c, e)),

@@ -18,6 +18,7 @@ use super::{
     convert::{corrupt, epoch_of, epoch_record, member_of, member_record, nexus_of},
     effects::{Audience, Effects, nexus_name},
     limits,
+    making::{Making, Origin},
     names::{check_name, printable},
     node::exhausted,
     placement::{NewVolume, admits},
@@ -65,6 +66,10 @@ pub struct Volume {
     pub removing: Vec<Member>,
     /// Replicas (second) that take the place of others (first).
     pub moves: Vec<(NodeNumber, NodeNumber)>,
+    /// What it is a snapshot or clone of.
+    pub origin: Option<Origin>,
+    /// How far it is made, until it is.
+    pub making: Option<Making>,
     /// Persistent reservations, mode parameters and what else commands change.
     pub lu: LuState,
     /// Log index of the last change of `lu`; 0 = never changed.
@@ -105,6 +110,8 @@ impl Volume {
             hand_over_by: self.hand_over_by.as_ref().map(nexus_name),
             owner_by_host: self.owner_by_host,
             removing: self.removing.iter().map(member_record).collect(),
+            origin: self.origin.as_ref().map(Origin::record),
+            making: self.making.as_ref().map(Making::record),
             moves: self
                 .moves
                 .iter()
@@ -174,6 +181,8 @@ impl Volume {
             owner_by_host: record.owner_by_host,
             removing: members(&record.removing)?,
             moves: moves.ok_or_else(|| wrong("moves"))?,
+            origin: record.origin.map(Origin::from_record).transpose()?,
+            making: record.making.map(Making::from_record).transpose()?,
             lu: LuState::default(),
             reservation_version: 0,
             provenance: Provenance::default(),
@@ -336,6 +345,8 @@ impl StateMachine {
             owner_by_host: false,
             removing: Vec::new(),
             moves: Vec::new(),
+            origin: None,
+            making: None,
             lu: LuState::default(),
             reservation_version: 0,
             provenance: Provenance::default(),
@@ -400,6 +411,9 @@ impl StateMachine {
             self.volume_by_name(name).ok_or_else(|| Refusal::not_found(Kind::Volume, &printable(name)))?;
         if volume.deleting {
             return Err(Refusal::Precondition(format!("volume {} is being deleted", volume.name)));
+        }
+        if volume.making.is_some() {
+            return Err(Refusal::Precondition(format!("volume {} is still being made", volume.name)));
         }
         Ok(volume)
     }

@@ -169,6 +169,7 @@ pub(crate) enum Request {
     Inspected(Inspection),
     Pools(Vec<state::Pool>),
     ReplicaRemoved(VolumeId),
+    Making(VolumeId, state::MakingStep, String),
 }
 
 /// The agent, for other threads.
@@ -238,6 +239,11 @@ impl Handle {
     /// How replicas are. Each entry replaces what was said before of the same replica.
     pub fn report_replicas(&self, replicas: Vec<ReplicaState>) {
         self.report(Request::ReplicaReport(replicas));
+    }
+
+    /// What this node has done of a snapshot or clone that is being made, or why it cannot; it is told until that is decided.
+    pub fn report_making(&self, volume: VolumeId, step: state::MakingStep, message: String) {
+        self.report(Request::Making(volume, step, message));
     }
 
     /// Every worker has applied the view of this log index, and all before it.

@@ -15,8 +15,8 @@ use std::{
 use holdfast_pki::{Identity, PkiError, Role};
 use holdfast_proto::{
     node::{
-        Applied, FromNode, Hello, PoolReport, ReplicaRemoved, ReplicaReport, ReplicaState, from_node,
-        node_agent_client::NodeAgentClient,
+        Applied, FromNode, Hello, MakingReport, PoolReport, ReplicaRemoved, ReplicaReport, ReplicaState,
+        from_node, node_agent_client::NodeAgentClient,
     },
     state,
 };
@@ -148,6 +148,7 @@ impl Agent {
             requests: requests.0,
             pools: options.pools,
             removed: BTreeSet::new(),
+            making: BTreeMap::new(),
             replicas: BTreeMap::new(),
             leader,
             installed,
@@ -194,6 +195,8 @@ struct Run {
     pools: Vec<state::Pool>,
     /// Replicas that are gone, until the controller has forgotten them too.
     removed: BTreeSet<VolumeId>,
+    /// The last step of each volume that is being made.
+    making: BTreeMap<VolumeId, (state::MakingStep, String)>,
     /// The last word on each replica (volume, node), for the next session.
     replicas: BTreeMap<(Vec<u8>, u32), ReplicaState>,
     leader: watch::Sender<Option<Channel>>,
@@ -301,6 +304,10 @@ impl Run {
                 self.pools.clone_from(&pools);
                 Some(from(from_node::Message::Pools(PoolReport { pools })))
             }
+            Request::Making(volume, step, message) => {
+                self.making.insert(volume, (step, message.clone()));
+                Some(making(volume, step, message))
+            }
             Request::ReplicaRemoved(volume) => {
                 self.removed.insert(volume);
                 Some(replica_removed(volume))
@@ -312,8 +319,10 @@ impl Run {
     fn repeat_reports(&mut self) -> Vec<FromNode> {
         if let Some(view) = self.shared.view.load_full() {
             self.removed.retain(|id| view.volumes.contains_key(id));
+            self.making.retain(|id, _| view.volumes.get(id).is_some_and(|volume| volume.making.is_some()));
         }
         let mut said: Vec<FromNode> = self.removed.iter().map(|id| replica_removed(*id)).collect();
+        said.extend(self.making.iter().map(|(id, (step, message))| making(*id, *step, message.clone())));
         if let Some(view) = self.shared.view.load_full() {
             let known = |id: &[u8]| VolumeId::from_slice(id).is_some_and(|id| view.volumes.contains_key(&id));
             self.replicas.retain(|(id, _), _| known(id));
@@ -389,6 +398,11 @@ impl Run {
             }
         }
     }
+}
+
+fn making(volume: VolumeId, step: state::MakingStep, message: String) -> FromNode {
+    let volume_id = volume.0.to_vec();
+    from(from_node::Message::Making(MakingReport { volume_id, step: step.into(), message }))
 }
 
 fn replica_removed(volume: VolumeId) -> FromNode {

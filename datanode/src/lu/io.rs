@@ -161,9 +161,9 @@ impl Io {
 
     /// Does it, however long it takes.
     pub(super) fn run(&self, volume: &Volume, g: &Geometry) -> IoResult {
-        if volume.serving_epoch().is_none() {
+        let Some(_running) = volume.begin().filter(|_| volume.serving_epoch().is_some()) else {
             return IoResult::Failed(IoFailure::NotExecuted);
-        }
+        };
         let done = self.steps(volume, g);
         match (&done, self) {
             // One step: refused means that nothing was done.

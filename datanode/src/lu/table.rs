@@ -113,7 +113,7 @@ impl Table {
         };
         let mut units = self.units.load_full();
         for id in &changed {
-            let stays = view.owned_volume(*id).is_some_and(|volume| !volume.deleting);
+            let stays = view.owned_volume(*id).is_some_and(|volume| volume.is_served());
             if let Some(unit) = units.get(id).filter(|_| !stays) {
                 // A host may have asked for just this.
                 let now = view.volumes.get(id).map(|volume| topology(view, volume));
@@ -127,7 +127,7 @@ impl Table {
                 continue;
             };
             let mut owned: Option<Arc<dyn Unit>> = None;
-            if !volume.deleting && view.owns(volume) {
+            if volume.is_served() && view.owns(volume) {
                 if !units.contains_key(id) {
                     let inner = Volume::new(*id, Arc::clone(&self.shared));
                     let new = Arc::new(LogicalUnit::new(inner, lu_config(volume)));
@@ -176,7 +176,7 @@ pub fn lu_config(volume: &VolumeView) -> LuConfig {
             physical_block_exponent: volume.physical_block_exponent,
         },
         mode: ModeParameters::new(volume.write_cache),
-        read_only: !volume.config.takes_writes(),
+        read_only: volume.is_snapshot || !volume.config.takes_writes(),
     }
 }
 

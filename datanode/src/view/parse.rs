@@ -23,9 +23,9 @@ use holdfast_scsi::{
 };
 
 use super::{
-    AbortTasks, BootId, ChapView, ClusterId, ClusterView, Epoch, HostView, Incarnation, MappingView, Member,
-    NodeNumber, NodeView, Owner, PortView, ReservationView, Secret, SharedMap, UnitAttentionEvent,
-    VolumeConfig, VolumeId, VolumeView,
+    AbortTasks, BootId, ChapView, ClusterId, ClusterView, Epoch, HostView, Incarnation, MakingView,
+    MappingView, Member, NodeNumber, NodeView, Owner, PortView, ReservationView, Secret, SharedMap,
+    UnitAttentionEvent, VolumeConfig, VolumeId, VolumeView,
 };
 
 /// Opens a sealed secret for a context ("host/NAME/chap"); the text says why it could not.
@@ -420,8 +420,22 @@ fn volume(record: &state::Volume, reservations: Arc<ReservationView>) -> Field<V
         },
         owner_by_host: record.owner_by_host,
         deleting: record.deleting,
+        is_copy: record.origin.is_some(),
+        is_snapshot: record.origin.as_ref().is_some_and(|origin| origin.snapshot),
+        making: making(record)?,
         reservations,
     })
+}
+
+fn making(record: &state::Volume) -> Field<Option<MakingView>> {
+    let Some(making) = &record.making else { return Ok(None) };
+    let origin = record.origin.as_ref().ok_or("it is being made of nothing")?;
+    Ok(Some(MakingView {
+        source: volume_id(&origin.volume_id)?,
+        source_epoch: Epoch { generation: making.source_generation, number: making.source_epoch },
+        phase: making.phase(),
+        taken: making.taken.iter().map(|n| node_number(*n)).collect::<Field<_>>()?,
+    }))
 }
 
 fn volume_config(record: &state::Volume) -> Field<VolumeConfig> {

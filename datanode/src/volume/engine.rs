@@ -148,6 +148,8 @@ pub(super) struct Inner {
     commands: VecDeque<Command<Bytes>>,
     beyond_the_end: VecDeque<(Source, ToReplica<Bytes>)>,
     leaving: Leaving,
+    /// Nothing new of hosts is begun, while a snapshot is taken.
+    frozen: bool,
     closed: bool,
     under_way: usize,
     last_active: Instant,
@@ -185,6 +187,7 @@ impl Engine {
             commands: VecDeque::new(),
             beyond_the_end: VecDeque::new(),
             leaving: Leaving::No,
+            frozen: false,
             closed: false,
             under_way: 0,
             last_active: clock::scsi_now(),
@@ -425,7 +428,9 @@ impl Engine {
         inner.swept = false;
         let gate = &self.around.shared.gate;
         let serves = self.is_serving() && gate.open(clock::now_ms());
-        let Some(owned) = inner.owned.as_mut().filter(|owned| serves && owned.hand_over.admits()) else {
+        let frozen = inner.frozen;
+        let Some(owned) = inner.owned.as_mut().filter(|owned| serves && !frozen && owned.hand_over.admits())
+        else {
             return Some(HostResult::NOT_EXECUTED);
         };
         if let Some(until) = gate.serve_until_ms() {
@@ -435,6 +440,30 @@ impl Engine {
         let mut result = None;
         self.run(inner, Some(id), &mut result);
         result
+    }
+
+    /// Begins nothing new of hosts until [`Engine::thaw`]; what is under way ends.
+    pub(crate) fn freeze(self: &Arc<Self>) {
+        let mut inner = self.lock();
+        inner.frozen = true;
+        self.run(inner, None, &mut None);
+    }
+
+    /// Goes on.
+    pub(crate) fn thaw(self: &Arc<Self>) {
+        let mut inner = self.lock();
+        inner.frozen = false;
+        self.run(inner, None, &mut None);
+    }
+
+    /// True while it is frozen, owns the volume in this epoch, and no replica in sync has anything still to do: they are alike then.
+    pub(crate) fn is_frozen_still(&self, epoch: Epoch) -> bool {
+        self.look(|inner| {
+            inner.frozen
+                && inner.owned.as_ref().is_some_and(|owned| {
+                    owned.config.epoch() == epoch && owned.jobs.is_empty() && owned.primary.is_recovered()
+                })
+        })
     }
 
     /// A disk job has ended, on whatever thread.
@@ -531,7 +560,8 @@ impl Engine {
             let serving = inner
                 .owned
                 .as_ref()
-                .is_some_and(|owned| owned.primary.is_serving() && owned.hand_over.admits());
+                .is_some_and(|owned| owned.primary.is_serving() && owned.hand_over.admits())
+                && !inner.frozen;
             let begins = serving && !self.serving.swap(serving, Ordering::AcqRel);
             if !serving {
                 self.serving.store(false, Ordering::Release);

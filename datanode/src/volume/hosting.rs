@@ -24,6 +24,7 @@ use holdfast_replica::span::Shape;
 use holdfast_scsi::device_server::LuConfig;
 
 use super::engine::{Engine, Surroundings, without_inline_io};
+use super::making::Makings;
 use super::pulse::Pulse;
 use super::scrub::{Scrub, ScrubPace};
 use super::{Links, Volume};
@@ -52,7 +53,7 @@ pub(crate) trait Unit: Send + Sync {
 
 /// What this node is to a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     Owner,
     InSync,
     Learner,
@@ -61,9 +62,9 @@ enum Role {
 }
 
 #[derive(Clone)]
-struct Wanted {
-    role: Role,
-    config: VolumeConfig,
+pub(super) struct Wanted {
+    pub(super) role: Role,
+    pub(super) config: VolumeConfig,
     /// No other copy is remembered.
     alone: bool,
     hand_over_to: Option<NodeNumber>,
@@ -71,7 +72,9 @@ struct Wanted {
     me: Owner,
     boot: BootId,
     pool: String,
-    unit: Option<Arc<dyn Unit>>,
+    /// It began as a copy of another one: an empty replica is none of it.
+    is_copy: bool,
+    pub(super) unit: Option<Arc<dyn Unit>>,
 }
 
 impl PartialEq for Wanted {
@@ -91,7 +94,7 @@ impl Wanted {
     }
 
     fn is_new_volume(&self) -> bool {
-        self.config.epoch() <= NEW_UNTIL
+        self.config.epoch() <= NEW_UNTIL && !self.is_copy
     }
 }
 
@@ -105,9 +108,9 @@ pub(super) struct Hosted {
 pub(super) type Slot = Arc<Mutex<Hosted>>;
 
 #[derive(Default)]
-struct State {
-    wanted: HashMap<VolumeId, Wanted>,
-    slots: HashMap<VolumeId, Slot>,
+pub(super) struct State {
+    pub(super) wanted: HashMap<VolumeId, Wanted>,
+    pub(super) slots: HashMap<VolumeId, Slot>,
     removing: HashSet<VolumeId>,
     /// Replicas that cannot be used.
     failed: HashMap<VolumeId, LookAgain>,
@@ -151,11 +154,12 @@ enum PrepareError {
 /// See the module. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Hosting {
-    around: Surroundings,
-    pools: Arc<Vec<Pool>>,
+    pub(super) around: Surroundings,
+    pub(super) pools: Arc<Vec<Pool>>,
     state: Arc<Mutex<State>>,
     pulse: Arc<Pulse>,
     scrub: Arc<Scrub>,
+    pub(super) making: Arc<Mutex<Makings>>,
 }
 
 impl fmt::Debug for Hosting {
@@ -173,6 +177,7 @@ impl Hosting {
             state: Arc::default(),
             pulse: Arc::new(Pulse::none()),
             scrub: Arc::new(Scrub::none()),
+            making: Arc::default(),
         };
         let again = hosting.clone();
         let pulse = Arc::new(Pulse::start(&hosting.around, move || again.look_again()));
@@ -218,6 +223,7 @@ impl Hosting {
     ) {
         let mut state = self.lock();
         let id = volume.id;
+        self.end_making(&state, view, volume);
         if let Some(engine) = self.links().engine(id) {
             // At once, so that a later ownership is never taken for the same one.
             without_inline_io(|| match view.owns(volume) {
@@ -230,7 +236,7 @@ impl Hosting {
         if let Some(member) = removed.or_else(|| volume.any_replica_of(view.me).filter(|_| volume.deleting)) {
             return self.remove(&mut state, id, member.pool.clone());
         }
-        if volume.deleting {
+        if volume.deleting || self.follow_making(&mut state, view, volume) {
             return;
         }
         let (wanted, stands) = match self.wanted(view, volume, unit) {
@@ -265,6 +271,7 @@ impl Hosting {
     /// The volume is gone from the view.
     pub(crate) fn forget(&self, id: VolumeId) {
         let mut state = self.lock();
+        self.thaw(&state, id);
         state.failed.remove(&id);
         if state.wanted.remove(&id).is_none() {
             return;
@@ -299,6 +306,7 @@ impl Hosting {
             },
             me: Owner { node: view.me, incarnation: view.my_incarnation },
             boot: view.my_node()?.boot,
+            is_copy: volume.is_copy,
             pool: volume.any_replica_of(view.me).map(|member| member.pool.clone()).unwrap_or_default(),
             unit: unit.filter(|_| role == Role::Owner),
         })
@@ -483,7 +491,9 @@ impl Hosting {
     /// not touched; its owner decides.
     fn look_again(&self) {
         let now_ms = clock::now_ms();
+        self.merge_layers(now_ms);
         let mut state = self.lock();
+        self.thaw_overdue(&state);
         let state = &mut *state;
         for (id, wanted) in &state.wanted {
             if !matches!(wanted.role, Role::Learner | Role::Nothing) {
@@ -553,11 +563,11 @@ impl Hosting {
         self.around.io.submit(0, Box::new(job));
     }
 
-    fn links(&self) -> &Links {
+    pub(super) fn links(&self) -> &Links {
         &self.around.shared.links
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -19,6 +19,7 @@ mod engine;
 pub(crate) mod hosting;
 pub(crate) mod jobs;
 pub(crate) mod link;
+mod making;
 mod pulse;
 mod report;
 mod scrub;

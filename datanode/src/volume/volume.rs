@@ -1,6 +1,7 @@
 //! [`Volume`]: state of service, and I/O in logical blocks.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use holdfast_replica::epoch::Epoch;
 use holdfast_scsi::geometry::{Extent, Geometry};
@@ -58,12 +59,39 @@ pub struct Volume {
     id: VolumeId,
     shared: Arc<Shared>,
     service: RwLock<Service>,
+    held: Mutex<Held>,
+    idle: Condvar,
+}
+
+/// Calls that do I/O alone, and whether new ones wait.
+#[derive(Debug, Default)]
+struct Held {
+    frozen: bool,
+    running: usize,
+}
+
+/// The right to one call of a host, of one or several I/Os; a freeze waits for its end.
+#[derive(Debug)]
+pub(crate) struct Running<'a>(&'a Volume);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let mut held = self.0.held();
+        held.running = held.running.saturating_sub(1);
+        self.0.idle.notify_all();
+    }
 }
 
 impl Volume {
     /// A volume that is not served yet.
     pub fn new(id: VolumeId, shared: Arc<Shared>) -> Volume {
-        Volume { id, shared, service: RwLock::new(Service::Stopped) }
+        Volume {
+            id,
+            shared,
+            service: RwLock::new(Service::Stopped),
+            held: Mutex::default(),
+            idle: Condvar::new(),
+        }
     }
 
     /// Its id.
@@ -113,9 +141,49 @@ impl Volume {
         self.set(Service::Stopped);
     }
 
+    /// Begins a call of a host; none while the volume is frozen.
+    pub(crate) fn begin(&self) -> Option<Running<'_>> {
+        let mut held = self.held();
+        if held.frozen {
+            return None;
+        }
+        held.running += 1;
+        Some(Running(self))
+    }
+
+    /// Begins no new call until [`Volume::thaw`], and waits for those under way, at most so long. False if they have not ended. Blocks.
+    pub(crate) fn freeze(&self, at_most: Duration) -> bool {
+        let mut held = self.held();
+        held.frozen = true;
+        let done = self.idle.wait_timeout_while(held, at_most, |held| held.running > 0);
+        done.unwrap_or_else(PoisonError::into_inner).0.running == 0
+    }
+
+    /// Goes on.
+    pub(crate) fn thaw(&self) {
+        self.held().frozen = false;
+    }
+
+    /// True while it is frozen and served in this epoch, alone or not.
+    pub(crate) fn is_frozen_still(&self, epoch: Epoch) -> bool {
+        let held = self.held();
+        let service = self.service.read().unwrap_or_else(PoisonError::into_inner);
+        held.frozen
+            && held.running == 0
+            && match &*service {
+                Service::Open(now, _) => *now == epoch,
+                Service::Driven(_, engine) => engine.is_frozen_still(epoch),
+                Service::Stopped | Service::Paused | Service::Broken(_) => false,
+            }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Epoch under which commands are executed now; `None` while none is.
     pub fn serving_epoch(&self) -> Option<Epoch> {
-        if !self.shared.gate.open(clock::now_ms()) {
+        if !self.shared.gate.open(clock::now_ms()) || self.held().frozen {
             return None;
         }
         match &*self.service.read().unwrap_or_else(PoisonError::into_inner) {

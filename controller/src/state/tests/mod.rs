@@ -6,6 +6,7 @@ mod configuration;
 mod hosts;
 mod job;
 mod lu_state;
+mod making;
 mod pools;
 mod power_loss;
 mod random;

@@ -249,7 +249,10 @@ impl Authority {
                     }
                     Request::ReplicaRemoved(volume) => self.removed.lock().unwrap().push(volume),
                     // One copy: nobody asks for another configuration.
-                    Request::Pools(_) | Request::ReplicaReport(_) | Request::ChangeConfiguration(..) => {}
+                    Request::Pools(_)
+                    | Request::ReplicaReport(_)
+                    | Request::Making(..)
+                    | Request::ChangeConfiguration(..) => {}
                     // One node: what it has installed has passed.
                     Request::AwaitBarrier(_, reply) => reply(true),
                     // These wait for installations, which this loop reports: on threads of their own.
