@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use holdfast_proto::state::{self as records, JobKind, JobState, MakingPhase, MakingStep, change};
+use holdfast_proto::state::{self as records, JobKind, JobState, MakingPhase, MakingStep, PoolKind, change};
 use holdfast_replica::{
     config::VolumeConfig,
     epoch::Epoch,
@@ -214,9 +214,16 @@ impl StateMachine {
             let serves = |node: &&records::Node| {
                 node.live && (member.node != owner.node || node.incarnation == owner.incarnation.0)
             };
-            if node.filter(serves).is_none() {
+            let Some(node) = node.filter(serves) else {
                 let name = self.node_name(u32::from(member.node.get()));
                 return Err(refuse(format!("node {name}, which has it in sync, holds no lease now")));
+            };
+            let pool = node.pools.iter().find(|pool| pool.name == member.pool);
+            if !pool.is_none_or(|pool| matches!(pool.kind(), PoolKind::Unspecified | PoolKind::File)) {
+                return Err(refuse(format!(
+                    "pool {} of node {} is no directory, and no snapshots are taken there yet",
+                    member.pool, node.name
+                )));
             }
         }
         let in_sync = source.config.in_sync().to_vec();
@@ -249,6 +256,7 @@ impl StateMachine {
             write_cache: source.write_cache,
             thin: source.thin,
             checksums: false,
+            volatile: source.volatile,
             replicas: source.replicas,
             config,
             deleting: false,
