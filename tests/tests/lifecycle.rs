@@ -92,6 +92,18 @@ fn a_killed_data_node_comes_back_with_its_volumes() -> anyhow::Result<()> {
 }
 
 /// A `dev up` in no particular folder, up to its ready line.
+#[test]
+fn cluster_is_stopped_also_while_a_node_waits_for_its_restart() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start_with(&["--restart", "--controllers", "1"])?;
+    cluster.signal("node-1", Signal::KILL)?;
+    // The list says so at once, the new process comes a second later.
+    cluster.wait_for("the end of the node to be noticed", || {
+        ensure!(!cluster.pids()?.contains_key("node-1"), "it is listed");
+        Ok(())
+    })?;
+    cluster.stop()
+}
+
 fn up_by_default(state: &Path) -> anyhow::Result<(Child, String)> {
     let mut command = holdfast(&["dev", "up", "--controllers", "1", "--datanodes", "1"]);
     let mut child =

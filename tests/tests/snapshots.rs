@@ -203,8 +203,11 @@ fn clones_and_sources_are_free_of_each_other_and_go_in_any_order() -> anyhow::Re
         Ok(())
     })?;
     for node in ["node-1", "node-2"] {
+        let before = cluster.pids()?.get(node).copied();
         cluster.signal(node, Signal::KILL)?;
         cluster.wait_for("the clone's copies", || {
+            let now = cluster.pids()?.get(node).copied();
+            ensure!(now.is_some() && now != before, "{node} is not there again");
             let shown = cluster.json(&["volume", "show", "copy"])?;
             ensure!(shown["status"]["state"] == "online", "{shown}");
             ensure!(shown["status"]["in_sync"].as_array().map(Vec::len) == Some(2), "{shown}");

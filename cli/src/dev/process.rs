@@ -4,7 +4,7 @@
 //! reported at once with the last thing it said.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs,
     future::Future,
     path::{Path, PathBuf},
@@ -16,9 +16,9 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal as Signals, SignalKind, signal},
     sync::mpsc,
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -70,6 +70,9 @@ pub(super) struct Supervisor {
     ended_sender: mpsc::UnboundedSender<(String, ExitStatus)>,
     pids: PathBuf,
     restart: bool,
+    // From the beginning to the end: one that is made anew misses what came before.
+    interrupt: Signals,
+    terminate: Signals,
 }
 
 impl Supervisor {
@@ -90,6 +93,8 @@ impl Supervisor {
             ended_sender,
             pids: directory.join("pids"),
             restart,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
         };
         let names: Vec<_> = supervisor.recipes.keys().cloned().collect();
         for name in names {
@@ -129,7 +134,6 @@ impl Supervisor {
         &mut self,
         work: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<T> {
-        let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
             done = work => done,
             Some((name, status)) = self.ended.recv() => {
@@ -137,30 +141,36 @@ impl Supervisor {
                 let words = self.recipes.get(&name).map(Recipe::last_words).unwrap_or_default();
                 bail!("{name} ended while the cluster came up ({status}): {words}")
             }
-            interrupted = tokio::signal::ctrl_c() => { interrupted?; bail!("interrupted before the cluster was up") }
-            _ = terminate.recv() => bail!("told to stop before the cluster was up"),
+            _ = self.interrupt.recv() => bail!("interrupted before the cluster was up"),
+            _ = self.terminate.recv() => bail!("told to stop before the cluster was up"),
         }
     }
 
-    /// Watches until Ctrl-C or SIGTERM.
+    /// Watches until Ctrl-C or SIGTERM, which count at any moment, also while a process waits for its restart.
     pub(super) async fn until_interrupted(&mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
+        // In the order of their ends, so in that of their restarts.
+        let mut restarts: VecDeque<(Instant, String)> = VecDeque::new();
         loop {
+            let due = restarts.front().map(|(at, _)| *at);
             tokio::select! {
                 Some((name, status)) = self.ended.recv() => {
                     self.running.remove(&name);
                     self.write_pids()?;
                     eprintln!("{name} ended: {status}");
                     if self.restart {
-                        tokio::time::sleep(RESTART_PAUSE).await;
-                        eprintln!("{name} is started again");
-                        self.spawn(&name)?;
+                        restarts.push_back((Instant::now() + RESTART_PAUSE, name));
                     } else if self.running.is_empty() {
                         bail!("every process of the cluster has ended");
                     }
                 }
-                interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
-                _ = terminate.recv() => return Ok(()),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    if let Some((_, name)) = restarts.pop_front() {
+                        eprintln!("{name} is started again");
+                        self.spawn(&name)?;
+                    }
+                }
+                _ = self.interrupt.recv() => return Ok(()),
+                _ = self.terminate.recv() => return Ok(()),
             }
         }
     }
