@@ -218,6 +218,13 @@ impl StateMachine {
                 let name = self.node_name(u32::from(member.node.get()));
                 return Err(refuse(format!("node {name}, which has it in sync, holds no lease now")));
             };
+            // What its page cache had at the end of the boot before may be gone, and not yet made good.
+            if self.boot_of(member.node) != Some(member.boot) {
+                return Err(refuse(format!(
+                    "node {} was started anew, and is not known to have all of it",
+                    node.name
+                )));
+            }
             let pool = node.pools.iter().find(|pool| pool.name == member.pool);
             if !pool.is_none_or(|pool| matches!(pool.kind(), PoolKind::Unspecified | PoolKind::File)) {
                 return Err(refuse(format!(
@@ -438,7 +445,16 @@ impl StateMachine {
             !making.taken.contains(&member.node)
                 && self.nodes.get(&u32::from(member.node.get())).is_none_or(|node| !node.live)
         });
-        let away = missing.next()?;
-        Some(format!("node {} holds no lease any more", self.node_name(u32::from(away.node.get()))))
+        if let Some(away) = missing.next() {
+            return Some(format!(
+                "node {} holds no lease any more",
+                self.node_name(u32::from(away.node.get()))
+            ));
+        }
+        let mut anew = volume.config.in_sync().iter().filter(|member| {
+            !making.taken.contains(&member.node) && self.boot_of(member.node) != Some(member.boot)
+        });
+        let anew = anew.next()?;
+        Some(format!("node {} was started anew", self.node_name(u32::from(anew.node.get()))))
     }
 }

@@ -167,13 +167,8 @@ impl Backend for Directory {
         fill: Fill<'_>,
     ) -> Result<(), TakeError> {
         let data = source.as_layered().filter(|_| !shape.checksums).ok_or(TakeError::Unsupported)?;
-        let layer = match self.library.same_as(data)? {
-            Some(layer) => layer,
-            None => {
-                self.library.take(data, volume)?;
-                volume
-            }
-        };
+        // Held until the replica is in place: only then is it seen that it lies on the layer.
+        let (layer, _pin) = self.library.take(data, volume)?;
         self.create_on(volume, shape, fill, Some(layer)).map_err(|error| match error {
             ReplicaError::Io(error) => TakeError::Io(error),
             other => TakeError::Io(io::Error::other(other)),

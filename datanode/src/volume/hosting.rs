@@ -272,10 +272,9 @@ impl Hosting {
     pub(crate) fn forget(&self, id: VolumeId) {
         let mut state = self.lock();
         self.thaw(&state, id);
+        self.forget_making(id);
         state.failed.remove(&id);
-        if state.wanted.remove(&id).is_none() {
-            return;
-        }
+        state.wanted.remove(&id);
         let Some(slot) = state.slots.remove(&id) else { return };
         let hosting = self.clone();
         let job = move || hosting.close(id, &mut slot.lock().unwrap_or_else(PoisonError::into_inner));

@@ -3,9 +3,10 @@
 //!
 //! Invariants: a freeze ends by itself after [`FREEZE_MAX`], whatever others do; an owner confirms only while the very freeze stands that it
 //! reported, in the same epoch; a replica is made under the lock of its source's slot, of a source that is in sync in the epoch
-//! that the record names. Writes that are held back are not refused: ports hold and repeat them.
+//! that the record names, and of its own, so that it is not made once it is being removed. Writes that are held back are not refused: ports
+//! hold and repeat them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,8 +34,10 @@ const MERGE_LOOK_MS: u64 = 30_000;
 pub(super) struct Makings {
     /// Writes held back, by the volume that is made.
     freezes: HashMap<VolumeId, Freeze>,
-    /// Replicas that are being made now.
+    /// Replicas that are being made now. Taken off when they are not wanted any more: then none is begun.
     taking: HashMap<VolumeId, Epoch>,
+    /// Those that this node has confirmed.
+    confirmed: HashSet<VolumeId>,
     merge_at_ms: u64,
 }
 
@@ -68,14 +71,16 @@ impl Hosting {
             MakingPhase::Take => self.take(state, view, volume, making),
             MakingPhase::Confirm if owns => {
                 let step = {
-                    let makings = self.makings();
+                    let mut makings = self.makings();
                     match makings.freezes.get(&id) {
-                        Some(freeze) if freeze.stands() => Some((MakingStep::Confirmed, String::new())),
-                        // It stood until it was confirmed.
-                        None => None,
-                        Some(_) => {
-                            Some((MakingStep::Failed, "writes could not be held back so long".to_owned()))
+                        Some(freeze) if freeze.stands() => {
+                            makings.confirmed.insert(id);
+                            Some((MakingStep::Confirmed, String::new()))
                         }
+                        // It stood until it was confirmed.
+                        None if makings.confirmed.contains(&id) => None,
+                        // Also where it has ended, and word of that was lost.
+                        _ => Some((MakingStep::Failed, "writes could not be held back so long".to_owned())),
                     }
                 };
                 if let Some((step, message)) = step {
@@ -92,6 +97,7 @@ impl Hosting {
     pub(super) fn end_making(&self, state: &State, view: &ClusterView, volume: &VolumeView) {
         if volume.deleting || volume.making.is_none() {
             self.thaw(state, volume.id);
+            self.forget_making(volume.id);
         }
         // Another epoch of a source: whatever was begun in the one before is void.
         let void: Vec<VolumeId> = {
@@ -103,6 +109,13 @@ impl Hosting {
                 .collect()
         };
         void.into_iter().for_each(|id| self.thaw(state, id));
+    }
+
+    /// No replica of it is made from now on. One that is being made is there once its slot can be locked.
+    pub(super) fn forget_making(&self, id: VolumeId) {
+        let mut makings = self.makings();
+        makings.taking.remove(&id);
+        makings.confirmed.remove(&id);
     }
 
     fn freeze(&self, id: VolumeId, making: &MakingView) {
@@ -216,8 +229,14 @@ impl Hosting {
         let (pool, me) = (member.pool.clone(), view.me);
         let log = ActivityLog::new(volume.config.in_sync().iter().map(|member| member.node).collect());
         let slot = state.slots.get(&source).cloned();
+        let own = Arc::clone(state.slots.entry(id).or_default());
         let hosting = self.clone();
         let job = move || {
+            // Whoever removes it waits for this one, and nothing is made after that.
+            let own = own.lock().unwrap_or_else(PoisonError::into_inner);
+            if hosting.makings().taking.get(&id) != Some(&epoch) {
+                return;
+            }
             let made = || -> Result<(), String> {
                 let slot = slot.ok_or("it has no replica of its source")?;
                 let hosted = slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -232,6 +251,7 @@ impl Hosting {
                 found.take_snapshot(replica, id, me, &shape, log).map_err(|error| error.to_string())
             };
             let made = made();
+            drop(own);
             hosting.makings().taking.remove(&id);
             match made {
                 Ok(()) => {

@@ -197,3 +197,23 @@ fn what_is_asked_for_wrongly_is_refused_and_nothing_is_begun() {
     let refused = cluster.refused(make(&[("a", 12, "other")], false)).to_string();
     assert!(refused.contains("holds no lease now"), "{refused}");
 }
+
+/// Node 2 as after a reboot: with another boot id, and live again.
+fn rebooted() -> [Body; 2] {
+    let Body::NodeJoin(node) = join(2, 2) else { panic!() };
+    [Body::NodeJoin(records::NodeJoin { boot_id: vec![77; 16], ..node }), live(2, 2)]
+}
+
+#[test]
+fn node_that_was_started_anew_may_lack_what_others_have() {
+    // What it had in its page cache is gone, so what it would take now is another point.
+    let mut cluster = two();
+    rebooted().into_iter().for_each(|body| drop(cluster.done(body)));
+    let refused = cluster.refused(make(&[("a", 11, "sa")], false)).to_string();
+    assert!(refused.contains("node node-2 was started anew"), "{refused}");
+    let mut cluster = two();
+    cluster.done(make(&[("a", 11, "sa"), ("b", 12, "sb")], false));
+    let [join, _] = rebooted();
+    cluster.done(join);
+    gone(&cluster, "node-2");
+}

@@ -67,6 +67,21 @@ pub struct Library {
 struct Open {
     layers: HashMap<VolumeId, Weak<Layer>>,
     tops: HashMap<VolumeId, Weak<Parts>>,
+    /// Layers that something is about to lie on.
+    pinned: Vec<VolumeId>,
+}
+
+/// Keeps a layer, whether anything lies on it already or not, until it is dropped.
+#[derive(Debug)]
+pub struct Pin<'a>(&'a Library, VolumeId);
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        let mut open = self.0.lock();
+        if let Some(at) = open.pinned.iter().position(|layer| *layer == self.1) {
+            open.pinned.swap_remove(at);
+        }
+    }
 }
 
 /// Who lies on a layer.
@@ -74,6 +89,8 @@ struct Open {
 enum User {
     Replica(VolumeId),
     Layer(VolumeId),
+    /// Something that is being made.
+    Coming,
 }
 
 impl Library {
@@ -121,13 +138,25 @@ impl Library {
         Ok(layered)
     }
 
-    /// Makes what `data` is now a layer of this name, if there is none yet. Nothing may be written meanwhile, and what was written is
-    /// durable afterwards. Blocks.
+    /// The layer that reads as `data` does now, which stays at least as long as what is returned. One of the name `name` is made, if there is
+    /// none yet. Nothing may be written meanwhile, and what was written is durable afterwards. Blocks.
     ///
     /// # Errors
     /// [`TakeError`]. Where it is not known which top counts after a crash, `data` is out of service from then on.
-    pub fn take(&self, data: &Layered, name: VolumeId) -> Result<(), TakeError> {
+    pub fn take(&self, data: &Layered, name: VolumeId) -> Result<(VolumeId, Pin<'_>), TakeError> {
         let mut open = self.lock();
+        let layer = match same_as(data)? {
+            Some(layer) => layer,
+            None => {
+                self.take_new(&mut open, data, name)?;
+                name
+            }
+        };
+        open.pinned.push(layer);
+        Ok((layer, Pin(self, layer)))
+    }
+
+    fn take_new(&self, open: &mut Open, data: &Layered, name: VolumeId) -> Result<(), TakeError> {
         let _alone = data.0.gate.write().unwrap_or_else(PoisonError::into_inner);
         if self.folder(name).is_dir() {
             if self.users()?.get(&name).is_some_and(|users| !users.is_empty()) {
@@ -178,17 +207,6 @@ impl Library {
         Ok(())
     }
 
-    /// The layer that reads as the data of `volume` in `folder` does, if its own top has nothing.
-    ///
-    /// # Errors
-    /// As the system reports them.
-    pub fn same_as(&self, data: &Layered) -> io::Result<Option<VolumeId>> {
-        let _locked = self.lock();
-        let top = data.0.top.load();
-        let untouched = top.over().is_some_and(|over| over.present.count() == 0);
-        Ok(Origin::read(&data.0.folder)?.below.filter(|_| untouched).map(|(layer, _)| layer))
-    }
-
     /// Removes the layers that nobody lies on any more.
     ///
     /// # Errors
@@ -200,7 +218,7 @@ impl Library {
             return Ok(());
         }
         loop {
-            let users = self.users()?;
+            let users = self.users_and_pins(&open)?;
             let mut found = false;
             for entry in fs::read_dir(&layers)? {
                 let name = entry?.file_name();
@@ -241,6 +259,7 @@ impl Library {
         let folder = match user {
             User::Layer(id) => self.folder(id),
             User::Replica(id) => self.pool.join(id.to_string()),
+            User::Coming => return Ok(false),
         };
         let is_it = match user {
             User::Layer(id) => {
@@ -251,6 +270,7 @@ impl Library {
                 .get(&id)
                 .and_then(Weak::upgrade)
                 .is_some_and(|top| Arc::ptr_eq(&top.top.load(), &layer) && top.folder == folder),
+            User::Coming => false,
         };
         let origin = Origin::read(&folder).map_err(classify)?;
         let Some(over) = layer.over().filter(|_| is_it && origin.below.is_some_and(|(id, _)| id == below))
@@ -276,13 +296,14 @@ impl Library {
         if !self.pool.join(FOLDER).is_dir() {
             return Ok(None);
         }
-        for (below, users) in self.users()? {
+        for (below, users) in self.users_and_pins(&open)? {
             let [user] = users[..] else { continue };
             let layer = match user {
                 User::Layer(id) => Some(self.open_layer(&mut open, id)?),
                 User::Replica(id) => {
                     open.tops.get(&id).and_then(Weak::upgrade).map(|top| top.top.load_full())
                 }
+                User::Coming => None,
             };
             let Some(layer) = layer else { continue };
             let Some(over) = layer.over() else { continue };
@@ -366,6 +387,15 @@ impl Library {
         Ok(users)
     }
 
+    /// The same with what is about to lie on one.
+    fn users_and_pins(&self, open: &Open) -> io::Result<BTreeMap<VolumeId, Vec<User>>> {
+        let mut users = self.users()?;
+        for layer in &open.pinned {
+            users.entry(*layer).or_default().push(User::Coming);
+        }
+        Ok(users)
+    }
+
     fn folder(&self, layer: VolumeId) -> PathBuf {
         self.pool.join(FOLDER).join(layer.to_string())
     }
@@ -373,6 +403,13 @@ impl Library {
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The layer that reads as `data` does, if its own top has nothing.
+fn same_as(data: &Layered) -> io::Result<Option<VolumeId>> {
+    let top = data.0.top.load();
+    let untouched = top.over().is_some_and(|over| over.present.count() == 0);
+    Ok(Origin::read(&data.0.folder)?.below.filter(|_| untouched).map(|(layer, _)| layer))
 }
 
 /// Removes the files of other generations, which a step before or a crash has left.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use holdfast_replica::activity_log::ActivityLog;
-use holdfast_replica::ids::{ClusterId, NodeNumber, VolumeId};
+use holdfast_replica::ids::{BootId, ClusterId, NodeNumber, VolumeId};
 use proptest::prelude::*;
 
-use super::library::{DEPTH_MAX, TakeError};
+use super::library::{DEPTH_MAX, Library, TakeError};
 use crate::store::pool::{Pool, PoolPlace};
 use crate::store::replica::{Replica, ReplicaShape};
 use crate::store::{Durability, Wait};
@@ -308,4 +308,24 @@ fn first_write_over_a_layer_of_holes_reads_back() {
     world.check();
     world.change(1, 1, 0, 1, 7);
     world.check();
+}
+
+#[test]
+fn layer_stays_while_something_is_about_to_lie_on_it() {
+    let dir = directory();
+    let library = Library::new(dir.path(), BootId([1; 16]));
+    let folder = dir.path().join(id(1).to_string());
+    std::fs::create_dir(&folder).unwrap();
+    library.create_data(&folder, 1 << 20, false, None).unwrap();
+    let data = library.open_data(id(1), &folder, 1 << 20).unwrap();
+    let (layer, pin) = library.take(&data, id(2)).unwrap();
+    let there = dir.path().join("layers").join(layer.to_string());
+    // The one that it was taken of goes before the one that it was taken for has come.
+    drop(data);
+    std::fs::remove_dir_all(&folder).unwrap();
+    library.sweep().unwrap();
+    assert!(there.is_dir());
+    drop(pin);
+    library.sweep().unwrap();
+    assert!(!there.exists());
 }
