@@ -122,6 +122,8 @@ kinds! {
     ReplicaBlocks = 0x3c,
     /// Blocks that a replica has lost.
     Damaged = 0x3d,
+    /// All of a replica that could not be trusted has been copied to it: it says so durably.
+    Whole = 0x3e,
 }
 
 /// The header of a frame, without the lengths and checksums that follow from its payload.

@@ -24,6 +24,7 @@
 //!  Merge         absent node (2), page of its bitmap (4); data: the bits of the page
 //!  Read          LBA (8), blocks (8)
 //!  Settled       -                            says only what the header says
+//!  Whole         -                            all of an untrusted replica has been copied to it, and is on its disk
 //!
 //!  Promised      boot id (16); data: entries of the activity log, 8 bytes each (crate::activity_log)
 //!  Refused       -                            the header names the epoch that was promised to somebody else
@@ -105,6 +106,9 @@ pub enum Request<B> {
     },
     /// Read blocks and send them.
     Read(Span),
+    /// All of the replica, which said that it cannot be trusted, is on its disk: record that. Sent before its admission is
+    /// proposed, so that a replica that counts can be trusted whatever happens next.
+    Whole,
     /// Nothing; the frame's [`Settled`] counts.
     Settled,
 }
@@ -233,6 +237,7 @@ impl<B: AsRef<[u8]> + From<Vec<u8>>> ToReplica<B> {
                 meta.extend_from_slice(&span.blocks().to_be_bytes());
                 Kind::ReplicaRead
             }
+            Request::Whole => Kind::Whole,
             Request::Settled => Kind::Settled,
         };
         let header = Header {
@@ -265,6 +270,7 @@ impl<B> ToReplica<B> {
             Request::Record(extents) => Request::Record(extents),
             Request::Merge { node, page, bits } => Request::Merge { node, page, bits },
             Request::Read(span) => Request::Read(span),
+            Request::Whole => Request::Whole,
             Request::Settled => Request::Settled,
         };
         ToReplica { volume, epoch, session, number, settled, request }
@@ -320,6 +326,7 @@ impl ToReplica<Vec<u8>> {
                 Request::Merge { node, page, bits }
             }
             Kind::ReplicaRead => Request::Read(Span::new(input.u64()?, input.u64()?)?),
+            Kind::Whole => Request::Whole,
             Kind::Settled => Request::Settled,
             _ => return None,
         };
@@ -332,7 +339,9 @@ impl ToReplica<Vec<u8>> {
         if flags != 0 || data.is_some() || !number_fits {
             return None;
         }
-        if has_data && matches!(request, Request::Flush | Request::Read(_) | Request::Settled) {
+        if has_data
+            && matches!(request, Request::Flush | Request::Read(_) | Request::Whole | Request::Settled)
+        {
             return None;
         }
         let recovered = header.flags & FLAG_RECOVERED != 0;
@@ -502,6 +511,7 @@ mod tests {
                 Request::Write { span: Span::new(lba, blocks).unwrap(), body, durable }
             }),
             Just(Request::Flush),
+            Just(Request::Whole),
             Just(Request::Settled),
             (0u64..1 << 40, 1u64..1 << 20).prop_map(|(lba, n)| Request::Read(Span::new(lba, n).unwrap())),
             proptest::collection::vec(any::<u64>(), 0..50).prop_map(Request::Record),

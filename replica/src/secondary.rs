@@ -398,6 +398,10 @@ impl<B> Secondary<B> {
                     }
                 }
             }
+            Request::Whole => {
+                self.opened.log.set_trusted();
+                (Work::Metadata, next_batch)
+            }
             Request::Promise(_) | Request::Settled => return,
         };
         self.jobs.insert(id, Job { term: self.term, session, number, work, batch, submitted: false });

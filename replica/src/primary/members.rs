@@ -106,7 +106,7 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
     }
 
     fn wait_no_more(&mut self, now: Instant, node: NodeNumber) {
-        self.in_flight.retain(|_, r| r.purpose != super::Purpose::Barrier(node));
+        self.in_flight.retain(|_, r| !r.purpose.is_barrier(node));
         for request in self.in_flight.values_mut() {
             request.waiting.remove(&node);
         }

@@ -200,9 +200,18 @@ enum Purpose {
     RecoveryFlush,
     Merge,
     Barrier(NodeNumber),
+    /// The learner records that it can be trusted.
+    Whole(NodeNumber),
     /// Blocks that the own replica has lost.
     Heal(u64),
     Repair(u64),
+}
+
+impl Purpose {
+    /// One of the last steps of a learner, which begin anew with its barrier.
+    fn is_barrier(self, of: NodeNumber) -> bool {
+        matches!(self, Purpose::Barrier(node) | Purpose::Whole(node) if node == of)
+    }
 }
 
 #[derive(Debug)]

@@ -370,7 +370,7 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
     /// Hands the bitmaps over, for the first time or because a change of who is absent has come between.
     pub(super) fn begin_merging(&mut self, now: Instant, node: NodeNumber) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        self.in_flight.retain(|_, r| r.purpose != Purpose::Barrier(node));
+        self.in_flight.retain(|_, r| !r.purpose.is_barrier(node));
         let (ticket, granted) = self.ranges.lock(self.start.shape.whole(), Mode::Exclusive);
         peer.stage = Stage::Merging(ticket);
         self.holders.insert(ticket, Holder::Merge(node));
@@ -401,8 +401,25 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
         self.unlock(now, ticket);
     }
 
-    /// Everything up to the barrier is on the learner's disk, and everything behind waits for it.
-    pub(super) fn propose_admission(&mut self, now: Instant, node: NodeNumber) {
+    /// Everything up to the barrier is on the learner's disk, and everything behind waits for it. One that could not be trusted has
+    /// to know, durably, that it can be: once it is admitted nobody else may be left to tell it.
+    pub(super) fn barrier_passed(&mut self, now: Instant, node: NodeNumber) {
+        if self.peers.get(&node).is_some_and(|p| p.untrusted) {
+            self.issue_to(now, Request::Whole, Purpose::Whole(node), Vec::from([node]));
+        } else {
+            self.propose_admission(now, node);
+        }
+    }
+
+    /// Whether it is admitted or not: what it may lack from here on is in the others' bitmaps or in its own log.
+    pub(super) fn recorded_as_whole(&mut self, now: Instant, node: NodeNumber) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.untrusted = false;
+        }
+        self.propose_admission(now, node);
+    }
+
+    fn propose_admission(&mut self, now: Instant, node: NodeNumber) {
         if self.pending.is_none() && self.peers.get(&node).is_some_and(|p| p.promised) {
             self.propose(Change::Admit(node));
         } else {

@@ -107,6 +107,7 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
             Purpose::Copy(_)
             | Purpose::Merge
             | Purpose::Barrier(_)
+            | Purpose::Whole(_)
             | Purpose::Heal(_)
             | Purpose::Repair(_) => request.waiting.is_empty(),
             _ => self.all_promised() && !request.waiting.iter().any(counts),
@@ -136,7 +137,8 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
                 self.unpark(now);
             }
             Purpose::Merge => {}
-            Purpose::Barrier(node) => self.propose_admission(now, node),
+            Purpose::Barrier(node) => self.barrier_passed(now, node),
+            Purpose::Whole(node) => self.recorded_as_whole(now, node),
             // Whoever was asked is gone.
             Purpose::Heal(heal) => self.ask_next(now, heal),
             Purpose::Repair(heal) => self.repaired(now, heal),

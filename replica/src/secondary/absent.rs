@@ -17,8 +17,8 @@ impl<B> Secondary<B> {
     /// Bitmaps for those that are not in the new in-sync set.
     pub(super) fn note_absent(&mut self, asked: &ToReplica<()>, promise: &Promise, next_batch: u64) {
         let me = self.opened.me;
-        // Admitted within the stream that brought everything here.
-        if promise.in_sync.contains(&me) && asked.session == self.session && promise.term == self.term {
+        // An operator has decided that this one counts, whatever it lacks.
+        if asked.epoch.generation > self.opened.promised.generation && promise.in_sync == [me] {
             self.opened.log.set_trusted();
         }
         if promise.term != self.term {
