@@ -10,7 +10,14 @@ mod shared_map;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+};
 
 use arc_swap::ArcSwapOption;
 use holdfast_proto::state::MakingPhase;
@@ -42,6 +49,11 @@ pub struct Shared {
     pub gate: LeaseGate,
     /// Connections between the replicas.
     pub links: Links,
+    /// This node has lost its lease and hosts are better off elsewhere: [`crate::data_plane`] says when. Of no meaning while the gate
+    /// is open.
+    pub cut_off: AtomicBool,
+    /// When a leader of the controllers has said anything last, in boot-time milliseconds.
+    pub leader_heard_ms: AtomicU64,
 }
 
 /// The cluster as of one log index.

@@ -5,7 +5,11 @@
 //! is left with its session, and the next one is asked by the same id: a pause of a leader costs time, not the outcome. A lapse of
 //! the lease ends the asking only when the sessions of hosts end too.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use holdfast_proto::{
     node::{
@@ -91,6 +95,8 @@ impl Road {
         while leased_at.elapsed() < LEASELESS_MAX {
             if self.leased() {
                 leased_at = time::Instant::now();
+            } else if self.shared.cut_off.load(Ordering::Acquire) {
+                return;
             }
             time::sleep(LOOK).await;
         }

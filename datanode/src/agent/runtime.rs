@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
     time::Duration,
 };
@@ -253,6 +253,10 @@ impl Run {
         }
     }
 
+    fn leader_heard(&self) {
+        self.shared.leader_heard_ms.store(clock::now_ms(), Ordering::Release);
+    }
+
     /// Serves the handles while nobody is there to talk to.
     async fn serve_handles_for(&mut self, pause: Duration) {
         let until = time::Instant::now() + pause;
@@ -360,10 +364,13 @@ impl Run {
                 Some(request) = next_request(&mut self.requests) => self.take(request),
                 message = incoming.message() => {
                     let granted = match message {
-                        Ok(Some(message)) => match self.core.handle(message) {
-                            Ok(granted) => granted,
-                            Err(error) => return SessionEnd::Session(error),
-                        },
+                        Ok(Some(message)) => {
+                            self.leader_heard();
+                            match self.core.handle(message) {
+                                Ok(granted) => granted,
+                                Err(error) => return SessionEnd::Session(error),
+                            }
+                        }
                         Ok(None) => return SessionEnd::Quiet("the controller ended it"),
                         Err(status) => return SessionEnd::Status(status),
                     };

@@ -21,6 +21,22 @@ pub const MESSAGES_PER_TURN_MAX: usize = 1024;
 /// How long a port holds a command that cannot be executed now (no owner, lease lapsed, owner changing) before it
 /// answers BUSY, in milliseconds. Below the time-out of hosts' commands (30 s).
 pub const HOLD_MS_MAX: u64 = 10_000;
+/// A worker with sessions looks at the lease at least this often, the first one also at barriers, in milliseconds.
+pub const LEASE_CHECK_MS: u64 = 500;
+/// How often the first worker looks at the lease and at the other nodes while the lease is not renewed, in milliseconds.
+pub const LAPSE_CHECK_MS: u64 = 50;
+/// A lease that runs for no longer than this is not being renewed as it should (every 0.4 s of 2 s): the other nodes are asked
+/// whether theirs are, in milliseconds.
+pub const WATCH_BEFORE_MS: u64 = 1_000;
+/// How long after the end of its lease a node waits before it concludes anything, in milliseconds.
+pub const LAPSE_GRACE_MS: u64 = 500;
+/// Leases of two nodes that the controllers have stopped to renew at one moment end no further apart than this, in milliseconds:
+/// an interval of renewals and what a renewal may be late.
+pub const GRANTS_APART_MS_MAX: u64 = 1_000;
+/// A leader of the controllers that said something within this time is one to wait for, in milliseconds.
+pub const LEADER_SILENCE_MS: u64 = 1_000;
+/// A node from which nothing came for so long, while it was asked, is not reached, in milliseconds: two clock tokens and some more.
+pub const NEIGHBOUR_SILENCE_MS: u64 = 1_200;
 /// How often held commands are tried again where nothing else tells that they can be, in milliseconds.
 pub const HOLD_RETRY_MS: u64 = 20;
 /// How long a login waits for this node's lease before it is refused as "service unavailable", in milliseconds: a change of the

@@ -17,6 +17,7 @@ use holdfast_scsi::transport_id::TransportId;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::sync::atomic::Ordering;
 
 use super::inspection::Facts;
 use super::limits::{LOGIN_HOLD_MS_MAX, REINSTATEMENT_MS_MAX};
@@ -66,8 +67,9 @@ impl Worker {
         if self.held_logins.is_empty() {
             return;
         }
-        // One that stops will not serve again.
-        let settled = self.serving_view(now).is_some() || self.drain.is_some();
+        // One that stops will not serve again, and one that is cut off not soon.
+        let cut_off = self.shared.cut_off.load(Ordering::Acquire);
+        let settled = self.serving_view(now).is_some() || self.drain.is_some() || cut_off;
         for held in std::mem::take(&mut self.held_logins) {
             if settled || held.by_ms <= now.0 {
                 self.answer_login(now, held.connection, &held.request);

@@ -12,6 +12,7 @@
 //! | task management functions | `functions` |
 //! | what other nodes ask of us | `peers` |
 //! | a new view | `views` |
+//! | a lease that has ended | `lapse` |
 //! | who is logged in, on which thread | `sessions` |
 //! | what runs on another node | [`router`] |
 //! | every bound | [`limits`] |
@@ -23,6 +24,7 @@ mod drain;
 mod functions;
 mod inspection;
 mod installation;
+mod lapse;
 pub mod limits;
 mod login;
 pub mod mailbox;
@@ -221,7 +223,7 @@ impl DataPlane {
                     ending_tokens: HashMap::new(),
                     peer_tasks: HashMap::new(),
                     peer_nexuses: HashMap::new(),
-                    closed_since: None,
+                    lapse: Default::default(),
                     drain: None,
                     drained,
                     next_tick: 0,

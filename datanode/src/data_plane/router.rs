@@ -13,6 +13,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use holdfast_replica::epoch::Epoch;
+use holdfast_replica::forward::Neighbour;
 use holdfast_replica::ids::{NodeNumber, VolumeId};
 use holdfast_scsi::device_server::{CopyRole, TaskAttribute};
 use holdfast_scsi::nexus::Nexus;
@@ -295,6 +296,11 @@ pub trait Interconnect {
     /// Writes what is queued: one vectored write per connection.
     fn flush(&mut self, now: Instant);
 
+    /// Keeps connections to these nodes, also while nothing is to be sent to them; an empty list ends that.
+    fn watch(&mut self, now: Instant, nodes: &[NodeNumber]);
+    /// What a node has told of itself on a connection that is up.
+    fn neighbour(&self, node: NodeNumber) -> Option<Neighbour>;
+
     /// Sends a command to its owner. Commands of one worker to one node arrive in order.
     fn forward(&mut self, now: Instant, to: NodeNumber, token: ForwardToken, command: CommandFor);
     /// The data of a command that was forwarded with [`CommandData::Awaited`].
@@ -337,6 +343,10 @@ impl Interconnect for Unconnected {
         self.events.pop_front()
     }
     fn flush(&mut self, _now: Instant) {}
+    fn watch(&mut self, _now: Instant, _nodes: &[NodeNumber]) {}
+    fn neighbour(&self, _node: NodeNumber) -> Option<Neighbour> {
+        None
+    }
     fn forward(&mut self, _now: Instant, _to: NodeNumber, token: ForwardToken, _command: CommandFor) {
         self.events.push_back(InterconnectEvent::Outcome { token, outcome: Outcome::NotExecuted });
     }

@@ -37,8 +37,6 @@ pub(super) const WAKER: Token = Token(0);
 const LISTENERS_FROM: usize = 1;
 /// Tokens of connections begin here; a connection's number is its token, never reused.
 const CONNECTIONS_FROM: u64 = 1 << 16;
-/// A worker with sessions looks at the lease at least this often, the first one also at barriers, in milliseconds.
-const LEASE_CHECK_MS: u64 = 500;
 
 /// A worker's own data; see the module's documentation.
 pub(super) struct Worker {
@@ -84,8 +82,7 @@ pub(super) struct Worker {
     /// Commands of other nodes under way here.
     pub(super) peer_tasks: HashMap<Origin, (Arc<LogicalUnit>, TaskId, Nexus)>,
     pub(super) peer_nexuses: HashMap<u64, HashSet<Nexus>>,
-    /// Since when the lease gate has been closed, in boot-time milliseconds.
-    pub(super) closed_since: Option<u64>,
+    pub(super) lapse: super::lapse::Lapse,
     pub(super) drain: Option<super::drain::Drain>,
     pub(super) drained: Arc<super::drain::Drained>,
     /// When the first worker looks at waiting barriers again, in boot-time milliseconds.
@@ -188,8 +185,7 @@ impl Worker {
         let timer = self.timers.first().map(|(at, _)| *at);
         let holds = !self.holding.is_empty() || !self.held_logins.is_empty() || !self.held_errands.is_empty();
         let held = holds.then(|| now.0.saturating_add(limits::HOLD_RETRY_MS));
-        let lease =
-            (self.index == 0 || !self.connections.is_empty()).then(|| now.0.saturating_add(LEASE_CHECK_MS));
+        let lease = self.lease_check_due(now);
         let interconnect = self.interconnect.poll_timeout().map(|at| at.0);
         let next = [timer, held, lease, interconnect, self.drain_due(now)].into_iter().flatten().min()?;
         Some(Duration::from_millis(next.saturating_sub(now.0)))
@@ -249,7 +245,7 @@ impl Worker {
             self.interconnect.handle_timeout(now);
         }
         if self.index == 0 && self.next_tick <= now.0 {
-            self.next_tick = now.0.saturating_add(LEASE_CHECK_MS);
+            self.next_tick = now.0.saturating_add(limits::LEASE_CHECK_MS);
             let mut driver =
                 Driver { services: &self.services, local: Some((self.index, &mut self.answers)) };
             self.table.tick(&mut driver);
@@ -556,28 +552,6 @@ impl Worker {
         if let Some(engine) = self.connections.get_mut(&connection).and_then(Portal::engine) {
             engine.drop_session(CloseReason::Local);
             self.pump(now, connection);
-        }
-    }
-
-    fn check_lease(&mut self, now: Instant) {
-        if self.shared.gate.open(now.0) {
-            self.closed_since = None;
-            return;
-        }
-        let since = *self.closed_since.get_or_insert(now.0);
-        if now.millis_since(Instant(since)) < limits::HOLD_MS_MAX {
-            return;
-        }
-        // Held commands have been answered BUSY by now; hosts have to look for another path.
-        let sessions: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, portal)| matches!(portal.stage, Stage::Session(_)))
-            .map(|(connection, _)| *connection)
-            .collect();
-        for connection in sessions {
-            tracing::warn!("session dropped: this node has had no lease for too long");
-            self.close(now, connection);
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
 
 use holdfast_pki::{PeerIdentity, Role, server_name};
 use holdfast_replica::{
-    forward::{Client, Link as Ends, Server, ServerEvent},
+    forward::{Client, Link as Ends, Neighbour, Server, ServerEvent},
     ids::{ClusterId, NodeNumber},
 };
 use holdfast_scsi::{nexus::Nexus, time::Instant};
@@ -98,6 +98,8 @@ pub(super) struct Node {
     peer_of_token: HashMap<usize, NodeNumber>,
     guests: BTreeMap<usize, Guest>,
     outward: Outward,
+    /// Nodes whose connections are kept although nothing is to be sent.
+    watched: Vec<NodeNumber>,
     /// Guests and peers with more to read than one turn allows.
     unread: HashSet<usize>,
     events: VecDeque<InterconnectEvent>,
@@ -129,6 +131,7 @@ impl Node {
             peers: BTreeMap::new(),
             peer_of_token: HashMap::new(),
             guests: BTreeMap::new(),
+            watched: Vec::new(),
             unread: HashSet::new(),
             events: VecDeque::new(),
         }
@@ -304,6 +307,7 @@ impl Node {
         let Some(Guest { link, machine, .. }) = self.guests.get_mut(&token) else { return Ok(false) };
         let (shared, cluster) = (&self.shared, self.tls.cluster);
         let (worker, mailboxes) = (self.worker, &self.mailboxes);
+        let lease_end = lease_end(shared);
         let more = link.read(|tls| {
             if machine.is_none() {
                 let Some(identity) = peer(tls)? else { return Ok(()) };
@@ -312,7 +316,9 @@ impl Node {
                     let channel = Channel::new(ends.peer, worker, mailboxes.clone(), false, now);
                     Machine::Replicas(Box::new(channel))
                 } else {
-                    Machine::Commands(Box::new(Server::new(ends, now)))
+                    let mut server = Server::new(ends, now);
+                    server.set_lease(lease_end);
+                    Machine::Commands(Box::new(server))
                 });
             }
             match machine {
@@ -352,6 +358,11 @@ impl Node {
         let token = usize::try_from(origin.connection).ok()?;
         self.guests.get_mut(&token)?.commands()
     }
+}
+
+/// In the past while this node has no lease.
+fn lease_end(shared: &Shared) -> Instant {
+    Instant(shared.gate.serve_until_ms().unwrap_or(0))
 }
 
 /// The peer must be a node of this cluster that the view knows.
@@ -406,15 +417,19 @@ impl Interconnect for Node {
                 if let Err(violation) = peer.machine.handle_timeout(now) {
                     self.peer_lost(now, node, &violation.into());
                 }
-            } else if peer.machine.outstanding() > 0 {
+            } else if peer.machine.outstanding() > 0 || self.watched.contains(&node) {
                 self.connect_if_due(now, node);
             }
         }
         let tokens: Vec<usize> = self.guests.keys().copied().collect();
+        let lease_end = lease_end(&self.shared);
         for token in tokens {
             let Some(guest) = self.guests.get_mut(&token) else { continue };
             let result = match &mut guest.machine {
-                Some(Machine::Commands(machine)) => machine.handle_timeout(now).map_err(LinkError::from),
+                Some(Machine::Commands(machine)) => {
+                    machine.set_lease(lease_end);
+                    machine.handle_timeout(now).map_err(LinkError::from)
+                }
                 Some(Machine::Replicas(channel)) => channel.handle_timeout(now),
                 None if now.millis_since(guest.since) >= HANDSHAKE_MS_MAX => {
                     Err(LinkError::Stranger("a peer that does not greet".into()))
@@ -432,9 +447,12 @@ impl Interconnect for Node {
         if !self.unread.is_empty() {
             return Some(Instant(0));
         }
-        let peers = self.peers.values().filter_map(|peer| match &peer.link {
+        let peers = self.peers.iter().filter_map(|(node, peer)| match &peer.link {
             Some(_) => Some(peer.machine.poll_timeout()),
-            None => (peer.machine.outstanding() > 0).then_some(peer.not_before),
+            None => {
+                let wanted = peer.machine.outstanding() > 0 || self.watched.contains(node);
+                wanted.then_some(peer.not_before)
+            }
         });
         let guests = self.guests.values().map(|guest| match &guest.machine {
             Some(Machine::Commands(machine)) => machine.poll_timeout(),
@@ -481,6 +499,17 @@ impl Interconnect for Node {
             self.guest_lost(token, &error);
         }
         self.outward.flush(now, (&self.shared, &self.registry));
+    }
+
+    fn watch(&mut self, now: Instant, nodes: &[NodeNumber]) {
+        self.watched = nodes.to_vec();
+        for node in nodes {
+            self.peer(now, *node);
+        }
+    }
+
+    fn neighbour(&self, node: NodeNumber) -> Option<Neighbour> {
+        self.peers.get(&node)?.machine.neighbour()
     }
 
     fn forward(&mut self, now: Instant, to: NodeNumber, token: ForwardToken, command: CommandFor) {

@@ -11,7 +11,7 @@ use alloc::{
 use holdfast_scsi::{nexus::Nexus, status::Status};
 
 use super::{
-    Command, DataOut, FunctionOutcome, Instant, Link, Outcome, Reply, TaskManagement, Violation,
+    Command, DataOut, FunctionOutcome, Instant, Link, Neighbour, Outcome, Reply, TaskManagement, Violation,
     clock::ClockTokens, data_out_bytes, message,
 };
 use crate::{
@@ -76,6 +76,7 @@ pub struct Client<B> {
     transmit: VecDeque<(u64, Outgoing<B>)>,
     events: VecDeque<ClientEvent>,
     heard: Instant,
+    peers_lease_end: Instant,
     lost: bool,
 }
 
@@ -95,6 +96,7 @@ impl<B: AsRef<[u8]>> Client<B> {
             transmit: VecDeque::new(),
             events: VecDeque::new(),
             heard: now,
+            peers_lease_end: Instant(0),
             lost: false,
         }
     }
@@ -249,6 +251,11 @@ impl<B: AsRef<[u8]>> Client<B> {
         self.requests.len()
     }
 
+    /// What the peer has told of itself; `None` before it has greeted.
+    pub fn neighbour(&self) -> Option<Neighbour> {
+        self.is_open().then_some(Neighbour { heard: self.heard, lease_end: self.peers_lease_end })
+    }
+
     /// True once the peer has greeted.
     pub fn is_open(&self) -> bool {
         self.welcomed && !self.lost
@@ -316,12 +323,16 @@ impl<B: AsRef<[u8]>> Client<B> {
     }
 
     fn handle_frame(&mut self, now: Instant, frame: Frame) -> Result<(), Violation> {
-        let Header { kind, token, clock, .. } = frame.header;
+        let Header { kind, token, clock, sequence, .. } = frame.header;
         if self.welcomed == (kind == Kind::Welcome) {
             return Err(Violation::Unexpected(kind));
         }
         if clock != 0 {
             self.tokens.receive(now, clock);
+        }
+        if matches!(kind, Kind::Welcome | Kind::Clock) {
+            // 0: it has none, and must not seem to have got one just now.
+            self.peers_lease_end = if sequence == 0 { Instant(0) } else { now.plus_millis(sequence) };
         }
         let plain = |frame: &Frame| frame.meta.is_empty() && frame.data.is_empty() && frame.header.flags == 0;
         match kind {

@@ -7,6 +7,8 @@
 //!   carries the latest token that its port had received before the command arrived there, or, where there was none
 //!   yet, the first one after and how long the command had waited for it. The owner judges on its own clock: older than
 //!   [`crate::limits::COMMAND_AGE_MS_MAX`] is [`Outcome::Stale`].
+//! * **Leases**: with its greeting and each clock token the owner says for how many milliseconds its own lease still runs
+//!   (the header's sequence; 0: it has none). A node without a lease can tell from that whether the others have lost theirs too.
 //! * **Resending**: only [`Outcome::NotExecuted`] permits it. When a connection breaks, what was handed to it for sending
 //!   is [`Outcome::Unknown`], what was not is [`Outcome::NotExecuted`].
 //!
@@ -51,6 +53,15 @@ pub struct Link {
     pub peer: NodeNumber,
     /// Checksums.
     pub crc32c: Crc32c,
+}
+
+/// What the node at the other end has told of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// When something came from it last.
+    pub heard: Instant,
+    /// When its lease ends, by what it has said; never earlier than it really does. [`Instant`] 0: it has none.
+    pub lease_end: Instant,
 }
 
 /// A command for the owner.

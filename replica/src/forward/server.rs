@@ -82,6 +82,7 @@ pub struct Server<B> {
     events: VecDeque<ServerEvent>,
     heard: Instant,
     next_clock: Instant,
+    lease_end: Instant,
 }
 
 impl<B: AsRef<[u8]>> Server<B> {
@@ -98,7 +99,13 @@ impl<B: AsRef<[u8]>> Server<B> {
             events: VecDeque::new(),
             heard: now,
             next_clock: now.plus_millis(CLOCK_INTERVAL_MS),
+            lease_end: Instant(0),
         }
+    }
+
+    /// Until when this node holds a lease: the peer is told with the greeting and every clock token.
+    pub fn set_lease(&mut self, end: Instant) {
+        self.lease_end = end;
     }
 
     /// Where the next bytes from the peer belong. Never empty.
@@ -128,7 +135,7 @@ impl<B: AsRef<[u8]>> Server<B> {
         }
         if self.greeted && now >= self.next_clock {
             self.next_clock = now.plus_millis(CLOCK_INTERVAL_MS);
-            self.send(now, Header::new(Kind::Clock, 0), &[], None);
+            self.send_clock(now, Kind::Clock);
         }
         Ok(())
     }
@@ -183,6 +190,11 @@ impl<B: AsRef<[u8]>> Server<B> {
         }
     }
 
+    fn send_clock(&mut self, now: Instant, kind: Kind) {
+        let header = Header { sequence: self.lease_end.millis_since(now), ..Header::new(kind, 0) };
+        self.send(now, header, &[], None);
+    }
+
     fn send(&mut self, now: Instant, header: Header, meta: &[u8], data: Option<B>) {
         // 0 means "no token"; every frame of the owner's carries one.
         let header = Header { clock: now.0.max(1), ..header };
@@ -205,7 +217,7 @@ impl<B: AsRef<[u8]>> Server<B> {
                     return Err(Violation::WrongPeer);
                 }
                 self.greeted = true;
-                self.send(now, Header::new(Kind::Welcome, 0), &[], None);
+                self.send_clock(now, Kind::Welcome);
             }
             Kind::Alive if plain => {}
             Kind::Command => self.handle_command(now, frame)?,

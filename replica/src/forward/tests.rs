@@ -562,3 +562,25 @@ fn token_of(event: &ClientEvent) -> u64 {
         | ClientEvent::NexusLossDone { token } => *token,
     }
 }
+
+#[test]
+fn port_is_told_how_long_the_owners_lease_runs_and_when_it_has_none() {
+    let now = Instant(10_000);
+    let mut pair = Pair::new(now);
+    assert_eq!(pair.client.neighbour(), None);
+    pair.server.set_lease(now.plus_millis(700));
+    pair.pump(now).unwrap();
+    let told = Neighbour { heard: now, lease_end: now.plus_millis(700) };
+    assert_eq!(pair.client.neighbour(), Some(told));
+    // It has not been renewed when the next clock token goes out.
+    let later = now.plus_millis(CLOCK_INTERVAL_MS);
+    pair.server.handle_timeout(later).unwrap();
+    pair.pump(later).unwrap();
+    assert_eq!(pair.client.neighbour(), Some(Neighbour { heard: later, ..told }));
+    let later = later.plus_millis(CLOCK_INTERVAL_MS);
+    pair.server.handle_timeout(later).unwrap();
+    pair.pump(later).unwrap();
+    assert_eq!(pair.client.neighbour(), Some(Neighbour { heard: later, lease_end: Instant(0) }));
+    pair.client.connection_lost();
+    assert_eq!(pair.client.neighbour(), None);
+}
