@@ -1,7 +1,8 @@
 //! The harness of the end-to-end tests: a real cluster of real processes ([`cluster`]), real initiators ([`initiator`] on
 //! libiscsi, [`tools`]: libiscsi's and QEMU's programs), the CDBs that tests send ([`cdb`]), and libiscsi's conformance suite
 //! ([`suite`]) against a cluster ([`conformance`]) and against other targets ([`peers`]). [`netcluster`] is a cluster whose
-//! processes have network namespaces of their own ([`netns`]), to be cut apart, on disks that fail on command ([`bad_disk`]). All waiting is done by [`patience`].
+//! processes have network namespaces of their own ([`netns`]), to be cut apart, on disks that fail on command ([`bad_disk`]).
+//! [`loop_device`] makes real block devices. All waiting is done by [`patience`].
 //!
 //! Invariants: every process that a test starts ends with it, by its own id; every wait is for a condition and has an end.
 
@@ -12,6 +13,7 @@ pub mod cluster;
 pub mod conformance;
 pub mod differential;
 pub mod initiator;
+pub mod loop_device;
 pub mod netcluster;
 pub mod netns;
 pub mod patience;

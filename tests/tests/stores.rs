@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use holdfast_tests::{
     cluster::{Cluster, INITIATOR_A},
     initiator::{GOOD, Initiator},
+    loop_device::LoopDevice,
     replicated::in_sync,
     tools::{expect_success, qemu_image},
     verifier::{VOLUME_SIZE, Verifier},
@@ -80,8 +81,61 @@ fn write_image(cluster: &Cluster, image: &str) -> anyhow::Result<()> {
 }
 
 #[test]
-fn volume_on_a_device_loses_nothing_when_its_node_is_killed() -> anyhow::Result<()> {
-    let (_devices, mut cluster) = cluster()?;
+fn volume_in_a_large_file_loses_nothing_when_its_node_is_killed() -> anyhow::Result<()> {
+    let (_files, cluster) = cluster()?;
+    loses_nothing_when_its_node_is_killed(cluster)
+}
+
+/// Two data nodes, each with a real block device, where the machine gives us such.
+fn cluster_on_devices(sector: u32) -> anyhow::Result<Option<(tempfile::TempDir, Vec<LoopDevice>, Cluster)>> {
+    let folder = tempfile::tempdir()?;
+    let mut devices = Vec::new();
+    for node in ["node-1", "node-2"] {
+        let file = folder.path().join(format!("{node}.image"));
+        fs::File::create(&file)?.set_len(DEVICE_LEN)?;
+        let Some(device) = LoopDevice::attach(&file, sector) else { return Ok(None) };
+        std::os::unix::fs::symlink(device.path(), folder.path().join(node))?;
+        devices.push(device);
+    }
+    let fast = format!("fast=block:{}/{{node}}", folder.path().display());
+    let cluster = Cluster::start_with(&["--restart", "--pool", &fast])?;
+    Ok(Some((folder, devices, cluster)))
+}
+
+#[test]
+fn volume_on_a_block_device_loses_nothing_when_its_node_is_killed() -> anyhow::Result<()> {
+    let Some((_folder, _devices, cluster)) = cluster_on_devices(512)? else { return Ok(()) };
+    loses_nothing_when_its_node_is_killed(cluster)
+}
+
+#[test]
+fn block_device_with_large_sectors_keeps_its_volumes_over_a_stop_and_is_one_nodes_alone() -> anyhow::Result<()>
+{
+    let Some((folder, devices, mut cluster)) = cluster_on_devices(4096)? else { return Ok(()) };
+    cluster.volume_for_both_with("disk", "24MiB", "node-1", 0, &["--pool", "fast"])?;
+    let image = image(folder.path())?;
+    write_image(&cluster, &image)?;
+    // A pool that is in use is held exclusively: nobody mounts it, or makes a file system of it.
+    let held = is_held(devices[0].path())?;
+    cluster.stop()?;
+    ensure!(held && !is_held(devices[0].path())?, "the device is held while the node runs, and then no more");
+    let fast = format!("fast=block:{}/{{node}}", folder.path().display());
+    cluster.up(&["--pool", &fast])?;
+    compare(&cluster, 1, &image)?;
+    cluster.stop()
+}
+
+/// Whether somebody holds a device exclusively.
+fn is_held(device: &std::path::Path) -> anyhow::Result<bool> {
+    use rustix::fs::{Mode, OFlags};
+    match rustix::fs::open(device, OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(_) => Ok(false),
+        Err(rustix::io::Errno::BUSY) => Ok(true),
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn loses_nothing_when_its_node_is_killed(mut cluster: Cluster) -> anyhow::Result<()> {
     cluster.volume_for_both_with("disk", VOLUME_SIZE, "node-1", 0, &["--pool", "fast"])?;
     let mut verifier = verifier(&cluster);
     for _ in 0..3 {
