@@ -46,7 +46,7 @@ fn leaves_the_node(lost: &[&str]) -> anyhow::Result<()> {
     let begun_ns = boottime_ns();
     let (last, gone_ms) = write_until_gone(&mut one, begun_ns)?;
     // The write that the path took with it may have been done.
-    let read = cluster.wait_for("the other path", || Ok(other.read_blocks(0, 0, 1)?.good()?))?;
+    let read = cluster.wait_for("the other path", || other.read_blocks(0, 0, 1)?.good())?;
     let stall_ms = (boottime_ns() - begun_ns) / 1_000_000;
     ensure!(
         read.iter().all(|byte| *byte == last || *byte == last + 1),
