@@ -59,6 +59,8 @@ pub const WINDOW_BYTES: u64 = 64 * 1024 * 1024;
 pub const REPLICA_REQUESTS_MAX: usize = 2 * WINDOW_REQUESTS;
 /// Bytes of one copy of a re-synchronisation; its range is locked while it is under way.
 pub const COPY_BYTES: u64 = 1024 * 1024;
+/// Longest write that a replica does whole or not at all, in bytes: what an intent holds. A copy of a recovery is one.
+pub const ATOMIC_BYTES_MAX: u64 = COPY_BYTES;
 /// Copies of a re-synchronisation under way at once, for each replica.
 pub const COPIES_MAX: usize = 4;
 /// Healing is done in multiples of so many bytes: what a checksum covers.

@@ -9,7 +9,8 @@
 //!             last one so far; Settled: 0)
 //!  token      session                                  session
 //!  clock      writes up to here are everywhere         0
-//!  flags      1 durable, 2 unmap, 4 recovered          1 untrusted (Promised)
+//!  flags      1 durable, 2 unmap, 4 recovered,         1 untrusted (Promised)
+//!             8 atomic
 //! ```
 //!
 //! Every meta begins with the volume id (16 bytes) and, from the owner, the number up to which writes are on all disks
@@ -17,7 +18,7 @@
 //!
 //! ```text
 //!  Promise       term: generation (4), number (8); members in sync (1), learners (1), node numbers (2 each)
-//!  Write         LBA (8), blocks (8); data: the blocks
+//!  Write         LBA (8), blocks (8); data: the blocks    flag 8: whole or not at all, whatever stops the replica
 //!  Zeroes        LBA (8), blocks (8)          flag 2: their space may be given back
 //!  Flush         -
 //!  Record        data: extent numbers, 8 bytes each
@@ -53,6 +54,7 @@ use crate::{
 const FLAG_DURABLE: u16 = 1;
 const FLAG_UNMAP: u16 = 2;
 const FLAG_RECOVERED: u16 = 4;
+const FLAG_ATOMIC: u16 = 8;
 const FLAG_UNTRUSTED: u16 = 1;
 
 /// What a write leaves behind.
@@ -60,10 +62,22 @@ const FLAG_UNTRUSTED: u16 = 1;
 pub enum Body<B> {
     /// These bytes.
     Data(B),
+    /// These bytes, all of them or none, whatever stops the replica: at most [`ATOMIC_BYTES_MAX`](crate::limits::ATOMIC_BYTES_MAX).
+    Atomic(B),
     /// Zeroes; the space stays.
     Zeroes,
     /// Zeroes; the space may be given back.
     Unmap,
+}
+
+impl<B> Body<B> {
+    /// The bytes that it carries.
+    pub const fn data(&self) -> Option<&B> {
+        match self {
+            Body::Data(data) | Body::Atomic(data) => Some(data),
+            Body::Zeroes | Body::Unmap => None,
+        }
+    }
 }
 
 /// What a replica is asked to promise.
@@ -213,6 +227,11 @@ impl<B: AsRef<[u8]> + From<Vec<u8>>> ToReplica<B> {
                         data = Some(bytes);
                         Kind::ReplicaWrite
                     }
+                    Body::Atomic(bytes) => {
+                        flags |= FLAG_ATOMIC;
+                        data = Some(bytes);
+                        Kind::ReplicaWrite
+                    }
                     Body::Zeroes => Kind::ReplicaZeroes,
                     Body::Unmap => {
                         flags |= FLAG_UNMAP;
@@ -261,6 +280,7 @@ impl<B> ToReplica<B> {
             Request::Write { span, body, durable } => {
                 let body = match body {
                     Body::Data(data) => Body::Data(buffer(data)),
+                    Body::Atomic(data) => Body::Atomic(buffer(data)),
                     Body::Zeroes => Body::Zeroes,
                     Body::Unmap => Body::Unmap,
                 };
@@ -303,11 +323,16 @@ impl ToReplica<Vec<u8>> {
                 let durable = flags & FLAG_DURABLE != 0;
                 flags &= !FLAG_DURABLE;
                 let body = match (header.kind, flags) {
+                    (Kind::ReplicaWrite, FLAG_ATOMIC) => Body::Atomic(data.take()?),
                     (Kind::ReplicaWrite, _) => Body::Data(data.take()?),
                     (_, FLAG_UNMAP) => Body::Unmap,
                     _ => Body::Zeroes,
                 };
-                flags &= if matches!(body, Body::Unmap) { !FLAG_UNMAP } else { !0 };
+                flags &= match body {
+                    Body::Unmap => !FLAG_UNMAP,
+                    Body::Atomic(_) => !FLAG_ATOMIC,
+                    Body::Data(_) | Body::Zeroes => !0,
+                };
                 Request::Write { span, body, durable }
             }
             Kind::ReplicaFlush => Request::Flush,
@@ -502,7 +527,12 @@ mod tests {
 
     fn request() -> impl Strategy<Value = Request<Vec<u8>>> {
         let bytes = || proptest::collection::vec(any::<u8>(), 1..600);
-        let body = prop_oneof![bytes().prop_map(Body::Data), Just(Body::Zeroes), Just(Body::Unmap)];
+        let body = prop_oneof![
+            bytes().prop_map(Body::Data),
+            bytes().prop_map(Body::Atomic),
+            Just(Body::Zeroes),
+            Just(Body::Unmap)
+        ];
         let nodes = |n: core::ops::RangeInclusive<usize>| proptest::collection::vec(node(), n);
         prop_oneof![
             (epoch(), nodes(1..=3), nodes(0..=3))

@@ -20,6 +20,10 @@ pub const UNMAP_PARAMETER_LIST_MAX: u32 = 8 + 16 * UNMAP_DESCRIPTORS_MAX;
 /// MAXIMUM PREFETCH LENGTH, in logical blocks.
 pub const PREFETCH_BLOCKS_MAX: u32 = 128 * 1024;
 
+/// Most data that one atomic write operation writes whole or not at all, in bytes; reported in logical blocks as MAXIMUM ATOMIC TRANSFER
+/// LENGTH and as MAXIMUM ATOMIC BOUNDARY SIZE. A store keeps an intent of it until it is in place.
+pub const ATOMIC_BYTES_MAX: u32 = 256 * 1024;
+
 /// Block sizes a logical unit may have, in bytes.
 pub const BLOCK_SIZES: [u32; 2] = [512, 4096];
 /// Largest capacity of a logical unit, in bytes (so that no byte offset reaches the sign bit of a file offset).
@@ -96,6 +100,14 @@ pub const TOKEN_INACTIVITY_S_DEFAULT: u32 = 60;
 /// [`TRANSFER_BYTES_MAX`] in logical blocks of `block_size` bytes.
 pub const fn transfer_blocks_max(block_size: u32) -> u32 {
     match TRANSFER_BYTES_MAX.checked_div(block_size) {
+        Some(blocks) => blocks,
+        None => 0,
+    }
+}
+
+/// [`ATOMIC_BYTES_MAX`] in logical blocks of `block_size` bytes.
+pub const fn atomic_blocks_max(block_size: u32) -> u32 {
+    match ATOMIC_BYTES_MAX.checked_div(block_size) {
         Some(blocks) => blocks,
         None => 0,
     }

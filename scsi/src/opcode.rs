@@ -268,6 +268,7 @@ pub const TABLE: &[Row] = &[
         decode::read_buffer16,
     )
     .unchecked(&[0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff]),
+    Row::new("WRITE ATOMIC(16)", &rw16(0x9c, 0x18), decode::write_atomic16).unchecked(ONLY_GROUP_AT_14),
     Row::new(
         "READ CAPACITY(16)",
         &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],

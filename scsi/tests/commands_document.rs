@@ -50,8 +50,11 @@ fn what_is_left_out_is_refused_as_unknown() {
                     cdb[0] = number(code) as u8;
                     Sense::illegal(asc::INVALID_COMMAND_OPERATION_CODE)
                 }
-                Some((opcode, action)) => {
-                    assert_eq!(number(opcode), 0x7f);
+                Some((opcode, action)) if number(opcode) != 0x7f => {
+                    [cdb[0], cdb[1]] = [number(opcode) as u8, number(action) as u8];
+                    Sense::illegal_field_cdb(1, Some(4))
+                }
+                Some((_, action)) => {
                     [cdb[0], cdb[7], cdb[9]] = [0x7f, 0x18, number(action) as u8];
                     Sense::illegal_field_cdb(8, None)
                 }

@@ -305,6 +305,10 @@ impl Script {
                 (cdbs::ten(0x41, 0, w.number(1) as u32, w.number(2) as u16), cdbs::fill(w.fill(3), 1))
             }
             "UNMAP" => cdbs::unmap(w.number(1), w.number(2) as u32),
+            "WRITE-ATOMIC" => {
+                let blocks = w.number(2) as u32;
+                (cdbs::sixteen(0x9c, 0, w.number(1), blocks), cdbs::fill(w.fill(3), blocks as usize))
+            }
             "ORWRITE" => (cdbs::sixteen(0x8b, 0, w.number(1), 1), cdbs::fill(w.fill(2), 1)),
             "CAW" => {
                 let data = [cdbs::fill(w.fill(2), 1), cdbs::fill(w.fill(3), 1)].concat();

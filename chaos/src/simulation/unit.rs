@@ -271,6 +271,7 @@ impl Simulation {
             Action::WriteBytes { task, extent, data, fua, .. } => (task, write_of(extent, &data, fua), true),
             Action::Flush { task, .. } => (task, Some(Wish::Flush), false),
             Action::WriteSame { task, .. }
+            | Action::WriteAtomic { task, .. }
             | Action::Unmap { task, .. }
             | Action::QueryAllocation { task, .. } => (task, None, false),
             Action::ProposeChange { task, nexus, expected_version, cdb, parameter_list } => {

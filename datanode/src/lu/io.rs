@@ -25,6 +25,7 @@ const REPEAT_LEN: usize = 256 * 1024;
 pub(super) enum Io {
     Read { extent: Extent, fua: bool },
     Write { lba: u64, data: Bytes, fua: bool },
+    Atomic { parts: VecDeque<(u64, Bytes)> },
     Repeat { extent: Extent, block: Bytes, fua: bool },
     Zeroes { extent: Extent, deallocate: bool, fua: bool },
     Unmap { extents: Vec<Extent>, fua: bool },
@@ -89,6 +90,9 @@ impl Io {
             Action::WriteBytes { task, extent, data, fua } => {
                 (task, Io::Write { lba: extent.lba, data: Bytes::new(data), fua })
             }
+            Action::WriteAtomic { task, extent, boundary } => {
+                (task, Io::Atomic { parts: atomic_parts(g, extent, boundary, &data(task)) })
+            }
             Action::WriteSame { task, extent, source: WriteSameSource::Zeroes, deallocate, fua } => {
                 (task, Io::Zeroes { extent, deallocate, fua })
             }
@@ -108,7 +112,11 @@ impl Io {
     pub(super) fn changes(&self) -> bool {
         match self {
             Io::Read { .. } | Io::Flush | Io::QueryAllocation { .. } => false,
-            Io::Write { .. } | Io::Repeat { .. } | Io::Zeroes { .. } | Io::Unmap { .. } => true,
+            Io::Write { .. }
+            | Io::Atomic { .. }
+            | Io::Repeat { .. }
+            | Io::Zeroes { .. }
+            | Io::Unmap { .. } => true,
         }
     }
 
@@ -127,6 +135,13 @@ impl Io {
             Io::Write { lba, data, fua } => {
                 let span = Span::new(*lba, data.len() as u64 / u64::from(block_size.max(1)));
                 span.map(|span| Step::Write { span, data: data.clone(), durable: *fua }).into_iter().collect()
+            }
+            Io::Atomic { parts } => {
+                let part = |(lba, data): &(u64, Bytes)| {
+                    let span = Span::new(*lba, data.len() as u64 / u64::from(block_size.max(1)));
+                    span.map(|span| Step::WriteAtomic { span, data: data.clone() })
+                };
+                parts.iter().filter_map(part).collect()
             }
             Io::Repeat { extent, block, fua } => {
                 let pattern = Bytes::new(repeated(*extent, block.as_slice()));
@@ -168,6 +183,7 @@ impl Io {
         match (&done, self) {
             // One step: refused means that nothing was done.
             (_, Io::Read { .. } | Io::Write { .. } | Io::Flush | Io::QueryAllocation { .. }) => done,
+            (_, Io::Atomic { parts }) if parts.len() <= 1 => done,
             // Refused somewhere on the way.
             (IoResult::Failed(IoFailure::NotExecuted), _) => IoResult::Failed(IoFailure::Unknown),
             _ => done,
@@ -188,6 +204,12 @@ impl Io {
                 Io::Write { lba, data, fua } => {
                     let durability = if *fua { Durability::OnMedium } else { Durability::Cached };
                     volume.write(g, *lba, data.as_slice(), durability).map(|()| IoResult::Done)
+                }
+                Io::Atomic { parts } => {
+                    let mut parts = parts.iter();
+                    parts
+                        .try_for_each(|(lba, data)| volume.write_atomic(g, *lba, data.as_slice()))
+                        .map(|()| IoResult::Done)
                 }
                 Io::Repeat { extent, block, fua } => {
                     durable(*fua, repeat(volume, g, *extent, block.as_slice())).map(|()| IoResult::Done)
@@ -215,6 +237,23 @@ fn read(volume: &Volume, g: &Geometry, extent: Extent, wait: Wait) -> Result<IoR
     let mut bytes = vec![0; usize::try_from(extent.byte_len(g)).map_err(|_| StoreError::OutOfRange)?];
     volume.read(g, extent, &mut bytes, wait)?;
     Ok(IoResult::Read(bytes))
+}
+
+/// The atomic write operations of one command: cut where an LBA is a multiple of `boundary`, if that is not 0.
+fn atomic_parts(g: &Geometry, extent: Extent, boundary: u16, data: &Bytes) -> VecDeque<(u64, Bytes)> {
+    let mut parts = VecDeque::new();
+    let (mut lba, mut from) = (extent.lba, 0);
+    while lba < extent.end() {
+        let rest = extent.end() - lba;
+        let blocks = match u64::from(boundary) {
+            0 => rest,
+            boundary => rest.min(boundary - lba % boundary),
+        };
+        let len = usize::try_from(blocks.saturating_mul(u64::from(g.block_size()))).unwrap_or(usize::MAX);
+        parts.push_back((lba, data.slice(from, len)));
+        (lba, from) = (lba.saturating_add(blocks), from.saturating_add(len));
+    }
+    parts
 }
 
 /// Writes the same block all over `extent`.
@@ -282,6 +321,20 @@ fn result(g: &Geometry, done: Result<IoResult, VolumeError>) -> IoResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn atomic_writes_are_cut_at_multiples_of_their_boundary_only() {
+        let g = Geometry::new(512, 1000).unwrap();
+        let data = Bytes::new((0..20 * 512).map(|at| (at / 512) as u8).collect());
+        let cut = |boundary| -> Vec<(u64, usize, u8)> {
+            let parts = atomic_parts(&g, Extent { lba: 6, blocks: 20 }, boundary, &data);
+            parts.iter().map(|(lba, part)| (*lba, part.len() / 512, part.as_slice()[0])).collect()
+        };
+        assert_eq!(cut(0), [(6, 20, 0)]);
+        assert_eq!(cut(8), [(6, 2, 0), (8, 8, 2), (16, 8, 10), (24, 2, 18)]);
+        assert_eq!(cut(512), [(6, 20, 0)]);
+        assert_eq!(cut(1).len(), 20);
+    }
 
     #[test]
     fn block_backed_in_part_is_mapped() {

@@ -1,4 +1,4 @@
-//! Where a replica's bookkeeping lies: its superblock, its activity log, and a bitmap for each absent replica.
+//! Where a replica's bookkeeping lies: its superblock, its activity log, its intents, and a bitmap for each absent replica.
 //!
 //! What the bytes mean is the matter of [`super::metadata`]; a pool says where they are. So a replica is the same on a directory, on
 //! a device and in memory.
@@ -19,6 +19,8 @@ pub enum Area {
     Superblock,
     /// Two slots: the activity log.
     Log,
+    /// An atomic write that is under way: one of [`INTENTS`](super::intents::INTENTS), each for one.
+    Intent(u8),
     /// Two slots for each page: what this node lacks. The only kind that comes and goes.
     Bitmap(NodeNumber),
 }
@@ -30,6 +32,16 @@ pub trait Bookkeeping: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As the system reports them.
     fn read(&self, area: Area) -> io::Result<Vec<u8>>;
+
+    /// At most its first `len` bytes.
+    ///
+    /// # Errors
+    /// As the system reports them.
+    fn read_start(&self, area: Area, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = self.read(area)?;
+        bytes.truncate(len);
+        Ok(bytes)
+    }
 
     /// Writes bytes at offsets of an area, all of them or in doubt. An area that is not there is made, all zero.
     ///
@@ -92,7 +104,7 @@ impl Bookkeeping for InMemory {
         let areas = self.areas();
         let bitmap = |area: &Area| match area {
             Area::Bitmap(node) => Some(*node),
-            Area::Superblock | Area::Log => None,
+            Area::Superblock | Area::Log | Area::Intent(_) => None,
         };
         Ok(areas.keys().filter_map(bitmap).collect())
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/lock               held while a process uses the pool; names that process
 //! DIR/pool               which cluster and node the pool belongs to
-//! DIR/<volume uuid>/     a replica: `superblock`, `data`, `checksums`, `log` and `bitmap-<node>`
+//! DIR/<volume uuid>/     a replica: `superblock`, `data`, `checksums`, `log`, `intent-<n>` and `bitmap-<node>`
 //! DIR/layers/            what replicas have in common, for snapshots and clones: [`super::layers`]
 //! DIR/.<volume uuid>.new      being created; never served, removed at the next start
 //! DIR/.<volume uuid>.removed  being removed; removed for good at the next start
@@ -37,6 +37,7 @@ const SUPERBLOCK_FILE: &str = "superblock";
 const CHECKSUMS_FILE: &str = "checksums";
 const LOG_FILE: &str = "log";
 const BITMAP_PREFIX: &str = "bitmap-";
+const INTENT_PREFIX: &str = "intent-";
 
 /// A directory that this process holds.
 #[derive(Debug)]
@@ -239,8 +240,24 @@ impl Folder {
         Ok(Folder { path: path.to_path_buf(), superblock, log })
     }
 
+    /// Writes a file that may have to be made for it.
+    fn write_made(&self, path: &Path, write: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
+        match File::options().write(true).open(path) {
+            Ok(file) => write(&file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                write(&File::create_new(path)?)?;
+                sync_directory(&self.path)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     fn bitmap(&self, node: NodeNumber) -> PathBuf {
         self.path.join(format!("{BITMAP_PREFIX}{}", node.get()))
+    }
+
+    fn intent(&self, number: u8) -> PathBuf {
+        self.path.join(format!("{INTENT_PREFIX}{number}"))
     }
 }
 
@@ -255,6 +272,10 @@ impl Bookkeeping for Folder {
         match area {
             Area::Superblock => whole(&self.superblock),
             Area::Log => whole(&self.log),
+            Area::Intent(number) => match fs::read(self.intent(number)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+                read => read,
+            },
             Area::Bitmap(node) => fs::read(self.bitmap(node)),
         }
     }
@@ -269,17 +290,8 @@ impl Bookkeeping for Folder {
         match area {
             Area::Superblock => write(&self.superblock),
             Area::Log => write(&self.log),
-            Area::Bitmap(node) => {
-                let path = self.bitmap(node);
-                match File::options().write(true).open(&path) {
-                    Ok(file) => write(&file),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                        write(&File::create_new(&path)?)?;
-                        sync_directory(&self.path)
-                    }
-                    Err(e) => Err(e),
-                }
-            }
+            Area::Bitmap(node) => self.write_made(&self.bitmap(node), write),
+            Area::Intent(number) => self.write_made(&self.intent(number), write),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The bookkeeping of a replica: superblock, activity log and a bitmap for each absent replica, in the slots that
+//! The bookkeeping of a replica: superblock, activity log, intents and a bitmap for each absent replica, in the slots that
 //! [`holdfast_replica::superblock`], [`holdfast_replica::activity_log`] and [`holdfast_replica::bitmap`] draw.
 //!
 //! Invariants: what was written is on the medium when the call returns (a promise of [`Bookkeeping`]); a slot that is damaged or missing
@@ -13,6 +13,7 @@ use holdfast_replica::span::Shape;
 use holdfast_replica::superblock::{self, Superblock, SuperblockError};
 
 use super::bookkeeping::{Area, Bookkeeping};
+use super::intents;
 
 /// One page of a bitmap and the slot that it belongs to.
 pub type PageImage = (usize, Box<[u8; bitmap::PAGE_LEN]>);
@@ -116,6 +117,40 @@ impl Metadata {
     /// As the system reports them.
     pub fn drop_bitmap(&self, node: NodeNumber) -> io::Result<()> {
         self.place.remove_bitmap(node)
+    }
+
+    /// Whose replica it is.
+    pub(super) fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// The intent with this number, as [`intents`] draws it, if its head says that there is one.
+    ///
+    /// # Errors
+    /// As the system reports them.
+    pub(super) fn intent(&self, number: u8) -> io::Result<Vec<u8>> {
+        let area = Area::Intent(number);
+        let head = self.place.read_start(area, intents::HEAD_LEN)?;
+        match intents::Head::decode(&head, self.volume) {
+            Some(head) => self.place.read_start(area, head.whole_len()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Notes the intent of writing `data` at `offset`.
+    ///
+    /// # Errors
+    /// As the system reports them; whether there is one is then in doubt.
+    pub(super) fn write_intent(&self, number: u8, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.place.write(Area::Intent(number), &[(0, &intents::encode(self.volume, offset, data))])
+    }
+
+    /// Takes an intent back.
+    ///
+    /// # Errors
+    /// As the system reports them; whether there is one is then in doubt.
+    pub(super) fn clear_intent(&self, number: u8) -> io::Result<()> {
+        self.place.write(Area::Intent(number), &[(0, &[0; intents::HEAD_LEN])])
     }
 
     /// Begins anew as the only copy: nobody is absent, nothing may differ from anything.

@@ -5,6 +5,7 @@
 //! | a replica's data as a sparse file | [`file`] |
 //! | the same in layers, for snapshots and clones | [`layers`] |
 //! | a checksum for each block, verified on every read | [`checked`] |
+//! | writes that are done whole or not at all | [`intents`] |
 //! | a replica's superblock, activity log and bitmaps | [`metadata`], [`bookkeeping`] says where they lie |
 //! | where replicas are kept | [`pool`]; of what it can be made: `directory`, `block`, `memory`, `null` |
 //! | threads for what may block | [`io_threads`] |
@@ -21,6 +22,7 @@ pub mod checked;
 mod contract_tests;
 mod directory;
 pub mod file;
+pub mod intents;
 pub mod io_threads;
 pub mod layers;
 mod memory;

@@ -21,8 +21,9 @@ use holdfast_replica::span::Shape;
 use holdfast_replica::superblock::{Superblock, SuperblockError};
 
 use super::checked::{CheckedStore, OpenError, SidecarError};
+use super::intents::{self, Failed, Intents};
 use super::metadata::{Metadata, PageImage};
-use super::{Store, StoreError};
+use super::{Durability, Store, StoreError};
 
 /// No volume ever gets here: what is admitted from this epoch on is nothing.
 const NEVER: Epoch = Epoch { generation: u32::MAX, number: u64::MAX };
@@ -123,6 +124,7 @@ pub struct Replica {
     /// The same where it keeps checksums.
     checked: Option<Arc<CheckedStore>>,
     metadata: Metadata,
+    intents: Intents,
     /// Locked while the superblock is being written, which blocks; taken before `state`.
     superblock: Mutex<Superblock>,
     /// Never locked while something blocks.
@@ -150,6 +152,14 @@ impl Admitted<'_> {
     /// The data.
     pub fn store(&self) -> &dyn Store {
         &*self.0.store
+    }
+
+    /// [`Replica::write_atomic`], durable.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_atomic(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.0.write_atomic(offset, data, Durability::OnMedium)
     }
 }
 
@@ -182,6 +192,7 @@ impl Replica {
         }
         let size = found.1.saturating_mul(u64::from(found.0));
         let (store, checked) = stores(size)?;
+        intents::finish(&metadata, &*store)?;
         let replica = Replica { checked, ..Replica::new(store, metadata, superblock) };
         replica.grow(shape.blocks)?;
         Ok(replica)
@@ -193,6 +204,7 @@ impl Replica {
             store,
             checked: None,
             metadata,
+            intents: Intents::default(),
             superblock: Mutex::new(superblock),
             state: Mutex::new(State { promised, admits_from: promised, suspended: false, in_flight: 0 }),
             drained: Condvar::new(),
@@ -226,6 +238,25 @@ impl Replica {
     /// The data, for the replication core, which orders its I/O itself.
     pub fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// Writes `data` at `offset`, whole or not at all, whatever stops the process or the machine meanwhile. What is not there already is
+    /// on the medium when it returns; what is, if `durability` asks for it. At most [`ATOMIC_BYTES_MAX`] bytes. Blocks.
+    ///
+    /// [`ATOMIC_BYTES_MAX`]: holdfast_replica::limits::ATOMIC_BYTES_MAX
+    ///
+    /// # Errors
+    /// [`StoreError`]. Nothing was written then, or the replica admits nothing any more until it is opened anew.
+    pub fn write_atomic(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), StoreError> {
+        match self.intents.write(&self.metadata, &*self.store, offset, data, durability) {
+            Ok(()) => Ok(()),
+            Err(Failed::Undone(error)) => Err(error),
+            Err(Failed::InDoubt(error)) => {
+                tracing::error!(%error, "an atomic write is in doubt: the replica is out of service until it is opened anew");
+                self.lock().admits_from = NEVER;
+                Err(StoreError::OutOfService)
+            }
+        }
     }
 
     /// The same where it keeps checksums.

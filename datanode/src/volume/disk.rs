@@ -134,12 +134,13 @@ impl Engine {
     ) -> Result<(), StoreError> {
         let store = self.replica.store();
         let (offset, len) = bytes_of(span, block_size);
+        let durability = if durable { Durability::OnMedium } else { Durability::Cached };
         match body {
-            Body::Data(data) if data.len() as u64 != len => return Err(StoreError::OutOfRange),
-            Body::Data(data) => {
-                let durability = if durable { Durability::OnMedium } else { Durability::Cached };
-                return store.write_at(offset, data.as_slice(), durability);
+            Body::Data(data) | Body::Atomic(data) if data.len() as u64 != len => {
+                return Err(StoreError::OutOfRange);
             }
+            Body::Data(data) => return store.write_at(offset, data.as_slice(), durability),
+            Body::Atomic(data) => return self.replica.write_atomic(offset, data.as_slice(), durability),
             Body::Zeroes => store.write_zeroes(offset, len)?,
             Body::Unmap => store.unmap(offset, len)?,
         }

@@ -26,6 +26,11 @@ pub(crate) enum Step {
         data: Bytes,
         durable: bool,
     },
+    /// The same, whole or not at all. Durable.
+    WriteAtomic {
+        span: Span,
+        data: Bytes,
+    },
     /// The same blocks (`pattern`) over and over.
     Repeat {
         span: Span,
@@ -208,6 +213,7 @@ impl Jobs {
             Step::Read(span) => primary.read(now, id, span),
             Step::Flush => primary.flush(now, id),
             Step::Write { span, data, durable } => primary.write(now, id, span, Body::Data(data), durable),
+            Step::WriteAtomic { span, data } => primary.write(now, id, span, Body::Atomic(data), true),
             Step::Repeat { span, pattern, block_size, durable } => {
                 let data = pattern.slice(0, bytes_of(span, block_size));
                 primary.write(now, id, span, Body::Data(data), durable)
@@ -247,7 +253,9 @@ impl Step {
             Step::Repeat { span, pattern, block_size, .. } => {
                 (*span, (pattern.len() as u64 / u64::from((*block_size).max(1))).max(1))
             }
-            Step::Read(_) | Step::Write { .. } | Step::Flush => return (self, None),
+            Step::Read(_) | Step::Write { .. } | Step::WriteAtomic { .. } | Step::Flush => {
+                return (self, None);
+            }
         };
         let first = Span::new(span.lba(), span.blocks().min(blocks_max));
         let rest = Span::new(span.lba().saturating_add(blocks_max), span.blocks().saturating_sub(blocks_max));

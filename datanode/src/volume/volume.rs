@@ -232,6 +232,15 @@ impl Volume {
         self.with(|r| r.store().write_at(offset, data, durability))
     }
 
+    /// Writes `data` from `lba` on, whole or not at all; durable.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn write_atomic(&self, g: &Geometry, lba: u64, data: &[u8]) -> Result<(), VolumeError> {
+        let offset = Extent { lba, blocks: 0 }.byte_offset(g);
+        self.with(|r| r.write_atomic(offset, data))
+    }
+
     /// True if a cached write of so many bytes from `lba` on may have to wait for the medium.
     pub fn write_waits(&self, g: &Geometry, lba: u64, len: usize) -> bool {
         let offset = Extent { lba, blocks: 0 }.byte_offset(g);

@@ -35,7 +35,7 @@ use crate::{
     epoch::Epoch,
     faults::{Fault, Faults},
     ids::{BootId, NodeNumber, VolumeId},
-    limits::{COPY_BYTES, WINDOW_BYTES, WINDOW_REQUESTS},
+    limits::{ATOMIC_BYTES_MAX, COPY_BYTES, WINDOW_BYTES, WINDOW_REQUESTS},
     ranges::{Mode, Ranges, Ticket},
     replication::{Body, Promise, Request, ToReplica},
     span::{Shape, Span},
@@ -373,9 +373,10 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
             return Err(Refusal::NotEnoughReplicas);
         }
         let len = span.blocks().saturating_mul(u64::from(self.start.shape.block_size()));
-        let bytes = if let Body::Data(data) = &body { data.as_ref().len() as u64 } else { 0 };
+        let bytes = body.data().map_or(0, |data| data.as_ref().len() as u64);
         if !self.start.shape.holds(span)
-            || (matches!(body, Body::Data(_)) && bytes != len)
+            || (body.data().is_some() && bytes != len)
+            || (matches!(body, Body::Atomic(_)) && bytes > ATOMIC_BYTES_MAX)
             || !self.touches_few(span)
         {
             return Err(Refusal::Misuse);

@@ -175,6 +175,12 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
             Target::Learner(node) | Target::Damaged(node) => Vec::from([node]),
         };
         let durable = matches!(target, Target::Damaged(_));
+        // The own copy may hold an atomic write that the others lack. They are in sync, and one of them may become the owner in the middle
+        // of this: what it has of such a write has to be all or nothing.
+        let body = match (target, body) {
+            (Target::Recovery(_), Body::Data(bytes)) => Body::Atomic(bytes),
+            (_, body) => body,
+        };
         let request = Request::Write { span, body, durable };
         self.issue_to(now, request, Purpose::Copy(copy), to);
     }

@@ -10,7 +10,7 @@ use crate::{
     faults::Fault,
     ids::NodeNumber,
     limits::{LIVE_EXTENTS_MAX, LOG_ENTRIES_MAX, SPAN_EXTENTS_MAX},
-    replication::{Body, Request},
+    replication::Request,
     span::Span,
 };
 
@@ -168,7 +168,7 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
 
     fn host_write_ends(&mut self, now: Instant, id: u64, outcome: Outcome) {
         let Some(Host::Write { span, body, ticket, .. }) = self.hosts.remove(&id) else { return };
-        if let Body::Data(data) = &body {
+        if let Some(data) = body.data() {
             self.host_bytes = self.host_bytes.saturating_sub(data.as_ref().len() as u64);
         }
         for extent in self.start.shape.extents_of(span) {

@@ -1,4 +1,4 @@
-//! READ, WRITE, WRITE AND VERIFY, VERIFY, COMPARE AND WRITE and ORWRITE (SBC-4 clause 5).
+//! READ, WRITE, WRITE AND VERIFY, VERIFY, COMPARE AND WRITE, ORWRITE and WRITE ATOMIC (SBC-4 clause 5).
 
 use super::fields::{RawCdb, extent};
 use super::{Command, VerifyCheck};
@@ -172,4 +172,20 @@ pub(crate) fn compare_and_write(raw: &RawCdb, geometry: &Geometry) -> Result<Com
 pub(crate) fn or_write16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
     let extent = range(raw, geometry, Form::Sixteen)?;
     Ok(Command::OrWrite { extent, fua: raw.bit::<1, 3>(), dpo: raw.bit::<1, 4>() })
+}
+
+pub(crate) fn write_atomic16(raw: &RawCdb, geometry: &Geometry) -> Result<Command, Sense> {
+    let (boundary, blocks) = (raw.u16::<10>(), raw.u16::<12>());
+    let extent = extent(geometry, raw.u64::<2>(), u32::from(blocks))?;
+    let whole_max = limits::atomic_blocks_max(geometry.block_size());
+    // Neither alignment nor granularity is asked for (VPD B0h): every range up to the longest can be written atomically.
+    if u32::from(boundary) > whole_max {
+        return Err(Sense::illegal_field_cdb(10, None));
+    }
+    let blocks_max =
+        if boundary == 0 { whole_max } else { limits::transfer_blocks_max(geometry.block_size()) };
+    if u32::from(blocks) > blocks_max {
+        return Err(Sense::illegal_field_cdb(12, None));
+    }
+    Ok(Command::WriteAtomic { extent, boundary, dpo: raw.bit::<1, 4>() })
 }

@@ -88,6 +88,29 @@ fn six_byte_forms_have_21_bits_of_lba_and_zero_means_256_blocks() {
 }
 
 #[test]
+fn atomic_writes_are_as_long_as_block_limits_say_and_are_split_only_where_that_is_asked_for() {
+    let cdb = |flags: u8, boundary: u16, blocks: u16| {
+        let mut cdb = rw(0x9c, flags, 5, 0);
+        cdb[10..12].copy_from_slice(&boundary.to_be_bytes());
+        cdb[12..14].copy_from_slice(&blocks.to_be_bytes());
+        cdb
+    };
+    let whole = limits::atomic_blocks_max(512) as u16;
+    for (flags, dpo) in [(0x00, false), (0x08, false), (0x18, true)] {
+        for (boundary, blocks) in [(0, 0), (0, whole), (1, whole + 1), (whole, 16 * 1024)] {
+            let extent = Extent { lba: 5, blocks: u32::from(blocks) };
+            let got = parse(&cdb(flags, boundary, blocks), &large());
+            assert_eq!(got, Ok(Command::WriteAtomic { extent, boundary, dpo }));
+        }
+    }
+    assert_eq!(parse(&cdb(0, 0, whole + 1), &large()), Err(Sense::illegal_field_cdb(12, None)));
+    assert_eq!(parse(&cdb(0, 8, 16 * 1024 + 1), &large()), Err(Sense::illegal_field_cdb(12, None)));
+    assert_eq!(parse(&cdb(0, whole + 1, 1), &large()), Err(Sense::illegal_field_cdb(10, None)));
+    assert_eq!(parse(&cdb(0x20, 0, 1), &large()), field(1, 7));
+    assert_eq!(parse(&cdb(0x04, 0, 1), &large()), field(1, 2));
+}
+
+#[test]
 fn protection_information_is_refused_at_its_field() {
     for opcode in [READS, WRITES, WRITE_AND_VERIFIES, VERIFIES].concat() {
         for protect in 1..8 {

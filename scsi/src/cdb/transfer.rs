@@ -64,6 +64,7 @@ impl Command {
             | Command::WriteSame { .. }
             | Command::CompareAndWrite { .. }
             | Command::OrWrite { .. }
+            | Command::WriteAtomic { .. }
             | Command::PersistentReserveOut { .. } => Direction::Out,
         }
     }
@@ -78,6 +79,7 @@ impl Command {
             | Command::Write { extent, .. }
             | Command::WriteAndVerify { extent, .. }
             | Command::OrWrite { extent, .. }
+            | Command::WriteAtomic { extent, .. }
             | Command::Verify { extent, check: VerifyCheck::Bytes, .. } => extent.byte_len(geometry),
             Command::CompareAndWrite { extent, .. } => extent.byte_len(geometry).saturating_mul(2),
             Command::Verify { extent, check: VerifyCheck::OneBlock, .. } => {
@@ -139,7 +141,8 @@ impl Command {
             | Command::Verify { extent, .. }
             | Command::WriteSame { extent, .. }
             | Command::CompareAndWrite { extent, .. }
-            | Command::OrWrite { extent, .. } => Some(*extent),
+            | Command::OrWrite { extent, .. }
+            | Command::WriteAtomic { extent, .. } => Some(*extent),
             Command::SynchronizeCache { extent, .. } | Command::PreFetch { extent, .. } => *extent,
             _ => None,
         }
@@ -154,6 +157,7 @@ impl Command {
                 | Command::WriteSame { .. }
                 | Command::CompareAndWrite { .. }
                 | Command::OrWrite { .. }
+                | Command::WriteAtomic { .. }
                 | Command::FormatUnit { .. }
                 | Command::Sanitize { .. }
                 | Command::Unmap { .. }

@@ -180,9 +180,9 @@ fn write_protection_refuses_what_changes_the_medium() {
             refused,
             [
                 0x04, 0x0a, 0x2a, 0x2e, 0x41, 0x42, 0x48, 0x48, 0x48, 0x7f, 0x7f, 0x7f, 0x83, 0x89, 0x8a,
-                0x8b, 0x8e, 0x93, 0xaa, 0xae
+                0x8b, 0x8e, 0x93, 0x9c, 0xaa, 0xae
             ],
-            "WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, COMPARE AND WRITE, ORWRITE, WRITE USING TOKEN"
+            "WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, COMPARE AND WRITE, ORWRITE, WRITE ATOMIC, WRITE USING TOKEN"
         );
     }
 }

@@ -62,7 +62,8 @@ impl DeviceServer {
             | Command::WriteAndVerify { extent, .. }
             | Command::WriteSame { extent, .. }
             | Command::CompareAndWrite { extent, .. }
-            | Command::OrWrite { extent, .. } => (LockMode::Exclusive, Vec::from([*extent])),
+            | Command::OrWrite { extent, .. }
+            | Command::WriteAtomic { extent, .. } => (LockMode::Exclusive, Vec::from([*extent])),
             Command::Copy(_) => (LockMode::Shared, self.populate_ranges(id)?),
             Command::Unmap { parameter_list_length } => {
                 let data = self.tasks.get(&id).map(|task| task.data.as_slice()).unwrap_or_default();
@@ -110,6 +111,9 @@ impl DeviceServer {
             }
             Command::OrWrite { extent, .. } => {
                 self.submit(id, Step::OrRead, Action::Read { task: id, extent, fua: false });
+            }
+            Command::WriteAtomic { extent, boundary, .. } => {
+                self.submit(id, Step::Write, Action::WriteAtomic { task: id, extent, boundary });
             }
             Command::WriteSame { extent, unmap, source } => {
                 let source = self.write_same_source(id, source);

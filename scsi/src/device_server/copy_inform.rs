@@ -296,6 +296,7 @@ impl DeviceServer {
         match action {
             Action::Write { extent, .. }
             | Action::WriteBytes { extent, .. }
+            | Action::WriteAtomic { extent, .. }
             | Action::WriteSame { extent, .. } => {
                 self.tokens.revoke(&[*extent]);
             }

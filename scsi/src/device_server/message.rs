@@ -250,6 +250,16 @@ pub enum Action {
         /// Durable before it is done.
         fua: bool,
     },
+    /// Write from the beginning of the task's Data-Out: whole or not at all, whatever fails or stops meanwhile, on every replica. Durable
+    /// before it is done.
+    WriteAtomic {
+        /// The task.
+        task: TaskId,
+        /// Blocks, never empty.
+        extent: Extent,
+        /// With more than 0: the parts between LBAs that are multiples of it are each written so, in rising order.
+        boundary: u16,
+    },
     /// Write the same block all over.
     WriteSame {
         /// The task.

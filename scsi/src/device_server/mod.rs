@@ -352,6 +352,7 @@ impl DeviceServer {
             | Command::WriteSame { .. }
             | Command::CompareAndWrite { .. }
             | Command::OrWrite { .. }
+            | Command::WriteAtomic { .. }
             | Command::GetLbaStatus { .. }
             | Command::StartStopUnit { start: false, .. } => self.lock(id, &command),
             Command::Copy(copy) => self.copy_command(id, copy),

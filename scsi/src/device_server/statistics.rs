@@ -30,7 +30,8 @@ impl DeviceServer {
                 Command::Write { extent, .. }
                 | Command::WriteAndVerify { extent, .. }
                 | Command::CompareAndWrite { extent, .. }
-                | Command::OrWrite { extent, .. },
+                | Command::OrWrite { extent, .. }
+                | Command::WriteAtomic { extent, .. },
             ) => {
                 counted.write_commands = counted.write_commands.saturating_add(1);
                 counted.blocks_received = counted.blocks_received.saturating_add(blocks(extent.blocks));

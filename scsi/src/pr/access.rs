@@ -70,6 +70,7 @@ const fn need(command: &Command) -> Need {
         | Command::WriteSame { .. }
         | Command::CompareAndWrite { .. }
         | Command::OrWrite { .. }
+        | Command::WriteAtomic { .. }
         | Command::Unmap { .. }
         | Command::SynchronizeCache { .. }
         | Command::ModeSelect { .. }
@@ -221,6 +222,7 @@ pub const fn check_spc2(command: &Command, holder: bool) -> Access {
         | Command::WriteSame { .. }
         | Command::CompareAndWrite { .. }
         | Command::OrWrite { .. }
+        | Command::WriteAtomic { .. }
         | Command::Unmap { .. }
         | Command::SynchronizeCache { .. }
         | Command::ModeSelect { .. }

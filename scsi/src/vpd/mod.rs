@@ -114,6 +114,11 @@ fn block_limits(w: &mut ReplyWriter<'_>, unit: &LuProperties, _: &PortContext<'_
     w.put_u32(u32::from(physical).max(UNMAP_GRANULARITY_BYTES.checked_div(block_size).unwrap_or(1)));
     w.put_u32(UGAVALID);
     w.put_u64(u64::from(limits::WRITE_SAME_BLOCKS_MAX));
+    w.put_u32(limits::atomic_blocks_max(block_size));
+    // ATOMIC ALIGNMENT and ATOMIC TRANSFER LENGTH GRANULARITY: none is required.
+    w.put_u64(0);
+    w.put_u32(limits::transfer_blocks_max(block_size));
+    w.put_u32(limits::atomic_blocks_max(block_size));
     fill(w);
 }
 
@@ -240,7 +245,9 @@ mod tests {
         assert_eq!(be32(&data, 24), limits::UNMAP_DESCRIPTORS_MAX);
         assert_eq!((be32(&data, 28), be32(&data, 32)), (8, 0x8000_0000));
         assert_eq!((be32(&data, 36), be32(&data, 40)), (0, limits::WRITE_SAME_BLOCKS_MAX));
-        assert!(data[44..].iter().all(|b| *b == 0));
+        assert_eq!((be32(&data, 44), be32(&data, 48), be32(&data, 52)), (512, 0, 0));
+        assert_eq!((be32(&data, 56), be32(&data, 60)), (limits::transfer_blocks_max(512), 512));
+        assert_eq!(data.len(), 64);
     }
 
     #[test]

@@ -83,6 +83,7 @@ const COMMANDS: &[Ranged] = &[
     ranged("WRITE(32)", &thirty_two(0x0b), THIRTY_TWO.0, THIRTY_TWO.1, DataOut::Range),
     ranged("WRITE AND VERIFY(32)", &thirty_two(0x0c), THIRTY_TWO.0, THIRTY_TWO.1, DataOut::Range),
     ranged("WRITE SAME(32)", &thirty_two(0x0d), THIRTY_TWO.0, THIRTY_TWO.1, DataOut::OneBlock),
+    ranged("WRITE ATOMIC(16)", &zeroes::<16>(0x9c, 0), SIXTEEN.0, (12, 2), DataOut::Range),
     ranged("COMPARE AND WRITE", &zeroes::<16>(0x89, 0), (2, 8), (13, 1), DataOut::TwoRanges),
 ];
 
@@ -164,6 +165,7 @@ pub(crate) fn too_long() -> Vec<(String, Vec<u8>, Sense)> {
             name if name.starts_with("WRITE SAME") => limits::WRITE_SAME_BLOCKS_MAX,
             name if name.starts_with("SYNCHRONIZE") => continue,
             "COMPARE AND WRITE" => continue,
+            "WRITE ATOMIC(16)" => limits::atomic_blocks_max(512),
             _ => limits::transfer_blocks_max(512),
         };
         for blocks in [u64::from(limit) + 1, max] {

@@ -539,6 +539,10 @@ impl World {
                 self.store[range(extent)].copy_from_slice(&live.data_out[at..at + len]);
                 self.server.handle_io(now, task, IoDone::Done);
             }
+            Action::WriteAtomic { extent, .. } => {
+                self.store[range(extent)].copy_from_slice(&live.data_out[..extent.blocks as usize * BLOCK]);
+                self.server.handle_io(now, task, IoDone::Done);
+            }
             Action::WriteBytes { extent, data, .. } => {
                 self.store[range(extent)].copy_from_slice(&data);
                 self.server.handle_io(now, task, IoDone::Done);
@@ -566,6 +570,7 @@ fn io_task(action: &Action) -> Option<TaskId> {
         Action::Read { task, .. }
         | Action::Write { task, .. }
         | Action::WriteBytes { task, .. }
+        | Action::WriteAtomic { task, .. }
         | Action::WriteSame { task, .. }
         | Action::Unmap { task, .. }
         | Action::Flush { task, .. }

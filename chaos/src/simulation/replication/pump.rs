@@ -97,7 +97,7 @@ impl Simulation {
             Command::Persist(id, parts) => (id, DiskWork::Persist(parts)),
             Command::Apply { id, span, body, durable } => {
                 let values = match body {
-                    Body::Data(data) => values_of(&data),
+                    Body::Data(data) | Body::Atomic(data) => values_of(&data),
                     Body::Zeroes | Body::Unmap => vec![0; span.blocks() as usize],
                 };
                 (id, DiskWork::Apply { lba: span.lba(), values, durable })

@@ -8,6 +8,8 @@ use holdfast_replica::ids::ClusterId;
 use holdfast_replica::limits::BITMAPS_MAX;
 use holdfast_replica::superblock;
 
+use crate::store::intents;
+
 /// Bytes of everything that is written whole.
 pub(super) const SLOT: usize = 4096;
 /// Bytes that are allocated at once.
@@ -32,6 +34,9 @@ pub(super) const INDEX_LEN: u64 = 2 * SLOT as u64;
 pub(super) const BITMAPS_AT: u64 = INDEX_AT + INDEX_LEN;
 /// Room for 34 pages of two slots; the largest bitmap has 33.
 pub(super) const BITMAP_LEN: u64 = 68 * SLOT as u64;
+/// Behind them the intents.
+pub(super) const INTENTS_AT: u64 = BITMAPS_AT + BITMAP_LEN * BITMAPS_MAX as u64;
+pub(super) const INTENT_LEN: u64 = intents::LEN_MAX as u64;
 
 const MEBI: u64 = 1024 * 1024;
 const MAGIC: [u8; 8] = *b"HFBLKPOL";
@@ -42,7 +47,7 @@ const NODE_LEN_MAX: usize = 63;
 /// The smallest part that a torn write leaves whole.
 const SECTOR: usize = 512;
 
-const _: () = assert!(BITMAPS_AT + BITMAP_LEN * BITMAPS_MAX as u64 <= EXTENT);
+const _: () = assert!(INTENTS_AT + INTENT_LEN * intents::INTENTS as u64 <= EXTENT);
 
 /// Where things are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,12 +13,13 @@ use holdfast_replica::limits::BITMAPS_MAX;
 use parking_lot::Mutex;
 
 use super::layout::{
-    BITMAP_LEN, BITMAPS_AT, INDEX_AT, INDEX_LEN, LOG_AT, LOG_LEN, SLOT, SUPERBLOCK_AT, SUPERBLOCK_LEN, array,
-    is_sealed, put, seal,
+    BITMAP_LEN, BITMAPS_AT, INDEX_AT, INDEX_LEN, INTENT_LEN, INTENTS_AT, LOG_AT, LOG_LEN, SLOT,
+    SUPERBLOCK_AT, SUPERBLOCK_LEN, array, is_sealed, put, seal,
 };
 use super::store::Device;
 use crate::store::StoreError;
 use crate::store::bookkeeping::{Area, Bookkeeping};
+use crate::store::intents;
 
 const MAGIC: [u8; 8] = *b"HFRINDEX";
 const VERSION: u16 = 1;
@@ -76,6 +77,10 @@ impl Place {
         let index = Index { volume, sequence: 1, bitmaps: [None; BITMAPS_MAX] };
         let place = Place { device, extent, index: Mutex::new(index.clone()) };
         place.device.medium.zero(place.at(0), BITMAPS_AT)?;
+        // What the extent held for others before must not be taken for intents.
+        for number in 0..intents::INTENTS {
+            place.device.medium.zero(place.at(intent_place(number).0), SLOT as u64)?;
+        }
         place.write_index(&index)?;
         Ok(place)
     }
@@ -130,8 +135,13 @@ fn place_of(index: &Index, area: Area) -> Option<(u64, u64)> {
     match area {
         Area::Superblock => Some((SUPERBLOCK_AT, SUPERBLOCK_LEN)),
         Area::Log => Some((LOG_AT, LOG_LEN)),
+        Area::Intent(number) => (number < intents::INTENTS).then(|| intent_place(number)),
         Area::Bitmap(node) => index.bitmaps.iter().position(|n| *n == Some(node)).map(bitmap_place),
     }
+}
+
+fn intent_place(number: u8) -> (u64, u64) {
+    (INTENTS_AT + u64::from(number) * INTENT_LEN, INTENT_LEN)
 }
 
 fn bitmap_place(at: usize) -> (u64, u64) {
@@ -140,10 +150,14 @@ fn bitmap_place(at: usize) -> (u64, u64) {
 
 impl Bookkeeping for Place {
     fn read(&self, area: Area) -> io::Result<Vec<u8>> {
+        self.read_start(area, usize::MAX)
+    }
+
+    fn read_start(&self, area: Area, len: usize) -> io::Result<Vec<u8>> {
         self.check()?;
         let index = self.index.lock();
-        let Some((at, len)) = place_of(&index, area) else { return Ok(Vec::new()) };
-        let mut bytes = vec![0; len as usize];
+        let Some((at, whole)) = place_of(&index, area) else { return Ok(Vec::new()) };
+        let mut bytes = vec![0; len.min(whole as usize)];
         self.device.medium.read(self.at(at), &mut bytes)?;
         Ok(bytes)
     }

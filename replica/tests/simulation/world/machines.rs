@@ -240,7 +240,9 @@ impl World {
             Command::Persist(id, parts) => (id, DiskWork::Persist(parts)),
             Command::Apply { id, span, body, durable } => {
                 let values = match body {
-                    Body::Data(data) => data.as_chunks().0.iter().map(|v| u64::from_be_bytes(*v)).collect(),
+                    Body::Data(data) | Body::Atomic(data) => {
+                        data.as_chunks().0.iter().map(|v| u64::from_be_bytes(*v)).collect()
+                    }
                     Body::Zeroes | Body::Unmap => vec![0; span.blocks() as usize],
                 };
                 (id, DiskWork::Apply { lba: span.lba(), values, durable })
