@@ -22,7 +22,7 @@ pub const PREFETCH_BLOCKS_MAX: u32 = 128 * 1024;
 
 /// Most data that one atomic write operation writes whole or not at all, in bytes; reported in logical blocks as MAXIMUM ATOMIC TRANSFER
 /// LENGTH and as MAXIMUM ATOMIC BOUNDARY SIZE. A store keeps an intent of it until it is in place.
-pub const ATOMIC_BYTES_MAX: u32 = 256 * 1024;
+pub const ATOMIC_BYTES_MAX: u32 = 1024 * 1024;
 
 /// Block sizes a logical unit may have, in bytes.
 pub const BLOCK_SIZES: [u32; 2] = [512, 4096];

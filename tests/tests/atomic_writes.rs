@@ -13,9 +13,9 @@ use holdfast_tests::{
 };
 use rustix::process::Signal;
 
-/// Not aligned to anything: 256 KiB, the most that one may be, from an odd block on.
+/// Not aligned to anything: 1 MiB, the most that one may be, from an odd block on.
 const LBA: u64 = 1001;
-const BLOCKS: u16 = 512;
+const BLOCKS: u16 = 2048;
 /// Writes that are under way or wait when the trouble comes.
 const SENT: u8 = 30;
 
@@ -161,14 +161,14 @@ fn atomic_writes_in_parts_and_beyond_the_limits() -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     cluster.volume_for_both("disk", "32MiB", "node-1", 0)?;
     let (mut a, mut b) = cluster.log_in_both()?;
-    // VPD B0h: 256 KiB in one piece, 8 MiB in parts, no alignment and no granularity; the same through both nodes.
+    // VPD B0h: 1 MiB in one piece, 8 MiB in parts, no alignment and no granularity; the same through both nodes.
     let limits = a.read(0, "1201b0004000", 64)?.good()?;
     assert_eq!(limits, b.read(0, "1201b0004000", 64)?.good()?);
     let fields: Vec<u32> = limits[44..]
         .chunks(4)
         .map(|field| u32::from_be_bytes(field.try_into().unwrap_or_default()))
         .collect();
-    assert_eq!(fields, [512, 0, 0, 16384, 512]);
+    assert_eq!(fields, [2048, 0, 0, 16384, 2048]);
     let fill = |session: &mut Initiator, boundary, blocks: u16, value: u8| {
         session.send(&format!(
             "cdb 0 {} fill {value} {}",
@@ -179,10 +179,10 @@ fn atomic_writes_in_parts_and_beyond_the_limits() -> anyhow::Result<()> {
     };
     fill(&mut b, 0, BLOCKS, 1)?.good()?;
     check(&mut a, 0, 1, 1)?;
-    fill(&mut a, 64, 2048, 2)?.good()?;
+    fill(&mut a, 64, 2 * BLOCKS, 2)?.good()?;
     check(&mut b, 0, 2, 2)?;
     fill(&mut a, 0, BLOCKS + 1, 3)?.check("5/24/00")?;
-    fill(&mut a, 513, 8, 3)?.check("5/24/00")?;
+    fill(&mut a, BLOCKS + 1, 8, 3)?.check("5/24/00")?;
     a.write(0, &write_atomic(0, 2), &"33".repeat(512))?.check("5/0e/03")?;
     fill(&mut a, 0, 0, 3)?.good()?;
     check(&mut a, 0, 2, 2)?;

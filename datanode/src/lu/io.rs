@@ -9,13 +9,15 @@ use holdfast_scsi::cdb::WriteSameSource;
 use holdfast_scsi::device_server::{Action, IoDone, IoFailure, TaskId};
 use holdfast_scsi::geometry::{Extent, Geometry};
 use holdfast_scsi::lba_status::{LbaStatus, Provisioning};
-use holdfast_scsi::limits::LBA_STATUS_DESCRIPTORS_MAX;
+use holdfast_scsi::limits::{ATOMIC_BYTES_MAX, LBA_STATUS_DESCRIPTORS_MAX};
 
 use crate::data_plane::limits::INLINE_IO_LEN_MAX;
 use crate::data_plane::router::Bytes;
 use crate::store::{Durability, Run, StoreError, Wait};
 use crate::volume::jobs::{HostFailure, HostResult, Step};
 use crate::volume::{Volume, VolumeError};
+
+const _: () = assert!(ATOMIC_BYTES_MAX as u64 <= holdfast_replica::limits::ATOMIC_BYTES_MAX);
 
 /// Bytes of a repeated block that are written at a time.
 const REPEAT_LEN: usize = 256 * 1024;

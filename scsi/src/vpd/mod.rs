@@ -245,8 +245,8 @@ mod tests {
         assert_eq!(be32(&data, 24), limits::UNMAP_DESCRIPTORS_MAX);
         assert_eq!((be32(&data, 28), be32(&data, 32)), (8, 0x8000_0000));
         assert_eq!((be32(&data, 36), be32(&data, 40)), (0, limits::WRITE_SAME_BLOCKS_MAX));
-        assert_eq!((be32(&data, 44), be32(&data, 48), be32(&data, 52)), (512, 0, 0));
-        assert_eq!((be32(&data, 56), be32(&data, 60)), (limits::transfer_blocks_max(512), 512));
+        assert_eq!((be32(&data, 44), be32(&data, 48), be32(&data, 52)), (2048, 0, 0));
+        assert_eq!((be32(&data, 56), be32(&data, 60)), (limits::transfer_blocks_max(512), 2048));
         assert_eq!(data.len(), 64);
     }
 
