@@ -125,8 +125,8 @@ pub struct Admission {
     /// The target portal group tag of this portal.
     pub target_portal_group_tag: u16,
     /// Not here, for now: the target has moved temporarily (0101h) to this portal, `address:port` as in [`PortalRecord`]. Who must
-    /// pass CHAP is told only then: the address is not for everyone who knows a name (RFC 7143 11.13.5 allows both, and makes
-    /// initiators follow after authentication).
+    /// pass CHAP is told only then: the address is not for everyone who knows a name (RFC 7143 11.13.5: a
+    /// redirection may come before or after the security negotiation; after it an initiator has to follow, before it it only should).
     pub moved_to: Option<String>,
 }
 

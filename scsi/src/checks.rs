@@ -11,8 +11,10 @@
 //! (ACA comes before all of them, when a command enters the task set; ordering is the task set's.) Invariants: a reservation conflict never
 //! consumes a Unit Attention; INQUIRY, REPORT LUNS and REQUEST SENSE are stopped by none of 1 to 4.
 //!
-//! A CDB with a wrong field conflicts as its command would (SAM-5 5.3.3: RESERVATION CONFLICT before a CHECK CONDITION for any other
-//! reason than a Unit Attention of the reset class); one that names no command of this unit is in no table and never conflicts.
+//! A CDB with a wrong field conflicts as its command would. SAM-5 5.3.3: where several apply, BUSY, RESERVATION CONFLICT, ACA ACTIVE or
+//! TASK SET FULL takes precedence over any other status, but for a CHECK CONDITION with a Unit Attention of the reset class. (SAM-2 5.3.2
+//! said the same without the exception, which T10 added because nobody knew of a reservation before such a Unit Attention was told.)
+//! One that names no command of this unit is in no table and never conflicts.
 
 use crate::alua::AluaState;
 use crate::cdb::Command;

@@ -2,7 +2,7 @@
 //!
 //! Supported: 00h supported pages, 80h unit serial number, 83h device identification (in `designators`), 86h extended
 //! INQUIRY data, 87h mode page policy, 88h SCSI ports, B0h block limits, B1h block device characteristics, B2h logical block
-//! provisioning. Invariant: what B0h reports comes from [`crate::limits`], which `cdb::parse` enforces.
+//! provisioning, B6h zoned block device characteristics. Invariant: what B0h reports comes from [`crate::limits`], which `cdb::parse` enforces.
 
 mod designators;
 mod third_party_copy;
@@ -17,7 +17,7 @@ use crate::reply::{Reply, ReplyWriter};
 use crate::sense::Sense;
 
 /// PAGE CODEs of the supported pages, ascending.
-pub const PAGES: [u8; 10] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8f, 0xb0, 0xb1, 0xb2];
+pub const PAGES: [u8; 11] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8f, 0xb0, 0xb1, 0xb2, 0xb6];
 
 /// PAGE LENGTH of the pages with 64 bytes.
 const LEN_64: usize = 60;
@@ -50,6 +50,7 @@ pub fn write<'a>(
         0xb0 => block_limits,
         0xb1 => block_device_characteristics,
         0xb2 => logical_block_provisioning,
+        0xb6 => zoned_block_device_characteristics,
         _ => return Err(Sense::illegal_field_cdb(2, None)),
     };
     body(&mut w, unit, port);
@@ -131,7 +132,7 @@ fn block_device_characteristics(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &P
     // MEDIUM ROTATION RATE 0001h: does not rotate.
     w.put_u16(0x0001);
     // WABEREQ=01b: blocks that SANITIZE erased can be read without having been written. FUAB: FUA and SYNCHRONIZE CACHE as SBC-4 has
-    // them; VBULS: VERIFY compares unmapped blocks as zeroes. ZONED=00b: not zoned, hence no page B6h.
+    // them; VBULS: VERIFY compares unmapped blocks as zeroes. ZONED=00b: not reported, for there are no zones.
     w.put(&[0, 0x40, 0x03]);
     fill(w);
 }
@@ -139,6 +140,18 @@ fn block_device_characteristics(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &P
 fn logical_block_provisioning(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
     // THRESHOLD EXPONENT; LBPU, LBPWS, LBPWS10, LBPRZ=001b (deallocated blocks read as zeroes); thin provisioned.
     w.put(&[limits::THRESHOLD_EXPONENT, 0xe4, 0x02, 0x00]);
+}
+
+/// ZBC-2 6.5.2, for a device without zones: of device type 00h the page says that itself.
+fn zoned_block_device_characteristics(w: &mut ReplyWriter<'_>, _: &LuProperties, _: &PortContext<'_>) {
+    const NOT_REPORTED: u32 = 0xffff_ffff;
+    // ZONED BLOCK DEVICE EXTENSION 0h: not reported. AAORB and URSWRZ: no such zones.
+    w.put_zeroes(4);
+    // OPTIMAL NUMBER OF OPEN, and OF NON-SEQUENTIALLY WRITTEN, SEQUENTIAL WRITE PREFERRED ZONES.
+    w.put_u32(NOT_REPORTED);
+    w.put_u32(NOT_REPORTED);
+    // MAXIMUM NUMBER OF OPEN SEQUENTIAL WRITE REQUIRED ZONES: none is there. ZONE ALIGNMENT METHOD 0h: not reported.
+    fill(w);
 }
 
 #[cfg(test)]
@@ -173,7 +186,7 @@ mod tests {
     #[test]
     fn every_listed_page_exists_in_ascending_order_and_no_other() {
         assert!(PAGES.is_sorted());
-        assert_eq!(page(0x00), [[0, 0, 0, 10].as_slice(), &PAGES].concat());
+        assert_eq!(page(0x00), [[0, 0, 0, 11].as_slice(), &PAGES].concat());
         for code in 0..=255 {
             let known = write(code, &unit(), &PORT, groups(), 255, &mut [0; 255]).is_ok();
             assert_eq!(known, PAGES.contains(&code), "{code:02x}");
@@ -257,5 +270,8 @@ mod tests {
         assert_eq!(page(0x87)[4..], [0x3f, 0xff, 0, 0]);
         assert_eq!(page(0xb1)[4..9], [0, 1, 0, 0x40, 0x03]);
         assert_eq!(page(0xb2)[4..], [limits::THRESHOLD_EXPONENT, 0xe4, 2, 0]);
+        let zones = page(0xb6);
+        assert_eq!((zones.len(), &zones[4..8], &zones[8..16]), (64, &[0; 4][..], &[0xff; 8][..]));
+        assert!(zones[16..].iter().all(|byte| *byte == 0));
     }
 }

@@ -23,6 +23,7 @@ const REPORTS: &[(&str, &[u8], usize, usize)] = &[
     ("INQUIRY B0h", &[0x12, 1, 0xb0, 0, 0, 0], 3, 2),
     ("INQUIRY B1h", &[0x12, 1, 0xb1, 0, 0, 0], 3, 2),
     ("INQUIRY B2h", &[0x12, 1, 0xb2, 0, 0, 0], 3, 2),
+    ("INQUIRY B6h", &[0x12, 1, 0xb6, 0, 0, 0], 3, 2),
     ("MODE SENSE(6)", &[0x1a, 0, 0x3f, 0xff, 0, 0], 4, 1),
     ("MODE SENSE(10)", &[0x5a, 0x10, 0x3f, 0xff, 0, 0, 0, 0, 0, 0], 7, 2),
     ("MODE SENSE(10), changeable", &[0x5a, 0, 0x7f, 0xff, 0, 0, 0, 0, 0, 0], 7, 2),
