@@ -58,6 +58,8 @@ pub(super) enum Refused {
     Stale,
     /// Its epoch has passed, or it is wrong.
     Never,
+    /// So it is with every attempt of this id, now and later. Whether its version has passed.
+    Settled(bool),
 }
 
 /// What waits for a quorum's word that the member leads.
@@ -167,6 +169,13 @@ impl Controllers {
     pub(super) fn owner_of(&self, volume: usize) -> Option<usize> {
         let volume = self.state.volume(VolumeId([volume as u8 + 1; 16]))?;
         volume.owner_node().map(|number| usize::from(number.get()) - 1)
+    }
+
+    /// Number of the owner, and the epoch.
+    fn owner_now(&self, volume: &[u8]) -> Option<(u32, records::Epoch)> {
+        let volume = self.state.volume(VolumeId::from_slice(volume)?)?;
+        let epoch = super::unit::epoch_record(volume.config.epoch());
+        Some((u32::from(volume.owner_node()?.get()), epoch))
     }
 
     pub(super) fn epoch_of(&self, volume: usize) -> Option<records::Epoch> {
@@ -392,8 +401,15 @@ impl Simulation {
                 return;
             }
             let entry = self.controllers.pending.remove(0);
+            let settles = match &entry.body {
+                Body::ProposeReservation(p) => Some((p.volume_id.clone(), p.expected_version)),
+                _ => None,
+            };
             let (response, index) = self.apply(entry.body);
-            self.respond(leader, entry.waiter, response, index);
+            let settled = settles.is_some_and(|(volume, version)| {
+                self.controllers.state.is_settled_as_refused(&volume, version)
+            });
+            self.respond(leader, entry.waiter, response, (index, settled));
         }
     }
 
@@ -406,6 +422,7 @@ impl Simulation {
             Body::ProposeReservation(proposal) => Some(proposal.clone()),
             _ => None,
         };
+        let owner = proposal.as_ref().and_then(|proposal| self.controllers.owner_now(&proposal.volume_id));
         let applied = self.controllers.state.apply(index, &Command::new(self.now, body));
         self.note(|| {
             let told: String = told.chars().take(160).collect();
@@ -414,6 +431,12 @@ impl Simulation {
         if let (Some(proposal), Ok(Outcome::Proposal(outcome))) = (&proposal, &applied.response)
             && outcome.version == index
         {
+            if owner != Some((proposal.proposer, proposal.epoch.unwrap_or_default())) {
+                self.violated(format!(
+                    "commit {index} is a change that node {} asked for; the volume was {owner:?}'s",
+                    proposal.proposer
+                ));
+            }
             self.change_committed(proposal, index);
         }
         let commit = applied.commit;
@@ -435,7 +458,7 @@ impl Simulation {
         member: usize,
         waiter: Waiter,
         response: holdfast_controller::state::Response,
-        index: u64,
+        (index, settled): (u64, bool),
     ) {
         match (waiter, response) {
             (Waiter::Join { session, hello }, Ok(Outcome::Node(node))) => {
@@ -458,6 +481,8 @@ impl Simulation {
             }
             (waiter @ Waiter::Call { .. }, Err(refusal)) => {
                 let why = match refusal {
+                    Refusal::StaleVersion { .. } if settled => Refused::Settled(true),
+                    Refusal::StaleEpoch { .. } if settled => Refused::Settled(false),
                     Refusal::StaleVersion { .. } | Refusal::StaleLeaseTerm { .. } => Refused::Stale,
                     Refusal::NotInitialised | Refusal::Exhausted { .. } => Refused::Unavailable,
                     _ => Refused::Never,

@@ -33,7 +33,7 @@ impl Simulation {
         let node = owner.filter(|_| random.below(2) == 0).unwrap_or(any);
         let longest = if random.below(3) == 0 { 4_000 } else { 900 };
         let ms = 100 + random.below(longest);
-        let kind = match random.below(12) {
+        let kind = match random.below(20) {
             0 | 1 => {
                 let notices = if random.below(2) == 0 { 0 } else { random.below(2_500) };
                 self.depose(notices);
@@ -46,40 +46,46 @@ impl Simulation {
                 self.note(|| format!("node {node} stops for {ms} ms"));
                 "a node is stopped for a while"
             }
-            4 if self.nodes[node].up => {
+            4 | 5 if self.nodes[node].up => {
                 let power = random.below(2) == 0;
                 self.crash_node(node, power);
                 self.later(ms, Event::Heal(Healing::Start(node)));
                 if power { "a node loses power" } else { "a node crashes" }
             }
-            5 | 6 => {
+            6 | 7 => {
                 let members = if random.below(2) == 0 { 0..MEMBERS } else { 0..1 };
                 let ways = members.flat_map(|m| both(Place::Member(m), Place::Node(node))).collect();
                 self.cut_ways(ways, ms);
                 "a node is cut off from controllers"
             }
-            7 => {
+            8 => {
                 let way = both(Place::Member(random.below(MEMBERS as u64) as usize), Place::Node(node));
                 let one = *random.pick(&way);
                 self.cut_ways(vec![one], ms);
                 "one direction between a node and a controller is cut"
             }
-            8 => {
-                let other = (node + 1) % NODES;
-                self.cut_ways(both(Place::Node(node), Place::Node(other)).to_vec(), ms);
-                "two nodes are cut apart"
-            }
             9 => {
+                let other = (node + 1) % NODES;
+                let ways = both(Place::Node(node), Place::Node(other));
+                if random.below(2) == 0 {
+                    self.cut_ways(ways.to_vec(), ms);
+                    "two nodes are cut apart"
+                } else {
+                    self.cut_ways(vec![*random.pick(&ways)], ms);
+                    "one direction between two nodes is cut"
+                }
+            }
+            10 => {
                 let host = random.below(HOSTS as u64) as usize;
                 self.end_port(node, host);
                 "a session of a host ends"
             }
-            10 => {
+            11 => {
                 let volume = random.below(VOLUMES as u64) as usize;
                 self.move_owner(volume, node);
                 "an owner is asked to hand over"
             }
-            _ => {
+            12 => {
                 let volume = random.below(VOLUMES as u64) as usize;
                 let size_bytes = self.controllers.size_of(volume) + 4096;
                 let name = format!("volume-{volume}");
@@ -89,6 +95,46 @@ impl Simulation {
                     size_bytes,
                 }));
                 "a volume grows"
+            }
+            13 => {
+                let hears = random.below(2) == 0;
+                for member in 0..MEMBERS {
+                    let ways = both(Place::Member(member), Place::Node(node));
+                    self.hold_way(ways[usize::from(hears)], ms);
+                }
+                if hears { "what controllers are told is late" } else { "what controllers say is late" }
+            }
+            14 => {
+                let other = (node + 1 + random.below(NODES as u64 - 1) as usize) % NODES;
+                self.hold_way(*random.pick(&both(Place::Node(node), Place::Node(other))), ms);
+                "what one node tells another is late"
+            }
+            15 | 16 => {
+                // It goes on until its lease ends, and what it has sent arrives when another one owns its volumes.
+                let long = 2_500 + random.below(2_500);
+                let ways = (0..MEMBERS).flat_map(|m| both(Place::Member(m), Place::Node(node))).collect();
+                self.cut_ways(ways, long);
+                for other in (0..NODES).filter(|other| *other != node) {
+                    self.hold_way((Place::Node(node), Place::Node(other)), long + random.below(1_500));
+                }
+                "a node is cut off and what it has sent is late"
+            }
+            17 if self.ways.flushes || random.below(3) == 0 => {
+                for node in (0..NODES).filter(|node| self.nodes[*node].up).collect::<Vec<_>>() {
+                    self.crash_node(node, true);
+                    self.later(ms + random.below(500), Event::Heal(Healing::Start(node)));
+                }
+                "all nodes lose power"
+            }
+            18 => {
+                let until = self.now + ms;
+                self.nodes[node].slow_until = until;
+                self.nodes[node].lose_session();
+                "a node's threads are slow and its session breaks"
+            }
+            _ => {
+                self.nodes[node].lose_session();
+                "a node's session with the leader breaks"
             }
         };
         *self.report.faults.entry(kind).or_default() += 1;
@@ -108,6 +154,17 @@ impl Simulation {
         self.note(|| format!("cut for {ms} ms: {ways:?}"));
         self.cut.extend(ways.iter().copied());
         self.later(ms, Event::Heal(Healing::Ways(ways)));
+    }
+
+    /// What is sent on a way from now on arrives in so long, in order.
+    fn hold_way(&mut self, way: (Place, Place), ms: u64) {
+        self.note(|| format!("late by {ms} ms: {way:?}"));
+        let until = self.now + ms;
+        let last = self.last.entry(way).or_default();
+        *last = until.max(*last);
+        if let (Place::Node(from), Place::Node(to)) = way {
+            self.hold_frames(from, to, until);
+        }
     }
 
     pub(super) fn heal(&mut self, healing: Healing) {

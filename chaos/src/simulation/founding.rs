@@ -31,7 +31,7 @@ impl Simulation {
         })];
         bodies.push(Body::BeginLeaseTerm(records::BeginLeaseTerm { term: 1 }));
         for node in 0..NODES {
-            bodies.push(Body::NodeJoin(super::node::join(node, 0)));
+            bodies.push(Body::NodeJoin(super::node::join(node, 1)));
             let number = node as u32 + 1;
             bodies.push(Body::NodeLive(records::NodeLive { number, incarnation: 1, lease_term: 1 }));
         }

@@ -15,8 +15,6 @@ use super::{
 };
 use crate::oracle::reservations::{self, Request};
 
-/// A host gives a command up after so long, in milliseconds.
-const PATIENCE_MS: u64 = 6_000;
 /// Blocks of a volume that hosts use, at most.
 pub(super) const LBAS: u64 = 3;
 /// Reservation types: write exclusive and exclusive access, both also registrants only.
@@ -53,8 +51,6 @@ pub(super) enum Answer {
         node: usize,
     },
     Reply(Box<Reply>),
-    /// Not executed: to be sent again.
-    Busy,
     /// ABORTED COMMAND, or no answer.
     Unknown,
 }
@@ -151,7 +147,7 @@ fn reserve_out(request: Request, abort: bool) -> (Vec<u8>, Vec<u8>) {
 impl Simulation {
     pub(super) fn host_step(&mut self, at: usize) {
         let now = self.now;
-        if self.hosts[at].in_flight.as_ref().is_some_and(|f| now > f.sent + PATIENCE_MS) {
+        if self.hosts[at].in_flight.as_ref().is_some_and(|f| now > f.sent + self.ways.patience_ms) {
             let flight = self.hosts[at].in_flight.take();
             if let Some(flight) = flight {
                 self.mark("a host gave a command up");
@@ -181,7 +177,9 @@ impl Simulation {
         } else if self.hosts[at].left.is_some() {
             Want::Ready
         } else {
-            match self.random.below(100) {
+            // Some flush whenever they have written.
+            let drawn = self.random.below(if self.ways.flushes { 140 } else { 100 });
+            match drawn {
                 0..=34 => {
                     self.hosts[at].values += 1;
                     let value = 1 + self.hosts[at].values * HOSTS as u64 + at as u64;
@@ -189,7 +187,7 @@ impl Simulation {
                 }
                 35..=59 => Want::Read { lba: self.random.below(self.ways.lbas) },
                 60..=62 => Want::Ready,
-                63..=65 => Want::Flush,
+                63..=65 | 100.. => Want::Flush,
                 66..=71 => Want::ReadKeys,
                 72..=76 => Want::ReadReservation,
                 77..=84 if own == 0 => {
@@ -249,7 +247,6 @@ impl Simulation {
             Answer::LoggedIn { node, session } => self.hosts[at].paths[node] = Some(session),
             // It came before the command: nothing of it has been executed.
             Answer::SessionGone { node } => self.hosts[at].paths[node] = None,
-            Answer::Busy => self.mark("a host was told BUSY"),
             Answer::Unknown => self.ended_unknown(at, &flight),
             Answer::Reply(reply) => self.replied(at, &flight, &reply),
         }
@@ -298,7 +295,9 @@ impl Simulation {
         let check = match reply.status {
             Status::CheckCondition => reply.sense,
             Status::Good | Status::ReservationConflict => None,
-            _ => return,
+            // Nothing of it has happened: what it would have done is in no history.
+            Status::Busy | Status::TaskSetFull => return self.mark("a host was told BUSY"),
+            _ => return self.ended_unknown(at, flight),
         };
         if let Some(sense) = check {
             match sense.key as u8 {

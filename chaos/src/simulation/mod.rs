@@ -213,6 +213,7 @@ enum Event {
         node: usize,
         process: u64,
         request: u64,
+        attempt: u64,
     },
     HostStep(usize),
     ToPort {
@@ -272,6 +273,16 @@ struct Ways {
     slow_disks: bool,
     slow_links: bool,
     slow_copies: bool,
+    /// Threads of a node take their time to apply a view.
+    slow_workers: bool,
+    /// Hosts flush often, and the power goes everywhere.
+    flushes: bool,
+    /// A port without a lease holds commands and sessions for so long.
+    hold_ms: u64,
+    /// A command is carried out within this time, or not at all.
+    age_ms: u64,
+    /// A host gives a command up after so long.
+    patience_ms: u64,
 }
 
 struct Simulation {
@@ -371,6 +382,11 @@ impl Simulation {
             slow_disks: random.below(3) == 0,
             slow_links: random.below(3) == 0,
             slow_copies: random.below(3) == 0,
+            slow_workers: random.below(3) == 0,
+            flushes: random.below(4) == 0,
+            hold_ms: *random.pick(&[800, 2_500, 10_000]),
+            age_ms: *random.pick(&[1_500, 5_000]),
+            patience_ms: *random.pick(&[6_000, 9_000]),
         };
         let controllers = controllers::Controllers::new();
         let nodes = (0..NODES).map(|_| node::Node::new(&mut random)).collect();
@@ -496,8 +512,8 @@ impl Simulation {
                 self.perform(node, unit, io)
             }
             Event::Peer { to, message } => self.at_peer(to, *message),
-            Event::ForwardDue { node, process, request } if self.lives(node, process) => {
-                self.forward_due(node, request)
+            Event::ForwardDue { node, process, request, attempt } if self.lives(node, process) => {
+                self.forward_due(node, request, attempt)
             }
             Event::NodeTick { .. }
             | Event::Worker { .. }

@@ -5,6 +5,7 @@
 //! nothing is answered while the gate is closed; a request of unknown outcome is repeated under its id while the lease lasts.
 
 mod calls;
+mod ports;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,27 +18,23 @@ use holdfast_datanode::{
         Install, Installer,
         session::{Core, Facts},
     },
-    view::{ClusterId, ClusterView, Shared, VolumeId},
+    view::{ClusterId, Shared, VolumeId},
 };
 use holdfast_pki::SealingKey;
 use holdfast_proto::{node::Hello, state as records};
 use holdfast_replica::epoch::Epoch;
-use holdfast_scsi::{
-    lun::Lun,
-    nexus::{Nexus, RelativePort},
-    port::{LunMap, MappedUnit, NexusPort, Route},
-    sense::asc,
-    transport_id::TransportId,
-    ua::UnitAttention,
-};
+use holdfast_scsi::{nexus::Nexus, sense::asc, ua::UnitAttention};
 
-use self::calls::Call;
+use self::{
+    calls::Call,
+    ports::{Asked, Worker, lun_map},
+};
 use super::{
     Down, Event, Place, SessionId, Simulation, Up,
     founding::CLUSTER,
-    host::{self, Sent},
+    host,
     replication::{self, Engine, disk::Disk},
-    unit::{Asker, Outcome, Unit},
+    unit::{Outcome, Unit},
 };
 use crate::random::Random;
 
@@ -46,10 +43,8 @@ const WORKERS: usize = 2;
 const TICK_MS: u64 = 10;
 /// A leader that is silent for so long is left.
 const SILENCE_MS: u64 = 1_000;
-/// A forwarded command is carried out within this time, or not at all.
-const FORWARD_MS: u64 = 1_500;
-/// By then its owner's word must have come.
-const FORWARD_SLACK_MS: u64 = 100;
+/// Clocks run faster or slower by so much at most: leases allow for two in a hundred.
+const DRIFT_PPM_MAX: u64 = 10_000;
 
 /// Posts views where the simulation takes them from.
 #[derive(Default)]
@@ -61,36 +56,11 @@ impl Installer for Inbox {
     }
 }
 
-/// An I_T nexus at its port.
-pub(super) struct Port {
-    pub(super) nexus: NexusPort<VolumeId>,
-    host: String,
-    /// Of the login.
-    pub(super) session: u64,
-}
-
-#[derive(Default)]
-struct Worker {
-    queue: VecDeque<Rc<Install>>,
-    view: Option<Arc<ClusterView>>,
-    ports: BTreeMap<usize, Port>,
-}
-
 struct Session {
     id: SessionId,
     incarnation: Option<u64>,
     heard: u64,
     renew_at: u64,
-}
-
-/// A command that a host waits for.
-struct Asked {
-    host: usize,
-    number: u64,
-    session: u64,
-    lun: u16,
-    /// The Unit Attention that it took along.
-    unit_attention: Option<u64>,
 }
 
 /// Between nodes.
@@ -133,12 +103,16 @@ pub(super) struct Node {
     pub(super) engines: BTreeMap<usize, Engine>,
     pub(super) changes: BTreeMap<u64, replication::changes::Asked>,
     offset_ms: u64,
-    drift_ppm: u64,
+    drift_ppm: i64,
     core: Option<Core>,
     pub(super) shared: Arc<Shared>,
     inbox: Arc<Inbox>,
     session: Option<Session>,
     installed: u64,
+    /// Since when there has been no lease.
+    leaseless_since: Option<u64>,
+    /// Threads are slow until then.
+    pub(super) slow_until: u64,
     confirmed: BTreeMap<u64, usize>,
     workers: Vec<Worker>,
     pub(super) units: BTreeMap<u64, Unit>,
@@ -156,7 +130,7 @@ fn hello(node: usize, process: u64, boot: u8) -> Hello {
     Hello {
         name: format!("node-{number}"),
         boot_id: [vec![number as u8; 15], vec![boot]].concat(),
-        process_id: u128::from(process + 1).to_be_bytes().to_vec(),
+        process_id: u128::from(process).to_be_bytes().to_vec(),
         portals: vec![format!("127.0.0.{number}:3260")],
         interconnect: format!("127.0.0.{number}:3270"),
         pools: vec![records::Pool {
@@ -181,12 +155,14 @@ impl Node {
             engines: BTreeMap::new(),
             changes: BTreeMap::new(),
             offset_ms: 1 + random.below(1 << 40),
-            drift_ppm: random.below(100),
+            drift_ppm: random.below(2 * DRIFT_PPM_MAX + 1) as i64 - DRIFT_PPM_MAX as i64,
             core: None,
             shared: Arc::default(),
             inbox: Arc::default(),
             session: None,
             installed: 0,
+            leaseless_since: None,
+            slow_until: 0,
             confirmed: BTreeMap::new(),
             workers: Vec::new(),
             units: BTreeMap::new(),
@@ -198,7 +174,8 @@ impl Node {
 
     /// Its boot-time clock.
     pub(super) fn clock(&self, now: u64) -> u64 {
-        self.offset_ms + now + now * self.drift_ppm / 1_000_000
+        let rate = (1_000_000 + self.drift_ppm) as u64;
+        self.offset_ms + now * rate / 1_000_000
     }
 
     pub(super) fn leased(&self, now: u64) -> bool {
@@ -215,12 +192,17 @@ impl Node {
         }
     }
 
-    pub(super) fn ports(&self) -> impl Iterator<Item = (usize, &Port)> {
+    pub(super) fn ports(&self) -> impl Iterator<Item = (usize, &ports::Port)> {
         self.workers.iter().flat_map(|worker| worker.ports.iter().map(|(host, port)| (*host, port)))
     }
 
     pub(super) fn has_session(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.incarnation.is_some())
+    }
+
+    /// The connection to its leader is gone.
+    pub(super) fn lose_session(&mut self) {
+        self.session = None;
     }
 
     pub(super) fn fresh(&mut self) -> u64 {
@@ -247,6 +229,7 @@ impl Simulation {
         let installer: Arc<dyn Installer> = Arc::<Inbox>::clone(&node.inbox);
         node.core = Some(Core::new(facts, Arc::clone(&node.shared), installer));
         node.installed = 0;
+        node.leaseless_since = None;
         node.workers = (0..WORKERS).map(|_| Worker::default()).collect();
         let process = node.process;
         self.note(|| format!("node {at} starts as process {process}"));
@@ -323,46 +306,11 @@ impl Simulation {
         if let Some(renewal) = renewal {
             self.up(at, Up::Session(renewal));
         }
-        if !self.nodes[at].leased(now) {
-            self.drop_host_sessions(at);
-        }
+        self.look_at_lease(at);
+        self.retry_held(at);
         self.drive_calls(at);
         self.tick_replicas(at);
         self.tick_units(at);
-    }
-
-    /// Without a lease a node serves nobody.
-    fn drop_host_sessions(&mut self, at: usize) {
-        let hosts: Vec<usize> = self.nodes[at].ports().map(|(host, _)| host).collect();
-        if !hosts.is_empty() {
-            self.mark("a node dropped its sessions with its lease");
-        }
-        for host in hosts {
-            self.end_port(at, host);
-        }
-    }
-
-    /// The session of a host ends.
-    pub(super) fn end_port(&mut self, at: usize, host: usize) {
-        let node = &mut self.nodes[at];
-        let Some(port) = node.workers.iter_mut().find_map(|worker| worker.ports.remove(&host)) else {
-            return;
-        };
-        let nexus = *port.nexus.nexus();
-        let gone: Vec<u64> =
-            node.requests.iter().filter(|(_, a)| a.session == port.session).map(|(id, _)| *id).collect();
-        let asked: Vec<Asked> = gone.iter().filter_map(|id| node.requests.remove(id)).collect();
-        self.judge.session_ended(host, at, port.session);
-        self.note(|| format!("the session of host {host} with node {at} ends"));
-        for asked in asked {
-            let number = asked.number;
-            self.later(1, Event::Answer { host, number, answer: host::Answer::Unknown });
-        }
-        self.later(1, Event::Answer { host, number: 0, answer: host::Answer::SessionGone { node: at } });
-        let units: Vec<u64> = self.nodes[at].units.keys().copied().collect();
-        for unit in units {
-            self.with_unit(at, unit, |unit, now| unit.server.handle_nexus_loss(now, &nexus));
-        }
     }
 
     pub(super) fn at_node(&mut self, at: usize, session: SessionId, message: Down) {
@@ -400,8 +348,17 @@ impl Simulation {
             let process = self.nodes[at].process;
             for worker in 0..WORKERS {
                 self.nodes[at].workers[worker].queue.push_back(Rc::clone(&install));
-                let wait =
-                    if self.random.below(30) == 0 { self.random.below(300) } else { self.random.below(5) };
+                let slow = self.now < self.nodes[at].slow_until;
+                let often = if slow {
+                    2
+                } else if self.ways.slow_workers {
+                    6
+                } else {
+                    30
+                };
+                let longest = if slow || self.ways.slow_workers { 1_200 } else { 300 };
+                let bound = if self.random.below(often) == 0 { longest } else { 5 };
+                let wait = self.random.below(bound);
                 self.later(wait, Event::Worker { node: at, process, worker });
             }
         }
@@ -462,151 +419,4 @@ impl Simulation {
             self.drive_calls(at);
         }
     }
-
-    // ---- hosts ----
-
-    pub(super) fn at_port(&mut self, host: usize, at: usize, sent: Sent) {
-        let number = sent.number;
-        let now = self.now;
-        let gone = host::Answer::SessionGone { node: at };
-        if !self.nodes[at].leased(now) {
-            return self.later(1, Event::Answer { host, number, answer: gone });
-        }
-        let Some(view) = self.nodes[at].shared.view.load_full() else {
-            return self.later(1, Event::Answer { host, number, answer: gone });
-        };
-        let Some(command) = sent.command else {
-            return self.log_in(host, at, number, &view);
-        };
-        let node = &mut self.nodes[at];
-        let Some(lun) = Lun::from_number(command.lun) else { return };
-        let port = node.workers.iter_mut().find_map(|worker| worker.ports.get_mut(&host));
-        let Some(port) = port.filter(|port| port.session == sent.session) else {
-            return self.later(1, Event::Answer { host, number, answer: gone });
-        };
-        let mut asked = Asked { host, number, session: port.session, lun: command.lun, unit_attention: None };
-        let nexus = *port.nexus.nexus();
-        let (volume, read_only, unit_attention) = match port.nexus.classify(&lun, &command.cdb) {
-            Route::Answer(completion) => {
-                let outcome = Outcome::of(&completion, &[]);
-                return self.answer_host(at, &asked, outcome);
-            }
-            Route::Forward { volume, read_only, unit_attention } => (volume, read_only, unit_attention),
-        };
-        asked.unit_attention = unit_attention.map(|attention| attention.id);
-        let request = node.fresh();
-        let (process, clock) = (node.process, node.clock(now));
-        let told = PortCommand { nexus, cdb: command.cdb, data: command.data, unit_attention, read_only };
-        let owner = view.volumes.get(&volume).and_then(|v| Some((v.config.owner()?, v.config.epoch())));
-        let Some((owner, epoch)) = owner else { return self.answer_host(at, &asked, Outcome::NotExecuted) };
-        node.requests.insert(request, asked);
-        let asker = Asker { node: at, process, request };
-        if owner.node == view.me {
-            return self.submit(at, volume, epoch, asker, told, clock + 60_000);
-        }
-        self.mark("a command was forwarded");
-        let to = usize::from(owner.node.get()) - 1;
-        let execute_by = now + FORWARD_MS;
-        self.later(FORWARD_MS + FORWARD_SLACK_MS, Event::ForwardDue { node: at, process, request });
-        let forwarded = Forwarded { from: at, process, request, volume, epoch, command: told, execute_by };
-        let message = Box::new(PeerMessage::Command(Box::new(forwarded)));
-        self.send(Place::Node(at), Place::Node(to), Event::Peer { to, message });
-    }
-
-    fn log_in(&mut self, host: usize, at: usize, number: u64, view: &Arc<ClusterView>) {
-        self.end_port(at, host);
-        let name = host::initiator(host);
-        let found = view.host_of(&name).map(|known| known.name.clone());
-        let port = view.my_node().and_then(|own| own.ports.first()).map(|port| port.relative_port);
-        let id = TransportId::iscsi(&name, [host as u8 + 1; 6]);
-        let (Some(host_name), Some(RelativePort(port)), Ok(id)) = (found, port, id) else {
-            return self
-                .later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
-        };
-        let node = &mut self.nodes[at];
-        let session = node.fresh();
-        // The worker's own view: what it has not applied yet, it will raise for this session too.
-        let worker = &mut node.workers[(host + at) % WORKERS];
-        let Some(seen) = &worker.view else {
-            return self
-                .later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
-        };
-        let nexus =
-            NexusPort::new(Nexus::new(id, RelativePort(port)), lun_map(seen, &host_name), session << 32);
-        worker.ports.insert(host, Port { nexus, host: host_name, session });
-        self.judge.session_began(host, at, session);
-        self.note(|| format!("host {host} has logged in to node {at}"));
-        self.later(1, Event::Answer { host, number, answer: host::Answer::LoggedIn { node: at, session } });
-    }
-
-    /// The owner's word on a request of a host here.
-    pub(super) fn request_done(&mut self, at: usize, request: u64, outcome: Outcome) {
-        if let Some(asked) = self.nodes[at].requests.remove(&request) {
-            self.answer_host(at, &asked, outcome);
-        }
-    }
-
-    fn answer_host(&mut self, at: usize, asked: &Asked, outcome: Outcome) {
-        let leased = self.nodes[at].leased(self.now);
-        let port = self.nodes[at].workers.iter_mut().find_map(|worker| worker.ports.get_mut(&asked.host));
-        if let (Some(port), Some(lun)) =
-            (port.filter(|p| p.session == asked.session), Lun::from_number(asked.lun))
-        {
-            match (&outcome, asked.unit_attention) {
-                (Outcome::Reply(reply), _) if leased => {
-                    if let Some(id) = reply.unit_attention_reported {
-                        port.nexus.reported(&lun, id);
-                    }
-                }
-                (_, Some(id)) => port.nexus.not_told(&lun, id),
-                (_, None) => {}
-            }
-        }
-        let answer = match outcome {
-            _ if !leased => host::Answer::Unknown,
-            Outcome::Reply(reply) => host::Answer::Reply(Box::new(reply)),
-            Outcome::NotExecuted => host::Answer::Busy,
-            Outcome::Unknown | Outcome::Aborted => host::Answer::Unknown,
-        };
-        let (host, number) = (asked.host, asked.number);
-        let wait = self.random.below(2);
-        self.later(wait, Event::Answer { host, number, answer });
-    }
-
-    pub(super) fn forward_due(&mut self, at: usize, request: u64) {
-        if self.nodes[at].requests.contains_key(&request) {
-            self.mark("a forwarded command was not answered in time");
-            self.request_done(at, request, Outcome::Unknown);
-        }
-    }
-
-    pub(super) fn at_peer(&mut self, to: usize, message: PeerMessage) {
-        let from = match &message {
-            PeerMessage::Command(forwarded) => forwarded.from,
-            PeerMessage::Done { from, .. } => *from,
-        };
-        if !self.nodes[to].up || self.is_cut(Place::Node(from), Place::Node(to)) {
-            return;
-        }
-        match message {
-            PeerMessage::Done { process, request, outcome, .. } => {
-                if self.lives(to, process) {
-                    self.request_done(to, request, outcome);
-                }
-            }
-            PeerMessage::Command(f) => {
-                let asker = Asker { node: f.from, process: f.process, request: f.request };
-                let left = f.execute_by.saturating_sub(self.now);
-                let execute_by = self.nodes[to].clock(self.now) + left;
-                self.submit(to, f.volume, f.epoch, asker, f.command, execute_by);
-            }
-        }
-    }
-}
-
-fn lun_map(view: &ClusterView, host: &str) -> LunMap<VolumeId> {
-    let mapped = |m: &holdfast_datanode::view::MappingView| {
-        (m.lun, MappedUnit { volume: m.volume, read_only: m.read_only })
-    };
-    view.mappings_of(host).iter().map(mapped).collect()
 }

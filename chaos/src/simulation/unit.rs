@@ -111,6 +111,8 @@ struct Task {
     changed: bool,
     changing: bool,
     refused: bool,
+    /// The whole cluster agrees on it: its answer waits for the lease.
+    agreed: bool,
 }
 
 pub(super) struct Unit {
@@ -121,6 +123,8 @@ pub(super) struct Unit {
     installed: Option<u64>,
     passed: u64,
     awaited: Vec<(u64, u64)>,
+    /// Answers that wait for the lease.
+    unanswered: Vec<(Asker, Outcome)>,
 }
 
 pub(super) fn number_of(volume: VolumeId) -> usize {
@@ -154,6 +158,7 @@ impl Simulation {
                     installed: None,
                     passed: 0,
                     awaited: Vec::new(),
+                    unanswered: Vec::new(),
                 };
                 let id = node.next;
                 node.units.insert(id, unit);
@@ -185,6 +190,9 @@ impl Simulation {
 
     fn close_unit(&mut self, at: usize, id: u64) {
         let Some(unit) = self.nodes[at].units.remove(&id) else { return };
+        for (asker, outcome) in unit.unanswered {
+            self.finish(at, asker, outcome);
+        }
         for task in unit.tasks.into_values() {
             let outcome = if task.changed || task.changing { Outcome::Unknown } else { Outcome::NotExecuted };
             self.finish(at, task.asker, outcome);
@@ -227,6 +235,7 @@ impl Simulation {
                     changed: false,
                     changing: false,
                     refused: false,
+                    agreed: holdfast_scsi::cdb::is_agreed(&command.cdb),
                 },
             );
             let request = CommandRequest {
@@ -412,7 +421,13 @@ impl Simulation {
         let kept = || if may_change { Outcome::Unknown } else { Outcome::NotExecuted };
         let outcome = match response {
             Response::Aborted => Outcome::Aborted,
-            Response::Completed(_) if task.refused || !leased => kept(),
+            Response::Completed(_) if task.refused => kept(),
+            Response::Completed(completion) if task.agreed && !leased => {
+                let outcome = Outcome::of(&completion, &task.read);
+                unit.unanswered.push((task.asker, outcome));
+                return;
+            }
+            Response::Completed(_) if !leased => kept(),
             Response::Completed(completion) => Outcome::of(&completion, &task.read),
         };
         self.finish(at, task.asker, outcome);
@@ -469,7 +484,7 @@ impl Simulation {
                 Some(Status::ReservationConflict) => ProposalOutcome::Conflict,
                 _ => Sense::parse(&record.sense).map_or(ProposalOutcome::Unknown, ProposalOutcome::Refused),
             },
-            Answer::Refused(Refused::Stale) => ProposalOutcome::VersionChanged,
+            Answer::Refused(Refused::Stale | Refused::Settled(true)) => ProposalOutcome::VersionChanged,
             Answer::Refused(_) | Answer::NotLeading => ProposalOutcome::NotProposed,
             Answer::Established(_) | Answer::Barrier | Answer::Unknown => ProposalOutcome::Unknown,
         };
@@ -501,7 +516,16 @@ impl Simulation {
     pub(super) fn tick_units(&mut self, at: usize) {
         let clock = self.nodes[at].clock(self.now);
         let ids: Vec<u64> = self.nodes[at].units.keys().copied().collect();
+        let leased = self.nodes[at].leased(self.now);
         for id in ids {
+            let answers = match self.nodes[at].units.get_mut(&id) {
+                Some(unit) if leased => std::mem::take(&mut unit.unanswered),
+                _ => Vec::new(),
+            };
+            for (asker, outcome) in answers {
+                self.mark("an answer waited for the lease of its owner");
+                self.finish(at, asker, outcome);
+            }
             self.with_unit(at, id, |unit, now| {
                 unit.server.handle_tick(now);
                 let due =

@@ -1,7 +1,7 @@
 //! What a node asks of the leader: asked again under the same id until its outcome is known, or cannot be any more.
 //!
 //! Invariants (the shell's, as in the product): "not executed" is said only while no attempt may have reached a leader; an outcome is told
-//! only once this node has installed it; without a lease nothing more is waited for.
+//! only once this node has installed it; a lapse of the lease ends the asking only when the sessions of hosts end too.
 
 use crate::simulation::{
     SessionId, Simulation, Up,
@@ -40,8 +40,11 @@ impl Simulation {
 
     fn drive_call(&mut self, at: usize, id: u64) {
         let now = self.now;
+        let hold_ms = self.ways.hold_ms;
         let node = &mut self.nodes[at];
         let leased = node.leased(now);
+        // Without a lease for so long its hosts' sessions have ended: nobody is left to be told.
+        let given_up = node.leaseless_since.is_some_and(|since| now >= since + hold_ms);
         let session = node.session.as_ref().filter(|s| s.incarnation.is_some()).map(|s| s.id);
         let installed = node.installed;
         let Some(call) = node.calls.get_mut(&id) else { return };
@@ -50,7 +53,7 @@ impl Simulation {
                 let answer = answer.clone();
                 return self.call_done(at, id, answer);
             }
-            if !leased {
+            if given_up {
                 return self.call_done(at, id, Answer::Unknown);
             }
             return;
@@ -60,10 +63,11 @@ impl Simulation {
             call.sent_on = None;
             call.maybe_sent = true;
         }
-        if !leased && (call.maybe_sent || call.sent_on.is_some()) {
+        if given_up {
             return self.call_done(at, id, Answer::Unknown);
         }
-        if !leased || (session.is_none() && !call.maybe_sent && now > call.begun + UNSENT_MS) {
+        let unsent = session.is_none() && !call.maybe_sent;
+        if unsent && (!leased || now > call.begun + UNSENT_MS) {
             return self.call_done(at, id, Answer::Refused(Refused::Unavailable));
         }
         if call.sent_on.is_none() && session.is_some() {
@@ -84,6 +88,7 @@ impl Simulation {
             return;
         }
         match answer {
+            Answer::Refused(Refused::Settled(_)) => return self.call_done(at, id, answer),
             Answer::Refused(_) if !call.maybe_sent => return self.call_done(at, id, answer),
             // Its version has passed for good, but the attempt before may have been in time.
             Answer::Refused(Refused::Stale | Refused::Never) => {

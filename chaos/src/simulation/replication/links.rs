@@ -118,6 +118,18 @@ impl Simulation {
         }
     }
 
+    /// What one node tells another arrives no sooner.
+    pub(in crate::simulation) fn hold_frames(&mut self, from: usize, to: usize, until: u64) {
+        for link in self.links.values_mut().filter(|link| link.open) {
+            let way = match (link.owner, link.replica) {
+                ends if ends == (from, to) => 0,
+                ends if ends == (to, from) => 1,
+                _ => continue,
+            };
+            link.last[way] = link.last[way].max(until);
+        }
+    }
+
     /// One end notices that a link is gone.
     pub(in crate::simulation) fn link_lost(&mut self, number: u64, owner_side: bool) {
         let Some(link) = self.links.get(&number) else { return };
