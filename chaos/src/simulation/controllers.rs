@@ -515,8 +515,12 @@ impl Simulation {
         if hello.applied_index <= index {
             at.table.applied(node.number, node.incarnation, hello.applied_index);
         }
-        at.sessions.insert(number, session);
+        let before = at.sessions.insert(number, session).filter(|before| *before != session);
         self.nodes[number].session_joined(session, node.incarnation);
+        if let Some(before) = before {
+            self.mark("a session took the place of another one");
+            self.down(member, number, before, Down::Ended);
+        }
         let kept = self.controllers.commits.len().saturating_sub(KEPT);
         let first = self.controllers.commits.get(kept).map_or(0, |commit| commit.index);
         let resumes =

@@ -118,6 +118,11 @@ impl Simulation {
     pub(in crate::simulation) fn at_port(&mut self, host: usize, at: usize, sent: Sent) {
         let number = sent.number;
         let now = self.now;
+        if !self.nodes[at].up {
+            // It went down while the command was on its way: nobody has seen it.
+            return self
+                .later(1, Event::Answer { host, number, answer: host::Answer::SessionGone { node: at } });
+        }
         let Some(command) = sent.command else {
             return self.log_in(host, at, number);
         };
