@@ -183,6 +183,20 @@ impl Controllers {
         self.state.volume(id).map(|volume| super::unit::epoch_record(volume.config.epoch()))
     }
 
+    /// Nodes that hold a replica of a volume, the owner's last, and one that holds none.
+    pub(super) fn places_of(&self, volume: usize) -> (Vec<u32>, Option<u32>) {
+        let id = VolumeId([volume as u8 + 1; 16]);
+        let Some(volume) = self.state.volume(id) else { return (Vec::new(), None) };
+        let mut holders: Vec<u32> = volume.kept().map(|member| u32::from(member.node.get())).collect();
+        let owner = volume.owner_node().map(|node| u32::from(node.get()));
+        holders.sort_by_key(|node| Some(*node) == owner);
+        let taken = |node: &u32| {
+            holders.contains(node) || volume.removing.iter().any(|m| u32::from(m.node.get()) == *node)
+        };
+        let free = (1..=super::NODES as u32).find(|node| !taken(node));
+        (holders, free)
+    }
+
     pub(super) fn size_of(&self, volume: usize) -> u64 {
         let name = format!("volume-{volume}");
         self.state.volumes().find(|v| v.name == name).map_or(0, |v| v.size_bytes)
@@ -311,6 +325,12 @@ impl Simulation {
                 from_node::Message::Renew(renew) => {
                     self.heard(member, node, session, renew.applied_index);
                     confirm(self, Then::Grant { node, session, renew });
+                }
+                from_node::Message::ReplicaRemoved(removed) => {
+                    let number = node as u32 + 1;
+                    let volume_id = removed.volume_id;
+                    let body = Box::new(Body::RemoveReplica(records::RemoveReplica { volume_id, number }));
+                    confirm(self, Then::Append { body, waiter: Waiter::Nobody });
                 }
                 from_node::Message::Applied(applied) => {
                     self.heard(member, node, session, applied.applied_index);

@@ -3,13 +3,18 @@
 use holdfast_controller::state::Body;
 use holdfast_proto::state as records;
 
-use super::{Event, HOSTS, MEMBERS, NODES, Place, Simulation, VOLUMES, founding::volume_id};
+use super::{
+    Event, HOSTS, MEMBERS, NODES, Place, Simulation, VOLUMES,
+    founding::{COPIES, volume_id},
+};
 
 /// Ends a fault.
 #[derive(Debug, Clone)]
 pub(super) enum Healing {
     Ways(Vec<(Place, Place)>),
     Start(usize),
+    /// No healing: the next blow.
+    LoseSession(usize),
 }
 
 impl Simulation {
@@ -55,6 +60,8 @@ impl Simulation {
             6 | 7 => {
                 let members = if random.below(2) == 0 { 0..MEMBERS } else { 0..1 };
                 let ways = members.flat_map(|m| both(Place::Member(m), Place::Node(node))).collect();
+                // Sometimes for longer than a lease.
+                let ms = if random.below(3) == 0 { 2_600 + random.below(2_000) } else { ms };
                 self.cut_ways(ways, ms);
                 "a node is cut off from controllers"
             }
@@ -87,14 +94,29 @@ impl Simulation {
             }
             12 => {
                 let volume = random.below(VOLUMES as u64) as usize;
-                let size_bytes = self.controllers.size_of(volume) + 4096;
-                let name = format!("volume-{volume}");
-                self.administer(Body::ResizeVolume(records::ResizeVolume {
-                    request: None,
-                    name,
-                    size_bytes,
-                }));
-                "a volume grows"
+                match random.below(4) {
+                    0 | 1 => {
+                        let size_bytes = self.controllers.size_of(volume) + 4096;
+                        let name = format!("volume-{volume}");
+                        self.administer(Body::ResizeVolume(records::ResizeVolume {
+                            request: None,
+                            name,
+                            size_bytes,
+                        }));
+                        "a volume grows"
+                    }
+                    2 => self.copies_of(volume, random.below(2) == 0),
+                    _ => self.move_replica(volume),
+                }
+            }
+            13 if random.below(2) == 0 => {
+                // The last word of the leader comes late, and the node's own not at all.
+                for member in 0..MEMBERS {
+                    let [hears, says] = both(Place::Member(member), Place::Node(node));
+                    self.hold_way(hears, 600 + random.below(390));
+                    self.cut_ways(vec![says], 3_000);
+                }
+                "a node is not heard and hears late"
             }
             13 => {
                 let hears = random.below(2) == 0;
@@ -127,10 +149,12 @@ impl Simulation {
                 "all nodes lose power"
             }
             18 => {
-                let until = self.now + ms;
+                let until = self.now + ms + 500;
                 self.nodes[node].slow_until = until;
-                self.nodes[node].lose_session();
-                "a node's threads are slow and its session breaks"
+                for _ in 0..4 {
+                    self.later(random.below(ms + 500), Event::Heal(Healing::LoseSession(node)));
+                }
+                "a node's threads are slow and its sessions break"
             }
             _ => {
                 self.nodes[node].lose_session();
@@ -138,6 +162,49 @@ impl Simulation {
             }
         };
         *self.report.faults.entry(kind).or_default() += 1;
+    }
+
+    /// One copy more where there is room, or one less where there may be.
+    fn copies_of(&mut self, volume: usize, more: bool) -> &'static str {
+        let name = format!("volume-{volume}");
+        let (holders, free) = self.controllers.places_of(volume);
+        match (more, free, holders.get(COPIES)) {
+            (true, Some(node), _) => {
+                let place = Some(records::ReplicaPlace { node, pool: "default".to_owned() });
+                self.administer(Body::AddReplica(records::AddReplica {
+                    volume: name,
+                    place,
+                    ..Default::default()
+                }));
+                "a replica is added"
+            }
+            (false, _, Some(node)) => {
+                self.administer(Body::DropReplica(records::DropReplica {
+                    request: None,
+                    volume: name,
+                    node: *node,
+                    fewer: true,
+                }));
+                "a replica is given up"
+            }
+            _ => "no change of replicas is possible",
+        }
+    }
+
+    /// A copy goes to a node that has none.
+    fn move_replica(&mut self, volume: usize) -> &'static str {
+        let (holders, free) = self.controllers.places_of(volume);
+        let (Some(from), Some(to)) = (holders.first(), free) else {
+            return "no change of replicas is possible";
+        };
+        let place = Some(records::ReplicaPlace { node: to, pool: "default".to_owned() });
+        self.administer(Body::AddReplica(records::AddReplica {
+            volume: format!("volume-{volume}"),
+            place,
+            replaces: *from,
+            ..Default::default()
+        }));
+        "a replica is moved"
     }
 
     fn move_owner(&mut self, volume: usize, to: usize) {
@@ -174,6 +241,7 @@ impl Simulation {
             }),
             Healing::Start(node) if !self.nodes[node].up => self.start_node(node),
             Healing::Start(_) => {}
+            Healing::LoseSession(node) => self.nodes[node].lose_session(),
         }
     }
 

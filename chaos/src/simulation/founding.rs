@@ -19,8 +19,8 @@ pub(super) fn caches(volume: usize) -> bool {
 
 /// Of each volume.
 pub(super) const COPIES: usize = 2;
-/// Blocks of a volume.
-pub(super) const BLOCKS: u64 = 2048;
+/// Blocks of a volume at first: as many as hosts use, in several extents and chunks.
+pub(super) const BLOCKS: u64 = 16;
 
 impl Simulation {
     /// The cluster as an administrator has made it: nodes known, volumes of two copies, hosts, maps.

@@ -183,9 +183,9 @@ impl Simulation {
                 0..=34 => {
                     self.hosts[at].values += 1;
                     let value = 1 + self.hosts[at].values * HOSTS as u64 + at as u64;
-                    Want::Write { lba: self.random.below(self.ways.lbas), value }
+                    Want::Write { lba: self.block_for(volume), value }
                 }
-                35..=59 => Want::Read { lba: self.random.below(self.ways.lbas) },
+                35..=59 => Want::Read { lba: self.block_for(volume) },
                 60..=62 => Want::Ready,
                 63..=65 | 100.. => Want::Flush,
                 66..=71 => Want::ReadKeys,
@@ -233,6 +233,14 @@ impl Simulation {
         } else {
             self.later(wait, Event::Answer { host: at, number, answer: Answer::SessionGone { node } });
         }
+    }
+
+    /// One of the few that all use, or the last one of a volume that grows.
+    fn block_for(&mut self, volume: usize) -> u64 {
+        if self.random.below(16) == 0 {
+            return self.controllers.size_of(volume) / 512 - 1;
+        }
+        self.random.below(self.ways.lbas)
     }
 
     pub(super) fn answered(&mut self, at: usize, number: u64, answer: Answer) {

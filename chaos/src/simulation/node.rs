@@ -303,11 +303,15 @@ impl Simulation {
             session.renew_at = now + u64::from(timing.renew_interval_ms);
             renewal = Some(core.renew(clock, 0));
         }
+        let renews = renewal.is_some();
         if let Some(renewal) = renewal {
             self.up(at, Up::Session(renewal));
         }
         self.look_at_lease(at);
         self.retry_held(at);
+        if renews {
+            self.tell_removed_again(at);
+        }
         self.drive_calls(at);
         self.tick_replicas(at);
         self.tick_units(at);
@@ -335,6 +339,18 @@ impl Simulation {
         }
     }
 
+    /// Replicas that it has removed, until its view knows.
+    fn tell_removed_again(&mut self, at: usize) {
+        let Some(view) = self.nodes[at].shared.view.load_full() else { return };
+        for volume in view.volumes.values() {
+            let number = super::unit::number_of(volume.id);
+            let removing = volume.removing.iter().any(|member| member.node == view.me);
+            if removing && !self.nodes[at].disks.contains_key(&number) {
+                self.tell_removed(at, number);
+            }
+        }
+    }
+
     fn take_installs(&mut self, at: usize) {
         loop {
             let next = {
@@ -348,25 +364,34 @@ impl Simulation {
             let process = self.nodes[at].process;
             for worker in 0..WORKERS {
                 self.nodes[at].workers[worker].queue.push_back(Rc::clone(&install));
-                let slow = self.now < self.nodes[at].slow_until;
-                let often = if slow {
-                    2
-                } else if self.ways.slow_workers {
-                    6
-                } else {
-                    30
-                };
-                let longest = if slow || self.ways.slow_workers { 1_200 } else { 300 };
-                let bound = if self.random.below(often) == 0 { longest } else { 5 };
-                let wait = self.random.below(bound);
+                self.slow_down(at, worker);
+                let wait = self.random.below(5);
                 self.later(wait, Event::Worker { node: at, process, worker });
             }
         }
     }
 
+    /// Some views come to a thread that is busy.
+    fn slow_down(&mut self, at: usize, worker: usize) {
+        let slow = self.now < self.nodes[at].slow_until;
+        let often = if slow { 2 } else { 30 - 22 * u64::from(self.ways.slow_workers) };
+        if self.random.below(often) == 0 {
+            let longest = if slow || self.ways.slow_workers { 1_200 } else { 300 };
+            let until = self.now + self.random.below(longest);
+            let worker = &mut self.nodes[at].workers[worker];
+            worker.busy_until = until.max(worker.busy_until);
+        }
+    }
+
     /// A worker applies its next view.
     pub(super) fn worker(&mut self, at: usize, number: usize) {
+        let (now, process) = (self.now, self.nodes[at].process);
         let node = &mut self.nodes[at];
+        let busy_until = node.workers[number].busy_until;
+        if now < busy_until {
+            self.mark("a thread was busy when a view came");
+            return self.later(busy_until - now, Event::Worker { node: at, process, worker: number });
+        }
         let Some(install) = node.workers[number].queue.pop_front() else { return };
         let view = &install.view;
         let worker = &mut node.workers[number];

@@ -49,6 +49,8 @@ pub(super) struct Worker {
     pub(super) queue: VecDeque<Rc<Install>>,
     pub(super) view: Option<Arc<ClusterView>>,
     pub(super) ports: BTreeMap<usize, Port>,
+    /// It does something else until then.
+    pub(super) busy_until: u64,
 }
 
 /// A command that a host waits for.

@@ -14,7 +14,6 @@ use holdfast_replica::{
     superblock::{self, Superblock},
 };
 
-use super::shape;
 use crate::{random::Random, simulation::founding::CLUSTER};
 
 /// Checksums.
@@ -35,8 +34,7 @@ pub(in crate::simulation) struct Disk {
 }
 
 impl Disk {
-    pub(super) fn new(volume: VolumeId, node: NodeNumber, mut log: ActivityLog) -> Self {
-        let blocks = shape().blocks();
+    pub(super) fn new(volume: VolumeId, node: NodeNumber, blocks: u64, mut log: ActivityLog) -> Self {
         let first = Superblock {
             cluster: ClusterId(CLUSTER),
             volume,
@@ -82,6 +80,13 @@ impl Disk {
             if durable {
                 self.durable[at] = *value;
             }
+        }
+    }
+
+    pub(super) fn grow(&mut self, blocks: u64) {
+        if blocks > self.blocks.len() as u64 {
+            self.blocks.resize(blocks as usize, 0);
+            self.durable.resize(blocks as usize, 0);
         }
     }
 

@@ -28,7 +28,7 @@ use holdfast_replica::{
     epoch::Epoch,
     faults::Faults,
     primary::{Instant, Primary, Refusal, Start},
-    replication::Body,
+    replication::{Body, ToReplica},
     secondary::{Command, Opened, Secondary},
     span::{Shape, Span},
 };
@@ -39,14 +39,13 @@ use self::{
 };
 use super::{Simulation, unit::number_of};
 
-/// Blocks of a replica, of one value each: as many as hosts use, in several extents and chunks.
-const BLOCKS: u64 = 16;
+/// A block of a replica is one value.
 const BLOCK_BYTES: u32 = 8;
 /// A volume at a later epoch has been served before (as in the product).
 const NEW_UNTIL: Epoch = Epoch { generation: 0, number: 2 };
 
-fn shape() -> Shape {
-    Shape::with_units(BLOCKS, BLOCK_BYTES, 1, 0, 2).unwrap_or_else(|| unreachable!("the units are in range"))
+fn shape(blocks: u64) -> Shape {
+    Shape::with_units(blocks, BLOCK_BYTES, 1, 0, 2).unwrap_or_else(|| unreachable!("the units are in range"))
 }
 
 /// Something that a logical unit wants of its volume.
@@ -113,6 +112,9 @@ pub(super) struct Engine {
     work: BTreeMap<u64, DiskWork>,
     owned: Option<Owned>,
     served: bool,
+    shape: Shape,
+    /// The owner has grown the volume before this replica has: what lies behind its end, and what came after it.
+    beyond_the_end: VecDeque<(Option<u64>, ToReplica<Vec<u8>>)>,
 }
 
 impl Engine {
@@ -143,6 +145,9 @@ impl Simulation {
     fn follow_replica(&mut self, at: usize, view: &ClusterView, volume: &VolumeView, gap: bool) {
         let number = number_of(volume.id);
         let config = &volume.config;
+        if volume.removing.iter().any(|member| member.node == view.me) {
+            return self.remove_replica(at, number);
+        }
         let owns = view.owns(volume);
         let owned = self.nodes[at].engines.get(&number).and_then(|engine| engine.owned.as_ref());
         if owned.is_some_and(|owned| !owns || (gap && owned.config.epoch() != config.epoch())) {
@@ -154,10 +159,53 @@ impl Simulation {
         if !self.nodes[at].engines.contains_key(&number) && !self.open_replica(at, view, volume) {
             return;
         }
+        self.grow(at, number, volume.geometry.blocks());
         if owns {
             self.own(at, view, volume);
         }
         self.pump(at, number);
+    }
+
+    /// It is no longer of the volume.
+    fn remove_replica(&mut self, at: usize, volume: usize) {
+        self.close_replica(at, volume);
+        if self.nodes[at].disks.remove(&volume).is_some() {
+            self.mark("a replica was removed");
+        }
+        self.tell_removed(at, volume);
+    }
+
+    /// Said again in every session, as long as the cluster does not know.
+    pub(super) fn tell_removed(&mut self, at: usize, volume: usize) {
+        let removed = holdfast_proto::node::ReplicaRemoved { volume_id: super::founding::volume_id(volume) };
+        let message = holdfast_proto::node::from_node::Message::ReplicaRemoved(removed);
+        let message = holdfast_proto::node::FromNode { message: Some(message) };
+        self.up(at, super::Up::Session(message));
+    }
+
+    /// The replica becomes as large as the volume, and then its machines may use it.
+    fn grow(&mut self, at: usize, volume: usize, blocks: u64) {
+        let now = self.instant(at);
+        let node = &mut self.nodes[at];
+        let (Some(engine), Some(disk)) = (node.engines.get_mut(&volume), node.disks.get_mut(&volume)) else {
+            return;
+        };
+        disk.grow(blocks);
+        let shape = shape(blocks);
+        if shape == engine.shape {
+            return;
+        }
+        engine.shape = shape;
+        engine.secondary.grow(shape);
+        let waiting = std::mem::take(&mut engine.beyond_the_end);
+        if let Some(owned) = &mut engine.owned {
+            owned.primary.grow(now, shape);
+        }
+        self.mark("a replica has grown");
+        for (link, frame) in waiting {
+            self.mark("a frame waited for a replica to grow");
+            self.take_request(at, volume, link, frame);
+        }
     }
 
     fn open_replica(&mut self, at: usize, view: &ClusterView, volume: &VolumeView) -> bool {
@@ -179,8 +227,11 @@ impl Simulation {
             }
         };
         let engine_number = self.nodes[at].fresh();
-        let disk = self.nodes[at].disks.entry(number).or_insert_with(|| Disk::new(volume.id, view.me, log));
-        let (promised, log, bitmaps) = match disk.open(shape()) {
+        let blocks = volume.geometry.blocks();
+        let disk =
+            self.nodes[at].disks.entry(number).or_insert_with(|| Disk::new(volume.id, view.me, blocks, log));
+        let shape = shape(disk.blocks.len() as u64);
+        let (promised, log, bitmaps) = match disk.open(shape) {
             Ok(found) => found,
             Err(why) => {
                 self.violated(format!("node {at}, volume {number}: {why}"));
@@ -191,7 +242,7 @@ impl Simulation {
         disk.flush();
         let opened = Opened {
             volume: volume.id,
-            shape: shape(),
+            shape,
             me: view.me,
             boot,
             crc32c: crc,
@@ -208,6 +259,8 @@ impl Simulation {
             work: BTreeMap::new(),
             owned: None,
             served: false,
+            shape,
+            beyond_the_end: VecDeque::new(),
         };
         self.nodes[at].engines.insert(number, engine);
         true
@@ -233,7 +286,7 @@ impl Simulation {
             _ => {
                 let start = Start {
                     volume: volume.id,
-                    shape: shape(),
+                    shape: engine.shape,
                     me,
                     config: config.clone(),
                     new_volume: config.epoch() <= NEW_UNTIL,
@@ -417,7 +470,8 @@ impl Simulation {
         for volume in self.controllers.volumes() {
             let number = number_of(volume.id);
             let config = &volume.config;
-            if config.in_sync().len() < super::founding::COPIES || !config.learners().is_empty() {
+            let whole = config.in_sync().len() >= volume.replicas as usize;
+            if !whole || !config.learners().is_empty() || !volume.moves.is_empty() {
                 return Some(format!("volume {number} has not all its copies: {config:?}"));
             }
             let copies: Vec<(NodeNumber, &[u64])> = config

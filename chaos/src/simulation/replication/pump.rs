@@ -120,7 +120,10 @@ impl Simulation {
                 return;
             }
         };
-        let wait = self.disk_wait();
+        let wait = match work {
+            DiskWork::Flush if self.ways.flushes && self.random.below(2) == 0 => self.random.below(1_500),
+            _ => self.disk_wait(),
+        };
         let process = self.nodes[at].process;
         let Some(engine) = self.nodes[at].engines.get_mut(&volume) else { return };
         engine.work.insert(id, work);
@@ -250,6 +253,16 @@ impl Simulation {
         frame: ToReplica<Vec<u8>>,
     ) {
         let Some(engine) = self.nodes[at].engines.get_mut(&volume) else { return };
+        let end = engine.shape.blocks();
+        let beyond =
+            matches!(&frame.request, Request::Write { span, .. } | Request::Read(span) if span.end() > end);
+        if matches!(frame.request, Request::Promise(_)) {
+            // What it drops is sent again.
+            engine.beyond_the_end.clear();
+        } else if beyond || !engine.beyond_the_end.is_empty() {
+            engine.beyond_the_end.push_back((link, frame));
+            return;
+        }
         if let Request::Promise(promise) = &frame.request {
             let newer = |n: &Newest| (frame.epoch, frame.session) > (n.epoch, n.session);
             if engine.newest.as_ref().is_none_or(newer) && frame.epoch >= engine.secondary.promised() {
