@@ -1,14 +1,10 @@
 //! `holdfast-sim`: clusters in one thread, one after the other, each from its seed. Exit code 0: no seed showed anything that must not
-//! happen; 1: one did, and how to replay it is told.
+//! happen, and a long run met every kind of fault and every rare branch; 1: one did, and how to replay it is told, or something was never met.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    process::ExitCode,
-    time::Instant,
-};
+use std::{collections::BTreeMap, process::ExitCode, time::Instant};
 
 use clap::Parser;
-use holdfast_chaos::simulation::{self, Plan};
+use holdfast_chaos::simulation::{self, Plan, coverage};
 
 /// One seed in so many is run twice: it has to do the same again.
 const AGAIN: u64 = 100;
@@ -43,7 +39,7 @@ fn main() -> ExitCode {
     let begun = Instant::now();
     let (mut answered, mut changes, mut unknown, mut attentions) = (0, 0, 0, 0);
     let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut marks: BTreeSet<&str> = BTreeSet::new();
+    let mut marks: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in arguments.first..arguments.first.saturating_add(arguments.seeds) {
         let plan =
             Plan { seed, trace: arguments.trace, without: arguments.without.iter().copied().collect() };
@@ -68,7 +64,9 @@ fn main() -> ExitCode {
         for (kind, count) in report.faults {
             *faults.entry(kind).or_default() += count;
         }
-        marks.extend(report.marks);
+        for mark in report.marks {
+            *marks.entry(mark).or_default() += 1;
+        }
     }
     let hours = begun.elapsed().as_secs_f64() / 3600.0;
     println!(
@@ -76,14 +74,34 @@ fn main() -> ExitCode {
         arguments.seeds,
         arguments.seeds as f64 / hours
     );
-    for (kind, count) in faults {
+    for (kind, count) in &faults {
         println!("  {count:>8} {kind}");
     }
-    println!("branches taken:");
-    for mark in marks {
-        println!("  {mark}");
+    println!("branches taken in so many seeds:");
+    for (mark, count) in &marks {
+        println!("  {count:>8} {mark}");
     }
-    ExitCode::SUCCESS
+    let met = |known: &'static [&'static str], of: &dyn Fn(&str) -> bool| -> Vec<&'static str> {
+        known.iter().copied().filter(|name| !of(name)).collect()
+    };
+    let never: Vec<&str> = [
+        met(coverage::FAULTS, &|name| faults.contains_key(name)),
+        met(coverage::BRANCHES, &|name| marks.contains_key(name)),
+    ]
+    .concat();
+    println!(
+        "coverage: {} of {} kinds of faults and rare branches",
+        coverage::FAULTS.len() + coverage::BRANCHES.len() - never.len(),
+        coverage::FAULTS.len() + coverage::BRANCHES.len()
+    );
+    for name in &never {
+        println!("  never: {name}");
+    }
+    if never.is_empty() || arguments.seeds < coverage::SEEDS_MIN {
+        return ExitCode::SUCCESS;
+    }
+    println!("what is never met is not proven: work on the simulation");
+    ExitCode::FAILURE
 }
 
 /// In how many seeds something is wrong. Code that is broken on purpose may panic too.

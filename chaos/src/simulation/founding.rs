@@ -19,8 +19,15 @@ pub(super) fn caches(volume: usize) -> bool {
 
 /// Of each volume.
 pub(super) const COPIES: usize = 2;
-/// Blocks of a volume at first: as many as hosts use, in several extents and chunks.
-pub(super) const BLOCKS: u64 = 16;
+/// Blocks of a volume at first: the least that there may be.
+const BLOCKS: u64 = 2048;
+/// Those of them that replicas keep: as many as hosts use, in several extents and chunks.
+const KEPT: u64 = 16;
+
+/// Where replicas keep a block: the first ones, and all that a volume has grown by.
+pub(super) fn kept(lba: u64) -> u64 {
+    if lba < BLOCKS { lba } else { lba - BLOCKS + KEPT }
+}
 
 impl Simulation {
     /// The cluster as an administrator has made it: nodes known, volumes of two copies, hosts, maps.

@@ -178,7 +178,11 @@ impl Simulation {
             Want::Ready
         } else {
             // Some flush whenever they have written.
-            let drawn = self.random.below(if self.ways.flushes { 140 } else { 100 });
+            let mut drawn = self.random.below(if self.ways.flushes { 140 } else { 100 });
+            // Where threads are slow, changes that all of them must have installed are frequent.
+            if self.ways.slow_workers && self.random.below(3) == 0 {
+                drawn = 77 + self.random.below(23);
+            }
             match drawn {
                 0..=34 => {
                     self.hosts[at].values += 1;

@@ -12,6 +12,7 @@
 //! | what hosts do | [`host`] |
 //! | what goes wrong | [`faults`] |
 //! | what must not happen | [`judge`] |
+//! | what a long run must have met | [`coverage`] |
 //!
 //! What stands in for the product: a log that elections cut off at a random entry (for openraft), messages without bytes (for gRPC, iSCSI
 //! and the frames of replication, which its own simulation encodes).
@@ -20,6 +21,7 @@
 //! [`HEALED_MS_MAX`].
 
 mod controllers;
+pub mod coverage;
 mod faults;
 mod founding;
 mod host;

@@ -28,6 +28,7 @@ use holdfast_scsi::{
 use super::{
     Event, NODES, Place, Simulation,
     controllers::{Answer, Refused, Request},
+    founding::kept,
     node::{PeerMessage, PortCommand},
     replication::{Ended, For, Wish},
 };
@@ -553,7 +554,7 @@ impl Unit {
 }
 
 fn span_of(extent: Extent) -> Option<Span> {
-    Span::new(extent.lba, u64::from(extent.blocks))
+    Span::new(kept(extent.lba), u64::from(extent.blocks))
 }
 
 fn write_of(extent: Extent, data: &[u8], durable: bool) -> Option<Wish> {

@@ -37,7 +37,7 @@ use self::{
     disk::{Disk, crc},
     pump::{DiskWork, Newest},
 };
-use super::{Simulation, unit::number_of};
+use super::{Simulation, founding::kept, unit::number_of};
 
 /// A block of a replica is one value.
 const BLOCK_BYTES: u32 = 8;
@@ -159,7 +159,7 @@ impl Simulation {
         if !self.nodes[at].engines.contains_key(&number) && !self.open_replica(at, view, volume) {
             return;
         }
-        self.grow(at, number, volume.geometry.blocks());
+        self.grow(at, number, kept(volume.geometry.blocks()));
         if owns {
             self.own(at, view, volume);
         }
@@ -227,7 +227,7 @@ impl Simulation {
             }
         };
         let engine_number = self.nodes[at].fresh();
-        let blocks = volume.geometry.blocks();
+        let blocks = kept(volume.geometry.blocks());
         let disk =
             self.nodes[at].disks.entry(number).or_insert_with(|| Disk::new(volume.id, view.me, blocks, log));
         let shape = shape(disk.blocks.len() as u64);
