@@ -26,7 +26,7 @@ impl Simulation {
         let number = self.troubles;
         self.troubles += 1;
         let mut random = self.trouble_random.fork();
-        let wait = 100 + random.below(1_000);
+        let wait = 100 + random.below(self.ways.pause_ms);
         self.later(wait, Event::Fault);
         if self.without.contains(&number) {
             return;
@@ -131,7 +131,7 @@ impl Simulation {
                 self.hold_way(*random.pick(&both(Place::Node(node), Place::Node(other))), ms);
                 "what one node tells another is late"
             }
-            15 | 16 => {
+            15 => {
                 // It goes on until its lease ends, and what it has sent arrives when another one owns its volumes.
                 let long = 2_500 + random.below(2_500);
                 let ways = (0..MEMBERS).flat_map(|m| both(Place::Member(m), Place::Node(node))).collect();
@@ -141,7 +141,7 @@ impl Simulation {
                 }
                 "a node is cut off and what it has sent is late"
             }
-            17 if self.ways.flushes || random.below(3) == 0 => {
+            16 | 17 if self.ways.flushes || random.below(6) == 0 => {
                 for node in (0..NODES).filter(|node| self.nodes[*node].up).collect::<Vec<_>>() {
                     self.crash_node(node, true);
                     self.later(ms + random.below(500), Event::Heal(Healing::Start(node)));

@@ -10,6 +10,7 @@ use holdfast_scsi::status::Status;
 
 use super::{
     Event, HOSTS, NODES, Simulation, VOLUMES,
+    founding::kept,
     judge::{Accessed, Told},
     unit::{Reply, block_of, value_of},
 };
@@ -241,8 +242,9 @@ impl Simulation {
 
     /// One of the few that all use, or the last one of a volume that grows.
     fn block_for(&mut self, volume: usize) -> u64 {
-        if self.random.below(16) == 0 {
-            return self.controllers.size_of(volume) / 512 - 1;
+        let last = self.controllers.size_of(volume) / 512 - 1;
+        if kept(last) != last && self.random.below(16) == 0 {
+            return last;
         }
         self.random.below(self.ways.lbas)
     }

@@ -275,6 +275,8 @@ struct Ways {
     slow_disks: bool,
     slow_links: bool,
     slow_copies: bool,
+    /// Between two faults, at most.
+    pause_ms: u64,
     /// Threads of a node take their time to apply a view.
     slow_workers: bool,
     /// Hosts flush often, and the power goes everywhere.
@@ -384,6 +386,7 @@ impl Simulation {
             slow_disks: random.below(3) == 0,
             slow_links: random.below(3) == 0,
             slow_copies: random.below(3) == 0,
+            pause_ms: *random.pick(&[1_000, 2_500]),
             slow_workers: random.below(3) == 0,
             flushes: random.below(4) == 0,
             hold_ms: *random.pick(&[800, 2_500, 10_000]),
