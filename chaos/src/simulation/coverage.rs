@@ -30,11 +30,9 @@ pub const FAULTS: &[&str] = &[
 
 /// Branches that are marked where they are taken.
 pub const BRANCHES: &[&str] = &[
-    "a change of the configuration was refused",
     "a command was forwarded",
     "a deposed leader was not confirmed",
     "a forwarded command was not answered in time",
-    "a frame waited for a replica to grow",
     "a host gave a command up",
     "a host was told BUSY",
     "a node dropped its sessions with its lease",
