@@ -10,6 +10,7 @@ use crate::data_out::Transfer;
 use crate::event::{Cdb, Command, LinkId, TaskTag};
 use crate::limits;
 use crate::pdu::TAG_NONE;
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
@@ -103,7 +104,8 @@ pub(crate) enum Held<R> {
 pub(crate) struct Session<R> {
     exp_cmd_sn: u32,
     window: u32,
-    tasks: BTreeMap<TaskTag, Task>,
+    /// In boxes: the map moves its neighbours whenever one comes or goes.
+    tasks: BTreeMap<TaskTag, Box<Task>>,
     by_initiator_tag: BTreeMap<u32, TaskTag>,
     held: BTreeMap<u32, Held<R>>,
     held_bytes: usize,
@@ -213,7 +215,7 @@ impl<R> Session<R> {
             self.immediate_tasks += 1;
         }
         self.by_initiator_tag.insert(task.initiator_task_tag, task.tag);
-        self.tasks.insert(task.tag, task);
+        self.tasks.insert(task.tag, Box::new(task));
     }
 
     /// A task's turn has come: one that is not immediate now takes the place in the window that its CmdSN left.
@@ -235,15 +237,15 @@ impl<R> Session<R> {
     }
 
     pub(crate) fn task(&mut self, tag: TaskTag) -> Option<&mut Task> {
-        self.tasks.get_mut(&tag)
+        self.tasks.get_mut(&tag).map(Box::as_mut)
     }
 
     pub(crate) fn by_initiator_tag(&mut self, initiator_task_tag: u32) -> Option<&mut Task> {
-        self.tasks.get_mut(self.by_initiator_tag.get(&initiator_task_tag)?)
+        self.tasks.get_mut(self.by_initiator_tag.get(&initiator_task_tag)?).map(Box::as_mut)
     }
 
     /// Takes a task out of the table.
-    pub(crate) fn remove(&mut self, tag: TaskTag) -> Option<Task> {
+    pub(crate) fn remove(&mut self, tag: TaskTag) -> Option<Box<Task>> {
         let task = self.tasks.remove(&tag)?;
         self.by_initiator_tag.remove(&task.initiator_task_tag);
         if task.immediate {
@@ -305,7 +307,7 @@ impl<R> Session<R> {
     pub(crate) fn tasks_of(&self, link: LinkId) -> (Vec<TaskTag>, Vec<TaskTag>) {
         let of_link = self.tasks.values().filter(|task| task.link == link);
         let (known, unknown): (Vec<_>, Vec<_>) = of_link.partition(|task| task.pending.is_none());
-        let tags = |tasks: Vec<&Task>| tasks.into_iter().map(|task| task.tag).collect();
+        let tags = |tasks: Vec<&Box<Task>>| tasks.into_iter().map(|task| task.tag).collect();
         (tags(known), tags(unknown))
     }
 

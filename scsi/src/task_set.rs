@@ -5,6 +5,7 @@
 //! and for each I_T nexus, so that one host cannot lock the others out. With TST=001b each I_T nexus has a task set of its own
 //! as far as order goes; while an ACA condition exists only tasks with the ACA attribute become enabled.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
@@ -46,7 +47,8 @@ struct Entry {
 /// The task set.
 #[derive(Clone, Debug, Default)]
 pub struct TaskSet {
-    tasks: BTreeMap<TaskId, Entry>,
+    /// In boxes: the map moves its neighbours whenever one comes or goes.
+    tasks: BTreeMap<TaskId, Box<Entry>>,
     /// All tasks in the order of their arrival.
     by_age: BTreeMap<u64, TaskId>,
     ordered: BTreeSet<u64>,
@@ -76,7 +78,7 @@ impl TaskSet {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.saturating_add(1);
         let may_run = self.may_run(sequence, attribute, nexus);
-        self.tasks.insert(task, Entry { sequence, attribute, nexus: *nexus });
+        self.tasks.insert(task, Box::new(Entry { sequence, attribute, nexus: *nexus }));
         self.by_age.insert(sequence, task);
         self.per_nexus.insert(*nexus, of_nexus.saturating_add(1));
         match attribute {
@@ -218,7 +220,7 @@ impl TaskSet {
             TaskAttribute::Simple => {
                 let older_ordered =
                     |entry: &Entry| entry.attribute == TaskAttribute::Ordered && entry.sequence < sequence;
-                no_head() && !own().any(older_ordered)
+                no_head() && !own().map(Box::as_ref).any(older_ordered)
             }
             TaskAttribute::Ordered => no_head() && own().all(|entry| entry.sequence > sequence),
         }

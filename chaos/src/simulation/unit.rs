@@ -297,7 +297,7 @@ impl Simulation {
             }
             Action::ProposeEvent { id: event_id, event, expected_version } => {
                 let nobody = || Nexus::new(TransportId::sas([0; 8]), RelativePort(0));
-                let (nexus, event) = match event {
+                let (nexus, event) = match *event {
                     UnitEvent::NexusLost(nexus) => (nexus, records::UnitEvent::NexusLost),
                     UnitEvent::Reset(nexus) => (nexus, records::UnitEvent::Reset),
                     UnitEvent::OperationEnded { failed: false } => {
@@ -311,7 +311,7 @@ impl Simulation {
                 return self.propose(at, asker, &nexus, expected_version, (Vec::new(), Vec::new(), event));
             }
             Action::EstablishUnitAttention { id: wanted, additional, scope } => {
-                let (only, except) = match &scope {
+                let (only, except) = match &*scope {
                     UaScope::All => (None, None),
                     UaScope::Only(nexus) => (Some(name_of(nexus)), None),
                     UaScope::AllExcept(nexus) => (None, Some(name_of(nexus))),

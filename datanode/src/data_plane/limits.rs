@@ -46,7 +46,7 @@ pub const LOGIN_HOLD_MS_MAX: u64 = 5_000;
 pub const REINSTATEMENT_MS_MAX: u64 = 10_000;
 
 /// Reads and writes up to this length are done by the worker itself, in bytes; longer ones by the I/O threads.
-pub const INLINE_IO_LEN_MAX: u64 = 256 * 1024;
+pub const INLINE_IO_LEN_MAX: u64 = 1024 * 1024;
 
 /// How long a node that stops waits for what is under way, in milliseconds: with the longest pause of a store it stays below what
 /// a supervisor waits before it kills.

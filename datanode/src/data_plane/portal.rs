@@ -12,6 +12,7 @@ use holdfast_iscsi::{Connection, Instant, LinkId, SessionInfo, TaskManagementId,
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::port::NexusPort;
 use mio::net::TcpStream;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::counters::Counters;
 use super::functions::Group;
@@ -97,13 +98,13 @@ pub(super) struct Session {
     /// What it has done.
     pub(super) counters: Counters,
     /// Commands under way, by the engine's names.
-    pub(super) by_tag: HashMap<TaskTag, ForwardToken>,
+    pub(super) by_tag: FxHashMap<TaskTag, ForwardToken>,
     /// What waits until it can be executed, oldest first.
     pub(super) held: VecDeque<ForwardToken>,
     /// Resets of several units under way.
     pub(super) resets: HashMap<TaskManagementId, Group>,
     /// Volumes that were given commands here.
-    pub(super) local: HashSet<VolumeId>,
+    pub(super) local: FxHashSet<VolumeId>,
     /// Nodes that were given commands.
     pub(super) remote: HashSet<NodeNumber>,
 }

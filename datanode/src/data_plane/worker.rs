@@ -17,6 +17,7 @@ use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::time::Instant;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::commands::Request;
 use super::limits;
@@ -38,7 +39,7 @@ const LISTENERS_FROM: usize = 1;
 /// Tokens of connections begin here; a connection's number is its token, never reused.
 const CONNECTIONS_FROM: u64 = 1 << 16;
 
-/// A worker's own data; see the module's documentation.
+/// A worker's own data; see the module's documentation. What is keyed by numbers of our own making uses the quick hasher.
 pub(super) struct Worker {
     pub(super) index: usize,
     pub(super) poll: Poll,
@@ -56,22 +57,22 @@ pub(super) struct Worker {
     pub(super) interconnect: Box<dyn Interconnect>,
     /// The view that this worker has applied.
     pub(super) view: Option<Arc<ClusterView>>,
-    pub(super) connections: HashMap<u64, Portal>,
+    pub(super) connections: FxHashMap<u64, Portal>,
     pub(super) next_connection: u64,
-    pub(super) requests: HashMap<ForwardToken, Request>,
+    pub(super) requests: FxHashMap<ForwardToken, Request>,
     pub(super) next_token: ForwardToken,
     /// Answers for this worker that its own calls into units have produced.
     pub(super) answers: Vec<Finished>,
     /// Connections to be written to at the end of the turn.
-    pub(super) dirty: HashSet<u64>,
+    pub(super) dirty: FxHashSet<u64>,
     /// Connections that had more to read or write than one turn allows.
-    pub(super) ready: HashSet<u64>,
+    pub(super) ready: FxHashSet<u64>,
     pub(super) timers: BTreeSet<(u64, u64)>,
     /// Connections with held commands.
-    pub(super) holding: HashSet<u64>,
+    pub(super) holding: FxHashSet<u64>,
     pub(super) retry: bool,
     /// Commands of copies that units of this node have sent.
-    pub(super) errands: HashMap<ForwardToken, super::copies::Errand>,
+    pub(super) errands: FxHashMap<ForwardToken, super::copies::Errand>,
     /// Those that cannot be executed now.
     pub(super) held_errands: Vec<super::copies::Errand>,
     /// Logins that wait for the lease.

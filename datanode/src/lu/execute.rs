@@ -40,12 +40,12 @@ const MORE_TO_DO: [u8; 4] = [0x04, 0x48, 0x15, 0x55];
 /// Operation code and service action of SET TARGET PORT GROUPS: agreed on is only that the owner is asked to hand over.
 const SET_TARGET_PORT_GROUPS: [u8; 2] = [0xa4, 0x0a];
 
-/// What is left to do outside the lock.
+/// What is left to do outside the lock. What is large and rare is in boxes.
 enum Work {
     Io(TaskId, Io, Geometry, Instant),
-    Propose(TaskId, ProposeReservation),
-    ProposeEvent(u64, ProposeReservation),
-    Establish(u64, EstablishUnitAttention),
+    Propose(TaskId, Box<ProposeReservation>),
+    ProposeEvent(u64, Box<ProposeReservation>),
+    Establish(u64, Box<EstablishUnitAttention>),
     AwaitBarrier(u64),
     Copy(Box<CopyCommandOut>),
     CancelCopy(TaskId),
@@ -93,7 +93,7 @@ impl LogicalUnit {
                 let reply = Box::new(move |result| {
                     mailboxes.post(worker, Message::LuAnswer(LuAnswer::Proposal { unit, task, result }));
                 });
-                driver.services.agent.propose_reservation(proposal, reply);
+                driver.services.agent.propose_reservation(*proposal, reply);
             }
             Work::ProposeEvent(id, proposal) => {
                 let (unit, mailboxes, worker) =
@@ -101,7 +101,7 @@ impl LogicalUnit {
                 let reply = Box::new(move |result| {
                     mailboxes.post(worker, Message::LuAnswer(LuAnswer::Event { unit, id, result }));
                 });
-                driver.services.agent.propose_reservation(proposal, reply);
+                driver.services.agent.propose_reservation(*proposal, reply);
             }
             Work::Establish(id, request) => {
                 let (unit, mailboxes, worker) =
@@ -109,7 +109,7 @@ impl LogicalUnit {
                 let reply = Box::new(move |result| {
                     mailboxes.post(worker, Message::LuAnswer(LuAnswer::Established { unit, id, result }));
                 });
-                driver.services.agent.establish_unit_attention(request, reply);
+                driver.services.agent.establish_unit_attention(*request, reply);
             }
             Work::AwaitBarrier(version) => {
                 let (unit, mailboxes, worker) =
@@ -229,7 +229,7 @@ impl Inner {
         let epoch = unit.serving_epoch().unwrap_or_default();
         match action {
             Action::ProposeEvent { id, event, expected_version } => {
-                let (nexus, change) = match event {
+                let (nexus, change) = match *event {
                     UnitEvent::NexusLost(nexus) => (nexus, ProposedChange::NexusLost),
                     UnitEvent::Reset(nexus) => (nexus, ProposedChange::Reset),
                     UnitEvent::OperationEnded { failed } => {
@@ -250,10 +250,10 @@ impl Inner {
                         || cdb.starts_with(&SET_TARGET_PORT_GROUPS);
                 }
                 let change = ProposedChange::Command { cdb, parameter_list };
-                Some(Work::Propose(task, propose(unit, epoch, expected_version, nexus, change)))
+                Some(Work::Propose(task, propose(unit, epoch, expected_version, *nexus, change)))
             }
             Action::EstablishUnitAttention { id, additional, scope } => {
-                let scope = match scope {
+                let scope = match *scope {
                     UaScope::All => UnitAttentionScope::All,
                     UaScope::Only(nexus) => UnitAttentionScope::Only(nexus),
                     UaScope::AllExcept(nexus) => UnitAttentionScope::Except(nexus),
@@ -261,7 +261,7 @@ impl Inner {
                 let (volume, request_id) = (unit.id(), random_id());
                 Some(Work::Establish(
                     id,
-                    EstablishUnitAttention { volume, epoch, additional, scope, request_id },
+                    Box::new(EstablishUnitAttention { volume, epoch, additional, scope, request_id }),
                 ))
             }
             Action::AwaitBarrier { version } => {
@@ -367,8 +367,8 @@ fn propose(
     expected_version: u64,
     nexus: Nexus,
     change: ProposedChange,
-) -> ProposeReservation {
-    ProposeReservation {
+) -> Box<ProposeReservation> {
+    Box::new(ProposeReservation {
         volume: unit.id(),
         epoch,
         expected_version,
@@ -376,7 +376,7 @@ fn propose(
         change,
         now_unix_ms: clock::unix_millis().0,
         proposal_id: random_id(),
-    }
+    })
 }
 
 fn random_id() -> [u8; 16] {

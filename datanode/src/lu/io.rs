@@ -3,6 +3,7 @@
 //! Invariant: what is reported as done durably has been flushed before; a failure is told as what it is, never as done.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use holdfast_replica::span::Span;
 use holdfast_scsi::cdb::WriteSameSource;
@@ -13,7 +14,7 @@ use holdfast_scsi::limits::{ATOMIC_BYTES_MAX, LBA_STATUS_DESCRIPTORS_MAX};
 
 use crate::data_plane::limits::INLINE_IO_LEN_MAX;
 use crate::data_plane::router::Bytes;
-use crate::store::{Durability, Run, StoreError, Wait};
+use crate::store::{Durability, Run, StoreError, Wait, buffers};
 use crate::volume::jobs::{HostFailure, HostResult, Step};
 use crate::volume::{Volume, VolumeError};
 
@@ -39,7 +40,7 @@ pub(super) enum Io {
 #[derive(Debug)]
 pub(super) enum IoResult {
     Done,
-    Read(Vec<u8>),
+    Read(Arc<Vec<u8>>),
     Allocation(Vec<LbaStatus>),
     Failed(IoFailure),
 }
@@ -236,9 +237,8 @@ impl Io {
 }
 
 fn read(volume: &Volume, g: &Geometry, extent: Extent, wait: Wait) -> Result<IoResult, VolumeError> {
-    let mut bytes = vec![0; usize::try_from(extent.byte_len(g)).map_err(|_| StoreError::OutOfRange)?];
-    volume.read(g, extent, &mut bytes, wait)?;
-    Ok(IoResult::Read(bytes))
+    let len = usize::try_from(extent.byte_len(g)).map_err(|_| StoreError::OutOfRange)?;
+    buffers::fill(len, |bytes| volume.read(g, extent, bytes, wait)).map(IoResult::Read)
 }
 
 /// The atomic write operations of one command: cut where an LBA is a multiple of `boundary`, if that is not 0.

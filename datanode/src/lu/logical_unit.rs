@@ -5,7 +5,6 @@
 //! what became of the proposal; after a close nothing runs here any more. What the cluster has agreed on is so whatever becomes of
 //! this node's lease: its answer waits for the lease.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +16,7 @@ use holdfast_scsi::device_server::{
 use holdfast_scsi::nexus::Nexus;
 use holdfast_scsi::status::Status;
 use holdfast_scsi::time::Instant;
+use rustc_hash::FxHashMap;
 
 use super::execute::reply;
 use super::io::IoResult;
@@ -43,8 +43,8 @@ pub(crate) struct LogicalUnit {
 pub(super) struct Inner {
     pub(super) server: DeviceServer,
     pub(super) config: LuConfig,
-    pub(super) tasks: HashMap<TaskId, Task>,
-    pub(super) functions: HashMap<u64, Requester>,
+    pub(super) tasks: FxHashMap<TaskId, Task>,
+    pub(super) functions: FxHashMap<u64, Requester>,
     pub(super) barriers: Barriers,
     /// Answers of commands that the cluster has agreed on, until there is a lease again.
     pub(super) unanswered: Vec<Finished>,
@@ -97,8 +97,8 @@ impl LogicalUnit {
             inner: Mutex::new(Inner {
                 server: DeviceServer::new(config),
                 config,
-                tasks: HashMap::new(),
-                functions: HashMap::new(),
+                tasks: Default::default(),
+                functions: Default::default(),
                 barriers: Barriers::default(),
                 unanswered: Vec::new(),
                 epoch: Epoch::ZERO,
@@ -131,13 +131,14 @@ impl LogicalUnit {
         let refuse = |driver: &mut Driver<'_>| {
             driver.deliver(Finished { requester: by, answer: Answer::Command(Outcome::NotExecuted) });
         };
-        if clock::scsi_now() > command.execute_by {
+        let now = clock::scsi_now();
+        if now > command.execute_by {
             // Not executed, but not to be sent again either.
             let answer = Answer::Command(Outcome::Unknown);
             driver.deliver(Finished { requester: by, answer });
             return task;
         }
-        if self.serving_epoch() != Some(command.epoch) {
+        if self.volume.serving_epoch_at(now.0) != Some(command.epoch) {
             refuse(driver);
             return task;
         }
@@ -175,7 +176,6 @@ impl LogicalUnit {
         };
         inner.tasks.insert(task, entry);
         inner.follow_epoch(command.epoch);
-        let now = clock::scsi_now();
         let taken = match &command.copy {
             None => inner.server.handle_command(now, request, data),
             Some(role) => inner.server.handle_copy_part(now, request, data, role),
@@ -514,7 +514,7 @@ impl Inner {
         }
         self.server.handle_io(clock::scsi_now(), task, result.as_done());
         if let (IoResult::Read(bytes), Some(entry)) = (result, self.tasks.get_mut(&task)) {
-            entry.read = Arc::new(bytes);
+            entry.read = bytes;
         }
     }
 }

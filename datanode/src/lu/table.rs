@@ -4,7 +4,7 @@
 //! Invariants: views are followed in log order, without waiting for a disk; a unit is shown reservations and topology with
 //! the view, and its size and mode once its replica is ready for them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -13,6 +13,7 @@ use holdfast_scsi::device_server::{LuConfig, PortGroup, Topology};
 use holdfast_scsi::identity::{LuIdentity, LuProperties};
 use holdfast_scsi::mode::ModeParameters;
 use holdfast_scsi::nexus::Nexus;
+use rustc_hash::FxHashMap;
 
 use super::{Driver, LogicalUnit, Services};
 use crate::store::pool::Pool;
@@ -23,7 +24,7 @@ use crate::volume::{ScrubPace, Surroundings, Volume};
 /// PRODUCT REVISION LEVEL of every unit: the same on all nodes, whatever program version they run.
 pub(super) const REVISION: [u8; 4] = *b"0001";
 
-type Units = HashMap<VolumeId, Arc<LogicalUnit>>;
+type Units = FxHashMap<VolumeId, Arc<LogicalUnit>>;
 
 /// The units of this node.
 #[derive(Clone)]

@@ -15,6 +15,9 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{Durability, Room, Run, Store, StoreError, Wait, layers};
 
+/// Longest part of a write that the page cache takes at once, in bytes. A folio of the page cache becomes as long as the part that made it,
+/// and the file system looks at every block of a folio, however short the write is that comes to lie in it later.
+const PART_LEN_MAX: usize = 64 * 1024;
 /// Zeroes written at a time where the file system cannot make a range zero by itself.
 const ZEROES_LEN: usize = 256 * 1024;
 static ZEROES: [u8; ZEROES_LEN] = [0; ZEROES_LEN];
@@ -106,8 +109,11 @@ impl FileStore {
 
     /// Writes all, resuming after short writes.
     fn write_all(&self, mut offset: u64, mut data: &[u8], flags: ReadWriteFlags) -> Result<(), StoreError> {
+        // One that is flushed at once is flushed once.
+        let part_len = if flags.contains(ReadWriteFlags::DSYNC) { data.len() } else { PART_LEN_MAX };
         while !data.is_empty() {
-            match rustix::io::pwritev2(&self.file, &[IoSlice::new(data)], offset, flags) {
+            let part = data.get(..part_len).unwrap_or(data);
+            match rustix::io::pwritev2(&self.file, &[IoSlice::new(part)], offset, flags) {
                 Ok(0) => return Err(StoreError::NoSpace),
                 Ok(n) => {
                     data = data.get(n..).unwrap_or_default();

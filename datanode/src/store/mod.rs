@@ -17,6 +17,7 @@
 
 mod block;
 pub mod bookkeeping;
+pub(crate) mod buffers;
 pub mod checked;
 #[cfg(test)]
 mod contract_tests;

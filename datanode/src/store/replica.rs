@@ -142,6 +142,8 @@ struct State {
     suspended: bool,
     /// I/O under way, all of it of epochs up to the promised one.
     in_flight: usize,
+    /// Threads that wait for the end of what is in flight. To notify nobody would be a system call for each I/O.
+    draining: usize,
 }
 
 /// The right to one I/O under an epoch; the promise of a higher one waits for its end.
@@ -167,7 +169,7 @@ impl Drop for Admitted<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.in_flight = state.in_flight.saturating_sub(1);
-        if state.in_flight == 0 {
+        if state.in_flight == 0 && state.draining > 0 {
             self.0.drained.notify_all();
         }
     }
@@ -206,7 +208,13 @@ impl Replica {
             metadata,
             intents: Intents::default(),
             superblock: Mutex::new(superblock),
-            state: Mutex::new(State { promised, admits_from: promised, suspended: false, in_flight: 0 }),
+            state: Mutex::new(State {
+                promised,
+                admits_from: promised,
+                suspended: false,
+                in_flight: 0,
+                draining: 0,
+            }),
             drained: Condvar::new(),
         }
     }
@@ -388,9 +396,11 @@ impl Replica {
     }
 
     fn drain(&self, mut state: MutexGuard<'_, State>) {
+        state.draining += 1;
         while state.in_flight > 0 {
             state = self.drained.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.draining -= 1;
     }
 
     /// A failure leaves the slot in doubt: nothing is admitted after it.

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::data_plane::limits::INLINE_IO_LEN_MAX;
 use crate::data_plane::router::Bytes;
 use crate::store::replica::ReplicaError;
-use crate::store::{Durability, StoreError, Wait};
+use crate::store::{Durability, StoreError, Wait, buffers};
 
 /// One thing for the disk.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) enum DiskJob {
 #[derive(Debug)]
 pub(super) enum DiskResult {
     Command(u64, Result<(), Failure>),
-    Read(Epoch, u64, Result<Vec<u8>, StoreError>),
+    Read(Epoch, u64, Result<Arc<Vec<u8>>, StoreError>),
     Copy(Epoch, u64, Option<Body<Bytes>>),
     Send(u64, Result<Vec<u8>, Failure>),
 }
@@ -113,7 +113,7 @@ impl Engine {
             }
             DiskJob::Copy(term, id, span) => DiskResult::Copy(term, id, self.copy(span, block_size)),
             DiskJob::Send(id, span) => {
-                let done = self.read(span, block_size, Wait::Allowed).map_err(|error| {
+                let done = self.read(span, block_size, Wait::Allowed).map(Arc::unwrap_or_clone).map_err(|error| {
                     tracing::error!(volume = %self.id, lba = span.lba(), %error, "blocks cannot be read for the owner");
                     match error {
                         StoreError::Medium(_) | StoreError::Corrupt { .. } => Failure::Unreadable,
@@ -147,11 +147,10 @@ impl Engine {
         if durable { store.flush() } else { Ok(()) }
     }
 
-    fn read(&self, span: Span, block_size: u32, wait: Wait) -> Result<Vec<u8>, StoreError> {
+    fn read(&self, span: Span, block_size: u32, wait: Wait) -> Result<Arc<Vec<u8>>, StoreError> {
         let (offset, len) = bytes_of(span, block_size);
-        let mut bytes = vec![0; usize::try_from(len).map_err(|_| StoreError::OutOfRange)?];
-        self.replica.store().read_at(offset, &mut bytes, wait)?;
-        Ok(bytes)
+        let len = usize::try_from(len).map_err(|_| StoreError::OutOfRange)?;
+        buffers::fill(len, |bytes| self.replica.store().read_at(offset, bytes, wait))
     }
 
     fn copy(&self, span: Span, block_size: u32) -> Option<Body<Bytes>> {
@@ -161,7 +160,10 @@ impl Engine {
             return Some(Body::Unmap);
         }
         match self.read(span, block_size, Wait::Allowed) {
-            Ok(bytes) => Some(Body::Data(Bytes::new(bytes))),
+            Ok(bytes) => {
+                let len = bytes.len();
+                Some(Body::Data(Bytes::part(bytes, 0, len)))
+            }
             Err(error) => {
                 tracing::error!(volume = %self.id, lba = span.lba(), %error, "blocks cannot be copied");
                 None

@@ -566,7 +566,8 @@ impl Engine {
             if !serving {
                 self.serving.store(false, Ordering::Release);
             }
-            if inner.under_way == 0 {
+            // A notification is a system call, whether anyone waits or not.
+            if inner.closed && inner.under_way == 0 {
                 self.idle.notify_all();
             }
             drop(inner);

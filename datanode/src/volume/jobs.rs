@@ -4,14 +4,16 @@
 //! the machine has no room for waits its turn, in order.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 
 use holdfast_replica::limits::{EXTENT_BYTES, SPAN_EXTENTS_MAX};
 use holdfast_replica::primary::{Outcome, Primary, Refusal};
 use holdfast_replica::replication::Body;
 use holdfast_replica::span::Span;
 use holdfast_scsi::time::Instant;
+use rustc_hash::FxHashMap;
 
 use super::engine::Work;
 use crate::data_plane::router::Bytes;
@@ -51,7 +53,7 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) enum HostResult {
     Done,
-    Read(Vec<u8>),
+    Read(Arc<Vec<u8>>),
     Failed(HostFailure),
 }
 
@@ -86,7 +88,7 @@ struct Running {
     reply: Reply,
     /// A step that changes something was taken.
     changes: bool,
-    read: Option<Vec<u8>>,
+    read: Option<Arc<Vec<u8>>>,
     failure: HostFailure,
 }
 
@@ -94,7 +96,7 @@ struct Running {
 #[derive(Default)]
 pub(super) struct Jobs {
     last: u64,
-    running: HashMap<u64, Running>,
+    running: FxHashMap<u64, Running>,
     /// Those that the machine had no room for.
     waiting: VecDeque<u64>,
     ended: VecDeque<(u64, Reply, HostResult)>,
@@ -127,7 +129,7 @@ impl Jobs {
     }
 
     /// The blocks of a read, or why there are none.
-    pub(super) fn read(&mut self, id: u64, result: Result<Vec<u8>, HostFailure>) {
+    pub(super) fn read(&mut self, id: u64, result: Result<Arc<Vec<u8>>, HostFailure>) {
         if let Some(job) = self.running.get_mut(&id) {
             match result {
                 Ok(bytes) => job.read = Some(bytes),

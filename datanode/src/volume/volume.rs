@@ -78,7 +78,10 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         let mut held = self.0.held();
         held.running = held.running.saturating_sub(1);
-        self.0.idle.notify_all();
+        // To notify is a system call, whether anyone waits or not.
+        if held.frozen && held.running == 0 {
+            self.0.idle.notify_all();
+        }
     }
 }
 
@@ -183,7 +186,12 @@ impl Volume {
 
     /// Epoch under which commands are executed now; `None` while none is.
     pub fn serving_epoch(&self) -> Option<Epoch> {
-        if !self.shared.gate.open(clock::now_ms()) || self.held().frozen {
+        self.serving_epoch_at(clock::now_ms())
+    }
+
+    /// The same, for a caller that has just read the clock ([`clock::now_ms`]).
+    pub(crate) fn serving_epoch_at(&self, now_ms: u64) -> Option<Epoch> {
+        if !self.shared.gate.open(now_ms) || self.held().frozen {
             return None;
         }
         match &*self.service.read().unwrap_or_else(PoisonError::into_inner) {

@@ -185,7 +185,7 @@ impl FullFeature {
     }
 
     /// Takes a task out of the table and lets others have its memory.
-    fn end_task<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, tag: TaskTag) -> Option<Task> {
+    fn end_task<B: AsRef<[u8]>>(&mut self, link: &mut Links<B>, tag: TaskTag) -> Option<Box<Task>> {
         let task = self.session.remove(tag)?;
         while let Some(next) = self.session.next_with_memory() {
             self.solicit(link, next);

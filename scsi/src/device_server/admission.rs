@@ -6,7 +6,7 @@ use crate::{
     alua::AluaState,
     checks::{self, Conditions, Verdict, WriteProtect},
     mode::Interlock,
-    pr::access,
+    pr::access::Access,
     sense::Sense,
     task_set::TaskId,
 };
@@ -14,9 +14,10 @@ use crate::{
 impl DeviceServer {
     /// The order of checks, when a task's turn has come. `None`: it may go on.
     pub(super) fn admission(&mut self, id: TaskId) -> Option<Completion> {
+        let reservation = self.reservations.persistent_access(self.tasks.get(&id)?);
         let task = self.tasks.get(&id)?;
         let opcode = task.cdb.first().copied().unwrap_or(0);
-        let mut refused = refusal(checks::check(opcode, &task.command, &self.conditions(task)));
+        let mut refused = refusal(checks::check(opcode, &task.command, &self.conditions(task, reservation)));
         if self.mode.interlock != Interlock::None
             && let Some(completion) = &mut refused
         {
@@ -28,21 +29,17 @@ impl DeviceServer {
     }
 
     /// Access and protection once more, for a task that has waited.
-    pub(super) fn recheck(&self, id: TaskId) -> Option<Completion> {
+    pub(super) fn recheck(&mut self, id: TaskId) -> Option<Completion> {
+        let reservation = self.reservations.persistent_access(self.tasks.get(&id)?);
         let task = self.tasks.get(&id)?;
         match &task.command {
             Err(sense) => Some(Completion::check(*sense)),
             Ok(_) if checks::is_exempt(task.cdb.first().copied().unwrap_or(0)) => None,
-            Ok(command) => refusal(checks::check_again(command, &self.conditions(task))),
+            Ok(command) => refusal(checks::check_again(command, &self.conditions(task, reservation))),
         }
     }
 
-    fn conditions(&self, task: &Task) -> Conditions {
-        let view = self.reservations.installed().reservations.view();
-        let persistent_reservation = match &task.command {
-            Err(_) => access::check_undecoded(&task.cdb, &view, &task.nexus),
-            Ok(command) => access::check_view(command, &view, &task.nexus),
-        };
+    fn conditions(&self, task: &Task, persistent_reservation: Access) -> Conditions {
         let already = self.reported.get(&task.nexus).copied();
         Conditions {
             unit_attention: task.unit_attention.filter(|ua| Some(ua.id) != already),

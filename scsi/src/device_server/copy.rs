@@ -102,7 +102,7 @@ impl DeviceServer {
         };
         self.copies.insert(id, copy);
         self.set_copying(id);
-        self.actions.push_back(Action::FindCopyUnits { task: id, nexus, designators });
+        self.actions.push_back(Action::FindCopyUnits { task: id, nexus: Box::new(nexus), designators });
     }
 
     fn plan(&self, data: &[u8], command: CopyCommand) -> Result<Option<(Option<u32>, Job)>, Sense> {

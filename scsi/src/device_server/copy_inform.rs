@@ -1,5 +1,6 @@
 //! Commands that tell of copies, POPULATE TOKEN, and the commands that a copy manager sends to this unit.
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -256,7 +257,7 @@ impl DeviceServer {
         if let CopyRole::Token(token) = role {
             task.token = Some(token.clone());
         }
-        self.tasks.insert(id, task);
+        self.tasks.insert(id, Box::new(task));
         self.work.push_back(Work::Start(id));
         self.run();
         Ok(())

@@ -4,6 +4,7 @@
 //! like a command, against the version that it was judged by, until the state shows nothing more of it. Invariants: the loss
 //! of a nexus is never given up; a nexus that comes back changes nothing of the state before its loss is settled.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::{Action, Completion, DeviceServer, ProposalOutcome, UnitEvent, Work, task::Stage};
@@ -118,7 +119,7 @@ impl DeviceServer {
             match changes {
                 true => self.actions.push_back(Action::ProposeEvent {
                     id: pending.id,
-                    event: pending.event,
+                    event: Box::new(pending.event),
                     expected_version: version,
                 }),
                 false => {

@@ -216,7 +216,7 @@ pub enum TmfResponse {
 }
 
 /// What the shell has to do. I/O actions name their task, or [`OWN_WORK`], and are answered by `handle_io`; a task has at most one
-/// under way.
+/// under way. What is large and rare is in boxes, because every action is moved about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Read the extent, keep the bytes with the task, and answer [`IoDone::Read`].
@@ -302,7 +302,7 @@ pub enum Action {
         /// The task.
         task: TaskId,
         /// Who asks.
-        nexus: Nexus,
+        nexus: Box<Nexus>,
         /// The version that it was validated against.
         expected_version: u64,
         /// The CDB, filled up with zeroes.
@@ -315,7 +315,7 @@ pub enum Action {
         /// Names the event.
         id: u64,
         /// What happened.
-        event: UnitEvent,
+        event: Box<UnitEvent>,
         /// The version that it was judged by.
         expected_version: u64,
     },
@@ -336,14 +336,14 @@ pub enum Action {
         /// What to report.
         additional: AdditionalSense,
         /// To whom.
-        scope: UaScope,
+        scope: Box<UaScope>,
     },
     /// Look up which of these units the nexus's host has mapped; answered by `handle_copy_units`.
     FindCopyUnits {
         /// The copy.
         task: TaskId,
         /// Whose map.
-        nexus: Nexus,
+        nexus: Box<Nexus>,
         /// The units asked for.
         designators: Vec<Designator>,
     },

@@ -50,6 +50,7 @@ mod transition;
 mod tests;
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, VecDeque},
     vec::Vec,
 };
@@ -131,7 +132,8 @@ pub struct DeviceServer {
     topology: Topology,
     reservations: ReservationState,
     task_set: TaskSet,
-    tasks: BTreeMap<TaskId, Task>,
+    /// In boxes: the map moves its neighbours whenever one comes or goes.
+    tasks: BTreeMap<TaskId, Box<Task>>,
     locks: RangeLocks<TaskId>,
     functions: VecDeque<PendingFunction>,
     own_work: Option<operation::Work>,
@@ -258,8 +260,10 @@ impl DeviceServer {
                 return Ok(());
             }
             Ok(may_run) => {
-                self.tasks
-                    .insert(id, Task::new(now, &request, command, data, &self.config.properties.geometry));
+                self.tasks.insert(
+                    id,
+                    Box::new(Task::new(now, &request, command, data, &self.config.properties.geometry)),
+                );
                 if may_run {
                     self.work.push_back(Work::Start(id));
                 }
@@ -293,7 +297,7 @@ impl DeviceServer {
             Stage::Submitted { since, .. } => Some(since),
             _ => None,
         };
-        self.tasks.values().filter_map(since).min_by_key(|since| since.0)
+        self.tasks.values().map(Box::as_ref).filter_map(since).min_by_key(|since| since.0)
     }
 
     /// Number of living tasks.
@@ -415,7 +419,7 @@ impl DeviceServer {
     fn end(&mut self, id: TaskId, completion: Completion) {
         let Some(task) = self.tasks.remove(&id) else { return };
         self.count(&task, completion.status);
-        let Task { nexus, naca, has_aca_attribute, of_copy, .. } = task;
+        let Task { nexus, naca, has_aca_attribute, of_copy, .. } = *task;
         let checked = completion.status == Status::CheckCondition && !of_copy;
         let response = match task.aborted {
             Some(how) => how.response(),

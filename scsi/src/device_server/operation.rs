@@ -3,6 +3,7 @@
 //! Invariants: work begins once all older I/O has ended, and no command touches the medium meanwhile ([`Operation::admits`]); its end is
 //! told to the cluster only after a flush; an owner that was not told how far another one came begins anew.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::{
@@ -90,7 +91,7 @@ impl DeviceServer {
     pub(super) fn go_on_with_work(&mut self) -> bool {
         let Some(work) = self.own_work.filter(|work| work.stage == WorkStage::Waiting) else { return false };
         let submitted = |task: &Task| matches!(task.stage, Stage::Submitted { .. });
-        if self.work_rests || self.tasks.values().any(submitted) {
+        if self.work_rests || self.tasks.values().map(Box::as_ref).any(submitted) {
             return false;
         }
         let Some(operation) = self.reservations.installed().unit.operation.clone() else { return false };

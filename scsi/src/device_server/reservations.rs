@@ -5,7 +5,8 @@
 //! I/O submitted under older versions has ended. What shows the state (PERSISTENT RESERVE IN, a request that changes
 //! nothing) waits until the barrier of the state shown has passed. Invariant: versions installed only grow.
 
-use alloc::collections::VecDeque;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use super::{
@@ -16,8 +17,9 @@ use super::{
 use crate::{
     cdb::{Command, PrInAction},
     lu_state::{self, Applied, Change, Context, LuState, Operation},
-    nexus::RelativePort,
+    nexus::{Nexus, RelativePort},
     pr::{
+        Relation,
         access::{self, Access},
         report,
         state::Refusal,
@@ -41,7 +43,13 @@ pub(super) struct ReservationState {
     undrained: VecDeque<u64>,
     /// Tasks in [`Stage::AwaitingDrain`].
     draining: Vec<TaskId>,
+    /// How nexuses that sent commands stand to the installed state: registrants are searched once for each nexus and version, not
+    /// for each command. Never more than [`RELATIONS_MAX`].
+    relations: BTreeMap<Nexus, Relation>,
 }
+
+/// Nexuses that are remembered; of more than these some are searched for again.
+const RELATIONS_MAX: usize = 4096;
 
 impl ReservationState {
     pub(super) fn installed(&self) -> &LuState {
@@ -50,6 +58,23 @@ impl ReservationState {
 
     pub(super) fn installed_version(&self) -> u64 {
         self.version
+    }
+
+    /// Whether the persistent reservation lets a task's command pass.
+    pub(super) fn persistent_access(&mut self, task: &Task) -> Access {
+        let (view, nexus, relations) = (self.installed.reservations.view(), &task.nexus, &mut self.relations);
+        let Ok(command) = &task.command else { return access::check_undecoded(&task.cdb, &view, nexus) };
+        access::check_related(command, &view, nexus, || {
+            if let Some(known) = relations.get(nexus) {
+                return *known;
+            }
+            let found = view.relation_of(nexus);
+            if relations.len() >= RELATIONS_MAX {
+                relations.clear();
+            }
+            relations.insert(*nexus, found);
+            found
+        })
     }
 
     pub(super) fn spc2_access(&self, task: &Task) -> Access {
@@ -75,6 +100,7 @@ impl DeviceServer {
             return;
         }
         self.reservations.installed = state;
+        self.reservations.relations.clear();
         self.take_mode();
         self.follow_operation();
         self.reservations.version = version;
@@ -158,7 +184,7 @@ impl DeviceServer {
         if self.awaits_event(&task.nexus) {
             return self.set_stage(id, Stage::AwaitingEvent);
         }
-        let Task { nexus, cdb, .. } = *task;
+        let Task { nexus, cdb, .. } = **task;
         let parameter_list = task.data.clone();
         let change = Change::Command { nexus: &nexus, cdb: &cdb, parameter_list: &parameter_list };
         let mut next = self.reservations.installed.clone();
@@ -183,12 +209,12 @@ impl DeviceServer {
 
     /// Proposes the command of a task against the installed version.
     pub(super) fn propose(&mut self, id: TaskId, drains: bool, parameter_list: Vec<u8>) {
-        let Some(Task { nexus, cdb, .. }) = self.tasks.get(&id) else { return };
+        let Some(Task { nexus, cdb, .. }) = self.tasks.get(&id).map(Box::as_ref) else { return };
         let (nexus, cdb, expected_version) = (*nexus, *cdb, self.reservations.version);
         self.set_stage(id, Stage::Proposed { expected_version, drains });
         self.actions.push_back(Action::ProposeChange {
             task: id,
-            nexus,
+            nexus: Box::new(nexus),
             expected_version,
             cdb,
             parameter_list,
@@ -263,7 +289,7 @@ impl DeviceServer {
                 Stage::Copying { version } if task.aborted.is_some() => Some(version),
                 _ => None,
             };
-            let oldest = self.tasks.values().filter_map(submitted).min().unwrap_or(u64::MAX);
+            let oldest = self.tasks.values().map(Box::as_ref).filter_map(submitted).min().unwrap_or(u64::MAX);
             while let Some(version) = self.reservations.undrained.pop_front_if(|version| *version <= oldest) {
                 self.actions.push_back(Action::ReservationsDrained { version });
             }

@@ -4,6 +4,7 @@
 //! that was aborted for another nexus gets TASK ABORTED (TAS=1), or its nexus is told by a Unit Attention (TAS=0), which
 //! is established in the cluster before the function is answered.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
@@ -176,7 +177,7 @@ impl DeviceServer {
         self.last_ua_request = self.last_ua_request.saturating_add(1);
         let id = self.last_ua_request;
         self.ua_waiters.insert(id, waiter);
-        self.actions.push_back(Action::EstablishUnitAttention { id, additional, scope });
+        self.actions.push_back(Action::EstablishUnitAttention { id, additional, scope: Box::new(scope) });
         id
     }
 

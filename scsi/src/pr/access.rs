@@ -143,6 +143,17 @@ pub fn check_compatible(view: &View<'_>, nexus: &Nexus) -> Option<Access> {
 
 /// Checks a command that came through `nexus` against a whole reservation state.
 pub fn check_view(command: &Command, view: &View<'_>, nexus: &Nexus) -> Access {
+    check_related(command, view, nexus, || view.relation_of(nexus))
+}
+
+/// As [`check_view`], for a caller that remembers how the nexus stands to this very state: finding out takes the longer the more
+/// registrants there are. `relation` is asked only where it matters.
+pub fn check_related(
+    command: &Command,
+    view: &View<'_>,
+    nexus: &Nexus,
+    relation: impl FnOnce() -> Relation,
+) -> Access {
     if matches!(command, Command::Reserve | Command::Release)
         && let Some(access) = check_compatible(view, nexus)
     {
@@ -150,7 +161,7 @@ pub fn check_view(command: &Command, view: &View<'_>, nexus: &Nexus) -> Access {
     }
     match view.reservation {
         None => Access::Allowed,
-        Some(reservation) => check(command, Some(reservation.kind()), view.relation_of(nexus)),
+        Some(reservation) => check(command, Some(reservation.kind()), relation()),
     }
 }
 

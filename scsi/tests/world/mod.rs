@@ -427,7 +427,7 @@ impl World {
             Action::EstablishUnitAttention { id, additional, scope } => {
                 let there = self.quorum == Quorum::There;
                 if there {
-                    self.raise(additional, scope);
+                    self.raise(additional, *scope);
                 }
                 self.server.handle_unit_attention(now, id, there);
             }

@@ -167,7 +167,7 @@ impl Net {
                 unit.server.handle_io(now, task, IoDone::Done);
             }
             Action::FindCopyUnits { task, nexus: of, designators } => {
-                let host = [MINE, OTHER].into_iter().find(|host| nexus(*host) == of).unwrap();
+                let host = [MINE, OTHER].into_iter().find(|host| nexus(*host) == *of).unwrap();
                 let find = |designator: &Designator| {
                     let mapped = self.maps[&host].keys().find(|unit| designator.names(&identity(**unit)))?;
                     Some(CopyUnit { unit: [*mapped; 16], block_size: BLOCK as u32, blocks: BLOCKS })
