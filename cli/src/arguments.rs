@@ -409,6 +409,18 @@ pub(crate) enum Snapshot {
         /// The snapshot.
         name: String,
     },
+    /// Put volumes back to what snapshots of them have, all in one step. What was written since is gone for good.
+    Restore {
+        /// "VOLUME=NAME" each: a volume, and the name of a snapshot of it.
+        #[arg(required = true, value_parser = parse_snapshot_of)]
+        snapshots: Vec<(String, String)>,
+        /// Also while hosts hold sessions or reservations: what they keep in memory is then not what the volume has.
+        #[arg(long)]
+        while_in_use: bool,
+        /// Only show who uses them, and whether it can be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Delete one; its volume and its clones stay.
     Delete {
         /// The snapshot.

@@ -154,8 +154,23 @@ pub struct VolumeView {
     pub is_snapshot: bool,
     /// It is still being made of another one, and not served.
     pub making: Option<MakingView>,
+    /// It is being put back to what a snapshot has.
+    pub restoring: Option<RestoringView>,
+    /// The last restore that was done.
+    pub restored: Option<VolumeId>,
     /// Persistent reservations, shared between views until they change.
     pub reservations: Arc<ReservationView>,
+}
+
+/// How far a volume is put back to what a snapshot has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoringView {
+    /// Names the restore.
+    pub id: VolumeId,
+    /// Whose content it gets.
+    pub snapshot: VolumeId,
+    /// Its steps; the source is the volume itself.
+    pub making: MakingView,
 }
 
 /// How far a snapshot or clone is made.

@@ -36,6 +36,12 @@ const fn row(
 /// The conditions, by code.
 pub const TABLE: &[Condition] = &[
     row(
+        asc::MEDIUM_MAY_HAVE_CHANGED,
+        "the volume was put back to what a snapshot has",
+        "every nexus of the unit",
+        ("controller/src/state/tests/restoring.rs", "UA 28/00"),
+    ),
+    row(
         asc::POWER_ON_OR_RESET,
         "a login, or a LUN that is newly mapped: the nexus is new to the unit",
         "that nexus, for each such unit",

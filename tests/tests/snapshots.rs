@@ -293,3 +293,146 @@ fn node_killed_in_the_middle_leaves_whole_snapshots_or_none() -> anyhow::Result<
     })?;
     cluster.stop()
 }
+
+/// Until both volumes are served by all of their copies.
+fn until_whole(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.wait_for("both volumes to be whole", || {
+        for volume in ["a", "b"] {
+            let shown = cluster.json(&["volume", "show", volume])?;
+            ensure!(shown["status"]["state"] == "online", "{shown}");
+            ensure!(shown["status"]["in_sync"].as_array().map(Vec::len) == Some(2), "{shown}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn volumes_are_put_back_together_and_hosts_are_told() -> anyhow::Result<()> {
+    let mut cluster = two_volumes(&[])?;
+    let mut host = reader(&cluster, 0, &[A, B])?;
+    for lun in [A, B] {
+        host.write(lun, &cdb::write_10(0, 1), &block(1))?.good()?;
+        host.write(lun, &cdb::write_10(9000, 1), &block(2))?.good()?;
+    }
+    cluster.cli(&["snapshot", "create", "a=a1", "b=b1"])?;
+    for lun in [A, B] {
+        host.write(lun, &cdb::write_10(0, 1), &block(3))?.good()?;
+        host.write(lun, &cdb::write_10(500, 1), &block(4))?.good()?;
+    }
+    cluster.cli(&["snapshot", "create", "a=a2"])?;
+    cluster.cli(&["volume", "resize", "a", "--size", "24MiB"])?;
+    host.become_ready(A)?;
+    host.write(A, &cdb::write_10(40000, 1), &block(5))?.good()?;
+    // A host is logged in: only on purpose.
+    let refused = cluster.cli_refused(&["snapshot", "restore", "a=a1", "b=b1"])?;
+    ensure!(refused.contains("session of iqn.2026-11.example:host-b"), "{refused}");
+    let refused = cluster.cli_refused(&["snapshot", "restore", "a=b1", "--while-in-use"])?;
+    ensure!(refused.contains("is no snapshot of it"), "{refused}");
+    let shown = cluster.cli(&["snapshot", "restore", "a=a1", "b=b1", "--dry-run"])?;
+    ensure!(shown.contains("in use by b: session of"), "{shown}");
+    ensure!(read_number(&mut host, A, 0)? == 3, "a dry run has changed something");
+    let done = cluster.json(&["snapshot", "restore", "a=a1", "b=b1", "--while-in-use"])?;
+    ensure!(done["volumes"].as_array().map(Vec::len) == Some(2), "{done}");
+    for lun in [A, B] {
+        // Told before anything else of the new content is seen.
+        let mut told = Vec::new();
+        cluster.wait_for("the unit to be ready", || {
+            let answer = host.command(lun, "000000000000")?;
+            if answer.status != GOOD {
+                told.push(answer.sense.clone());
+            }
+            ensure!(answer.status == GOOD, "{answer:?}");
+            Ok(())
+        })?;
+        ensure!(told.iter().any(|sense| sense.starts_with("6/28/00")), "LUN {lun} told {told:?}");
+        for (lba, number) in [(0, 1), (9000, 2), (500, 0)] {
+            let found = read_number(&mut host, lun, lba)?;
+            ensure!(found == number, "LUN {lun}, LBA {lba} has {found}, not {number}");
+        }
+    }
+    // It keeps its size, and is zero behind the snapshot's end.
+    ensure!(read_number(&mut host, A, 40000)? == 0, "old data behind the snapshot's end");
+    host.write(A, &cdb::write_10(500, 1), &block(6))?.good()?;
+    // Later snapshots are as they were; the volume goes to one of them, too.
+    map(&cluster, "a2", 30)?;
+    let mut later = reader(&cluster, 1, &[30])?;
+    ensure!(read_number(&mut later, 30, 0)? == 3 && read_number(&mut later, 30, 500)? == 4, "a2 has changed");
+    drop((host, later));
+    cluster.wait_for("hosts to be gone", || cluster.cli(&["snapshot", "restore", "a=a2"]))?;
+    cluster.wait_for("the later one", || {
+        let mut host = reader(&cluster, 0, &[A])?;
+        ensure!(read_number(&mut host, A, 0)? == 3 && read_number(&mut host, A, 500)? == 4, "it is another");
+        Ok(())
+    })?;
+    let audit = cluster.cli(&["audit", "list"])?;
+    ensure!(audit.contains("snapshot.restore"), "{audit}");
+    // Both copies have it: each is read alone.
+    for node in ["node-1", "node-2"] {
+        until_whole(&cluster)?;
+        cluster.cli(&["volume", "move", "a", "--node", node])?;
+        let mut host = reader(&cluster, 0, &[A])?;
+        ensure!(read_number(&mut host, A, 0)? == 3 && read_number(&mut host, A, 9000)? == 2, "at {node}");
+    }
+    cluster.stop()
+}
+
+#[test]
+fn node_killed_in_the_middle_leaves_volumes_restored_or_as_they_were() -> anyhow::Result<()> {
+    let mut cluster = two_volumes(&[])?;
+    let write = |number: u64| {
+        cluster.wait_for("a write", || {
+            let mut host = reader(&cluster, 0, &[A, B])?;
+            for lun in [A, B] {
+                host.write(lun, &cdb::write_10(0, 1), &block(number))?.good()?;
+            }
+            Ok(())
+        })
+    };
+    write(1)?;
+    cluster.cli(&["snapshot", "create", "a=a1", "b=b1"])?;
+    let (mut done, mut not) = (0, 0);
+    for (round, node) in ["node-1", "node-2", "node-2", "node-1"].into_iter().enumerate() {
+        until_whole(&cluster)?;
+        cluster.wait_for("the snapshots to be whole", || {
+            for name in ["a1", "b1"] {
+                let shown = cluster.json(&["snapshot", "show", name])?;
+                ensure!(shown["status"]["in_sync"].as_array().map(Vec::len) == Some(2), "{shown}");
+            }
+            Ok(())
+        })?;
+        let number = 10 + u64::try_from(round)?;
+        write(number)?;
+        let before = cluster.pids()?.get(node).copied();
+        let asked = ["snapshot", "restore", "a=a1", "b=b1", "--while-in-use"];
+        let said = thread::scope(|scope| {
+            let restore = scope.spawn(|| cluster.try_cli(&asked));
+            // Each round a little later in it.
+            thread::sleep(std::time::Duration::from_millis(15 * round as u64));
+            cluster.signal(node, Signal::KILL)?;
+            restore.join().map_err(|_| anyhow::anyhow!("the call panicked"))?
+        })?;
+        cluster.wait_for("the node to be back", || {
+            let now = cluster.pids()?.get(node).copied();
+            ensure!(now.is_some() && now != before, "{node} is not there again");
+            Ok(())
+        })?;
+        until_whole(&cluster)?;
+        let mut found = Vec::new();
+        for at in ["node-1", "node-2"] {
+            for volume in ["a", "b"] {
+                cluster.wait_for("a move", || cluster.cli(&["volume", "move", volume, "--node", at]))?;
+            }
+            found.push(cluster.wait_for("a read", || {
+                let mut host = reader(&cluster, 0, &[A, B])?;
+                Ok((read_number(&mut host, A, 0)?, read_number(&mut host, B, 0)?))
+            })?);
+        }
+        let all = |number: u64| found.iter().all(|read| *read == (number, number));
+        println!("round {round}, {node}: {found:?}; {}", String::from_utf8_lossy(&said.stderr));
+        ensure!(all(1) || all(number), "round {round}: copies or volumes differ: {found:?}");
+        ensure!(!said.status.success() || all(1), "success was told of what is not there");
+        if all(1) { done += 1 } else { not += 1 }
+    }
+    println!("{done} restored, {not} as they were");
+    cluster.stop()
+}

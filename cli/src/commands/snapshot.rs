@@ -2,8 +2,8 @@
 
 use anyhow::bail;
 use holdfast_proto::v1::{
-    CreateSnapshotRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesResponse, SnapshotOf, Volume,
-    volume_service_client::VolumeServiceClient,
+    CreateSnapshotRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesResponse,
+    RestoreSnapshotRequest, SnapshotOf, Volume, volume_service_client::VolumeServiceClient,
 };
 
 use super::volume::{details, list, rows};
@@ -21,6 +21,20 @@ pub(crate) async fn run(client: &Client, verb: Snapshot) -> anyhow::Result<()> {
             let request = CreateSnapshotRequest { request_id: request_id(), snapshots };
             let made = service.create_snapshot(request).await.map_err(refusal)?.into_inner();
             print(client.output, "CreateSnapshotResponse", &made, || rows(&made.snapshots))
+        }
+        Snapshot::Restore { snapshots, while_in_use, dry_run } => {
+            let snapshots = snapshots.into_iter().map(|(volume, name)| SnapshotOf { volume, name }).collect();
+            let request = RestoreSnapshotRequest {
+                request_id: if dry_run { String::new() } else { request_id() },
+                snapshots,
+                in_use: while_in_use,
+                dry_run,
+            };
+            let done = service.restore_snapshot(request).await.map_err(refusal)?.into_inner();
+            print(client.output, "RestoreSnapshotResponse", &done, || {
+                let users = done.in_use_by.iter().map(|user| format!("in use by {user}\n"));
+                format!("{}{}", users.collect::<String>(), rows(&done.volumes))
+            })
         }
         Snapshot::List { volume } => {
             let mut answer = list(&mut service).await?;

@@ -31,6 +31,7 @@ mod page;
 mod replica;
 mod request;
 mod reservation;
+mod restore;
 mod session;
 mod snapshot;
 pub(crate) mod status;

@@ -8,8 +8,9 @@ use holdfast_proto::{
         AddReplicaRequest, AssessRecoveryRequest, AssessRecoveryResponse, CloneVolumeRequest,
         CreateSnapshotRequest, CreateSnapshotResponse, CreateVolumeRequest, DeleteVolumeRequest,
         DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse, MoveReplicaRequest,
-        MoveVolumeRequest, RecoverVolumeRequest, RemoveReplicaRequest, ResizeVolumeRequest, Volume,
-        VolumeChange, WatchVolumesRequest, volume_change::Change, volume_service_server::VolumeService,
+        MoveVolumeRequest, RecoverVolumeRequest, RemoveReplicaRequest, ResizeVolumeRequest,
+        RestoreSnapshotRequest, RestoreSnapshotResponse, Volume, VolumeChange, WatchVolumesRequest,
+        volume_change::Change, volume_service_server::VolumeService,
     },
 };
 use holdfast_replica::ids::VolumeId;
@@ -263,6 +264,14 @@ impl VolumeService for Api {
     ) -> Result<Response<CreateSnapshotResponse>, Status> {
         let (call, request) = called(request)?;
         self.snapshots(&call, request).await
+    }
+
+    async fn restore_snapshot(
+        &self,
+        request: Request<RestoreSnapshotRequest>,
+    ) -> Result<Response<RestoreSnapshotResponse>, Status> {
+        let (call, request) = called(request)?;
+        self.restore(&call, request).await
     }
 
     async fn clone_volume(&self, request: Request<CloneVolumeRequest>) -> Result<Response<Volume>, Status> {

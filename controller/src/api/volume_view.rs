@@ -124,6 +124,9 @@ pub(super) fn describe(state: &StateMachine, record: &records::Volume) -> String
     if record.making.is_some() {
         return "being made".to_owned();
     }
+    if record.restoring.is_some() {
+        return "being restored".to_owned();
+    }
     match state.node(record.owner) {
         None => "offline: no node owns it".to_owned(),
         Some(node) if !node.live => match waits_for(state, record) {

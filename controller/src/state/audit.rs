@@ -180,6 +180,14 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
                 .with("of", sources.collect::<Vec<_>>().join(","))
                 .with("names", names.collect::<Vec<_>>().join(","))
         }
+        Body::RestoreVolumes(c) => {
+            let wishes = c.restores.iter().take(limits::COPIES_AT_ONCE_MAX);
+            let pairs = wishes.map(|wish| format!("{}={}", wish.volume, wish.snapshot));
+            let first = c.restores.first().map_or("", |wish| wish.volume.as_str());
+            Asked::new("snapshot.restore", format!("volume/{first}"))
+                .with("snapshots", pairs.collect::<Vec<_>>().join(","))
+                .with("in_use", c.in_use)
+        }
         Body::ReportMaking(c) => Asked::new("snapshot.step", volume(&c.volume_id))
             .with("node", state.node_name(c.number))
             .with("step", c.step().as_str_name())

@@ -26,6 +26,7 @@ struct Facts {
     kept: Vec<NodeNumber>,
     is_settled: bool,
     is_being_made: bool,
+    is_being_restored: bool,
 }
 
 /// See the module. No set in it is empty, so that equal states have equal indexes.
@@ -40,6 +41,7 @@ pub(super) struct Indexes {
     kept: BTreeMap<NodeNumber, usize>,
     unsettled: BTreeSet<VolumeId>,
     being_made: BTreeSet<VolumeId>,
+    being_restored: BTreeSet<VolumeId>,
     /// Hosts that see a volume, with the LUN.
     mapped: BTreeMap<VolumeId, BTreeMap<String, u32>>,
     /// Members of each group, and the groups of each host.
@@ -137,6 +139,7 @@ impl Indexes {
             }
             self.unsettled.remove(&id);
             self.being_made.remove(&id);
+            self.being_restored.remove(&id);
         }
         let Some(new) = new else { return };
         self.volumes.insert(new.name.clone(), id);
@@ -154,6 +157,9 @@ impl Indexes {
         }
         if new.is_being_made {
             self.being_made.insert(id);
+        }
+        if new.is_being_restored {
+            self.being_restored.insert(id);
         }
         self.facts.insert(id, new);
     }
@@ -194,6 +200,7 @@ fn facts(volume: &Volume) -> Facts {
         kept: volume.kept().map(|m| m.node).collect(),
         is_settled: volume.is_settled(),
         is_being_made: volume.making.is_some(),
+        is_being_restored: volume.restoring.is_some(),
     }
 }
 
@@ -289,6 +296,11 @@ impl StateMachine {
     /// Volumes that are being made of others, as of the entry before.
     pub(super) fn being_made(&self) -> impl Iterator<Item = &Volume> {
         self.indexes.being_made.iter().filter_map(|id| self.volumes.get(id))
+    }
+
+    /// Volumes that are being restored, as of the entry before.
+    pub(super) fn being_restored(&self) -> impl Iterator<Item = &Volume> {
+        self.indexes.being_restored.iter().filter_map(|id| self.volumes.get(id))
     }
 
     /// Volumes that are not settled ([`Volume::is_settled`]).

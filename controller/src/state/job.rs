@@ -27,7 +27,7 @@ use super::{
 };
 
 /// All kinds that there are.
-pub const KINDS: [JobKind; 7] = [
+pub const KINDS: [JobKind; 8] = [
     JobKind::DeleteVolume,
     JobKind::ReSync,
     JobKind::Move,
@@ -35,6 +35,7 @@ pub const KINDS: [JobKind; 7] = [
     JobKind::Rebalance,
     JobKind::Snapshot,
     JobKind::Clone,
+    JobKind::Restore,
 ];
 
 /// As people write it.
@@ -48,6 +49,7 @@ pub fn kind_name(kind: JobKind) -> &'static str {
         JobKind::Rebalance => "rebalance",
         JobKind::Snapshot => "snapshot",
         JobKind::Clone => "clone",
+        JobKind::Restore => "restore",
     }
 }
 
@@ -57,7 +59,9 @@ pub fn unit(kind: JobKind) -> &'static str {
         JobKind::Unspecified => "",
         JobKind::DeleteVolume => "replicas",
         JobKind::ReSync | JobKind::Move => "bytes",
-        JobKind::Drain | JobKind::Rebalance | JobKind::Snapshot | JobKind::Clone => "volumes",
+        JobKind::Drain | JobKind::Rebalance | JobKind::Snapshot | JobKind::Clone | JobKind::Restore => {
+            "volumes"
+        }
     }
 }
 
@@ -70,6 +74,7 @@ fn uncancellable(kind: JobKind) -> Option<&'static str> {
         JobKind::Snapshot | JobKind::Clone => {
             Some("it is made or given up within seconds; delete it instead")
         }
+        JobKind::Restore => Some("it is done or given up within seconds"),
         JobKind::Unspecified => Some("it is of no known kind"),
     }
 }

@@ -208,6 +208,9 @@ impl StateMachine {
                 busy.name
             )));
         }
+        if source.restoring.is_some() {
+            return Err(refuse("it is being restored now; ask again when that is done".to_owned()));
+        }
         let owner = source.config.owner().ok_or_else(|| refuse("no node owns it".to_owned()))?;
         for member in source.config.in_sync() {
             let node = self.nodes.get(&u32::from(member.node.get()));
@@ -276,6 +279,8 @@ impl StateMachine {
             moves: Vec::new(),
             origin: Some(origin),
             making: Some(making),
+            restoring: None,
+            restored: None,
             lu: LuState::default(),
             reservation_version: 0,
             provenance: Provenance::default(),
@@ -305,6 +310,7 @@ impl StateMachine {
         }
         let name = node.name.clone();
         let Some(volume) = self.volumes.get(&id).filter(|volume| !volume.deleting) else {
+            self.report_restoring(id, number, command, effects);
             return Ok(Outcome::Done);
         };
         let (Some(making), Some(origin)) = (&volume.making, &volume.origin) else { return Ok(Outcome::Done) };

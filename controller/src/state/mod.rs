@@ -53,6 +53,7 @@ pub mod refusal;
 mod replicas;
 mod requests;
 pub mod reservation;
+pub mod restoring;
 mod snapshot;
 pub mod volume;
 
@@ -165,6 +166,7 @@ impl StateMachine {
         let asked = audit::asked(self, command);
         let response = self.dispatch(&command.body, &mut effects);
         self.check_making(&mut effects);
+        self.check_restoring(&mut effects);
         let audit = match &command.body {
             Body::RecordRefusals(refused) => audit::refusals(index, refused),
             _ => asked
@@ -225,6 +227,7 @@ impl StateMachine {
             Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),
             Body::MakeCopies(c) => self.once(&c.request, effects, |s, e| s.make_copies(c, e)),
             Body::ReportMaking(command) => self.report_making(command, effects),
+            Body::RestoreVolumes(c) => self.once(&c.request, effects, |s, e| s.restore_volumes(c, e)),
             Body::ResizeVolume(c) => self.once(&c.request, effects, |s, e| s.resize_volume(c, e)),
             Body::DeleteVolume(c) => self.once(&c.request, effects, |s, e| s.delete_volume(c, e)),
             Body::CreateHost(c) => self.once(&c.request, effects, |s, e| s.create_host(c, e)),

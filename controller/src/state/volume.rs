@@ -23,6 +23,7 @@ use super::{
     node::exhausted,
     placement::{NewVolume, admits},
     provenance::Provenance,
+    restoring::Restoring,
 };
 
 /// A replicated block store, the logical unit made of it, and its reservations.
@@ -70,6 +71,10 @@ pub struct Volume {
     pub origin: Option<Origin>,
     /// How far it is made, until it is.
     pub making: Option<Making>,
+    /// How far it is put back to what a snapshot has.
+    pub restoring: Option<Restoring>,
+    /// The last restore that was done.
+    pub restored: Option<VolumeId>,
     /// Persistent reservations, mode parameters and what else commands change.
     pub lu: LuState,
     /// Log index of the last change of `lu`; 0 = never changed.
@@ -112,6 +117,8 @@ impl Volume {
             removing: self.removing.iter().map(member_record).collect(),
             origin: self.origin.as_ref().map(Origin::record),
             making: self.making.as_ref().map(Making::record),
+            restoring: self.restoring.as_ref().map(Restoring::record),
+            restored: self.restored.map_or_else(Vec::new, |id| id.0.to_vec()),
             moves: self
                 .moves
                 .iter()
@@ -183,6 +190,11 @@ impl Volume {
             moves: moves.ok_or_else(|| wrong("moves"))?,
             origin: record.origin.map(Origin::from_record).transpose()?,
             making: record.making.map(Making::from_record).transpose()?,
+            restoring: record.restoring.map(Restoring::from_record).transpose()?,
+            restored: match record.restored.as_slice() {
+                [] => None,
+                id => Some(VolumeId::from_slice(id).ok_or_else(|| wrong("restored"))?),
+            },
             lu: LuState::default(),
             reservation_version: 0,
             provenance: Provenance::default(),
@@ -347,6 +359,8 @@ impl StateMachine {
             moves: Vec::new(),
             origin: None,
             making: None,
+            restoring: None,
+            restored: None,
             lu: LuState::default(),
             reservation_version: 0,
             provenance: Provenance::default(),

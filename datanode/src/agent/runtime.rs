@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     clock,
-    view::{BootId, ClusterId, Shared, VolumeId},
+    view::{BootId, ClusterId, Shared, VolumeId, VolumeView},
 };
 
 /// Until the connection stands, TLS included: the kernel of a stopped process still takes connections.
@@ -323,7 +323,14 @@ impl Run {
     fn repeat_reports(&mut self) -> Vec<FromNode> {
         if let Some(view) = self.shared.view.load_full() {
             self.removed.retain(|id| view.volumes.contains_key(id));
-            self.making.retain(|id, _| view.volumes.get(id).is_some_and(|volume| volume.making.is_some()));
+            let is_restore = |id: &VolumeId| {
+                let restoring = |v: &Arc<VolumeView>| v.restoring.as_ref().is_some_and(|r| r.id == *id);
+                view.volumes.values().any(restoring)
+            };
+            self.making.retain(|id, _| match view.volumes.get(id) {
+                Some(volume) => volume.making.is_some(),
+                None => is_restore(id),
+            });
         }
         let mut said: Vec<FromNode> = self.removed.iter().map(|id| replica_removed(*id)).collect();
         said.extend(self.making.iter().map(|(id, (step, message))| making(*id, *step, message.clone())));

@@ -4,6 +4,7 @@
 //! DIR/lock               held while a process uses the pool; names that process
 //! DIR/pool               which cluster and node the pool belongs to
 //! DIR/<volume uuid>/     a replica: `superblock`, `data`, `checksums`, `log`, `intent-<n>` and `bitmap-<node>`
+//! DIR/restores/          other contents of replicas, that may take their places: [`restores`]
 //! DIR/layers/            what replicas have in common, for snapshots and clones: [`super::layers`]
 //! DIR/.<volume uuid>.new      being created; never served, removed at the next start
 //! DIR/.<volume uuid>.removed  being removed; removed for good at the next start
@@ -11,6 +12,8 @@
 //!
 //! Invariants: a replica's folder appears whole or not at all, and what a crash left half is removed at the next start. What the pool does not
 //! know it leaves alone.
+
+mod restores;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -24,7 +27,7 @@ use super::checked;
 use super::file::FileStore;
 use super::layers::library::{Library, TakeError};
 use super::layers::{sync_directory, synced};
-use super::pool::{Backend, Fill, PoolError, Space};
+use super::pool::{Backend, Fill, PoolError, Space, Staged};
 use super::replica::{ReplicaError, ReplicaShape};
 use super::{Store, StoreError};
 
@@ -94,6 +97,7 @@ impl Directory {
                 remove_folder(&self.path.join(name))?;
             }
         }
+        self.sweep_restores()?;
         // A pool of which not all can be read still serves the rest; nothing is removed from it.
         if let Err(error) = self.library.sweep() {
             tracing::warn!(pool = %self.path.display(), %error, "layers that nothing lies on cannot be looked for");
@@ -108,11 +112,23 @@ impl Directory {
         fill: Fill<'_>,
         layer: Option<VolumeId>,
     ) -> Result<(), ReplicaError> {
-        let folder = self.folder(volume);
+        self.create_in(&self.path, volume, shape, &|folder| fill(&Folder::create(folder)?), layer)
+    }
+
+    /// Makes the folder of a replica in `parent`.
+    fn create_in(
+        &self,
+        parent: &Path,
+        volume: VolumeId,
+        shape: &ReplicaShape,
+        fill: &dyn Fn(&Path) -> io::Result<()>,
+        layer: Option<VolumeId>,
+    ) -> Result<(), ReplicaError> {
+        let folder = parent.join(volume.to_string());
         if folder.exists() {
             return Err(ReplicaError::Io(io::ErrorKind::AlreadyExists.into()));
         }
-        let temporary = self.path.join(format!(".{volume}.new"));
+        let temporary = parent.join(format!(".{volume}.new"));
         remove_folder(&temporary)?;
         fs::create_dir(&temporary)?;
         let make = || -> Result<(), ReplicaError> {
@@ -122,10 +138,10 @@ impl Directory {
                 let sums = FileStore::create(&temporary.join(CHECKSUMS_FILE), len, !shape.thin)?;
                 checked::create(&sums, volume)?;
             }
-            fill(&Folder::create(&temporary)?)?;
+            fill(&temporary)?;
             sync_directory(&temporary)?;
             fs::rename(&temporary, &folder)?;
-            Ok(sync_directory(&self.path)?)
+            Ok(sync_directory(parent)?)
         };
         make().inspect_err(|_| {
             // A full disk is the usual cause: what was reserved must not stay behind.
@@ -176,6 +192,25 @@ impl Backend for Directory {
         })
     }
 
+    fn stage(
+        &self,
+        source: &dyn Store,
+        volume: VolumeId,
+        shape: &ReplicaShape,
+        staged: &Staged,
+        fill: Fill<'_>,
+    ) -> Result<(), TakeError> {
+        self.stage_restore(source, volume, shape, staged, fill)
+    }
+
+    fn staged(&self, volume: VolumeId) -> io::Result<Option<Staged>> {
+        self.find_staged(volume)
+    }
+
+    fn settle(&self, volume: VolumeId, keep: bool) -> io::Result<()> {
+        self.settle_restore(volume, keep)
+    }
+
     fn merge_layers(&self, bytes_max: u64) -> Result<bool, StoreError> {
         self.library.merge_some(bytes_max)
     }
@@ -201,6 +236,7 @@ impl Backend for Directory {
     }
 
     fn remove(&self, volume: VolumeId) -> io::Result<()> {
+        self.settle_restore(volume, false)?;
         let removed = self.path.join(format!(".{volume}.removed"));
         match fs::rename(self.folder(volume), &removed) {
             Ok(()) => sync_directory(&self.path)?,

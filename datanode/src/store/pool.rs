@@ -119,6 +119,15 @@ pub struct Space {
     pub free_bytes: u64,
 }
 
+/// Another content of a replica, that lies beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staged {
+    /// Of the restore that it was made for, drawn as a volume's.
+    pub id: VolumeId,
+    /// The volume's, in which it was made. A later one says what becomes of it.
+    pub epoch: Epoch,
+}
+
 /// Writes the bookkeeping of a replica that is being made.
 pub(super) type Fill<'a> = &'a dyn Fn(&dyn Bookkeeping) -> io::Result<()>;
 
@@ -152,6 +161,28 @@ pub(super) trait Backend: Send + Sync + std::fmt::Debug {
         _fill: Fill<'_>,
     ) -> Result<(), TakeError> {
         Err(TakeError::Unsupported)
+    }
+
+    /// Makes another content for the replica of `volume`, beside it, that reads as `source`, of this pool, does now. Else as `create_from`.
+    fn stage(
+        &self,
+        _source: &dyn Store,
+        _volume: VolumeId,
+        _shape: &ReplicaShape,
+        _staged: &Staged,
+        _fill: Fill<'_>,
+    ) -> Result<(), TakeError> {
+        Err(TakeError::Unsupported)
+    }
+
+    /// What lies beside a replica.
+    fn staged(&self, _volume: VolumeId) -> io::Result<Option<Staged>> {
+        Ok(None)
+    }
+
+    /// Ends that: with `keep` it takes the replica's place, else it is removed. None is no error; trying again is safe.
+    fn settle(&self, _volume: VolumeId, _keep: bool) -> io::Result<()> {
+        Ok(())
     }
 
     /// Merges what replicas have in common with nobody any more, about so many bytes now. True if there is more to do.
@@ -412,6 +443,41 @@ impl Pool {
         let superblock = self.superblock(snapshot, node, shape);
         let fill = |place: &dyn Bookkeeping| Metadata::create(place, &superblock, log.clone());
         self.backend.create_from(source.store(), snapshot, shape, &fill)
+    }
+
+    /// Makes another content for the replica of `volume`, beside it, that reads as `source`, of this pool, does now, with this activity log and
+    /// the promise of `staged.epoch`. Nothing may be written to `source` meanwhile. One of the same restore is left as it is. Durable. Blocks.
+    ///
+    /// # Errors
+    /// [`TakeError`].
+    pub fn stage(
+        &self,
+        source: &Replica,
+        volume: VolumeId,
+        node: NodeNumber,
+        shape: &ReplicaShape,
+        log: ActivityLog,
+        staged: &Staged,
+    ) -> Result<(), TakeError> {
+        let superblock = Superblock { promised: staged.epoch, ..self.superblock(volume, node, shape) };
+        let fill = |place: &dyn Bookkeeping| Metadata::create(place, &superblock, log.clone());
+        self.backend.stage(source.store(), volume, shape, staged, &fill)
+    }
+
+    /// What lies beside the replica of `volume`.
+    ///
+    /// # Errors
+    /// As the system reports them; `InvalidData` where it is damaged.
+    pub fn staged(&self, volume: VolumeId) -> io::Result<Option<Staged>> {
+        self.backend.staged(volume)
+    }
+
+    /// Ends that: with `keep` it takes the replica's place, which nobody may have open, for good; else it is removed. None is no error. Blocks.
+    ///
+    /// # Errors
+    /// As the system reports them; trying again is safe.
+    pub fn settle(&self, volume: VolumeId, keep: bool) -> io::Result<()> {
+        self.backend.settle(volume, keep)
     }
 
     /// Merges layers of replicas that nobody else lies on, about so many bytes now. True if there is more to do. Blocks.

@@ -24,8 +24,8 @@ use holdfast_scsi::{
 
 use super::{
     AbortTasks, BootId, ChapView, ClusterId, ClusterView, Epoch, HostView, Incarnation, MakingView,
-    MappingView, Member, NodeNumber, NodeView, Owner, PortView, ReservationView, Secret, SharedMap,
-    UnitAttentionEvent, VolumeConfig, VolumeId, VolumeView,
+    MappingView, Member, NodeNumber, NodeView, Owner, PortView, ReservationView, RestoringView, Secret,
+    SharedMap, UnitAttentionEvent, VolumeConfig, VolumeId, VolumeView,
 };
 
 /// Opens a sealed secret for a context ("host/NAME/chap"); the text says why it could not.
@@ -423,6 +423,11 @@ fn volume(record: &state::Volume, reservations: Arc<ReservationView>) -> Field<V
         is_copy: record.origin.is_some(),
         is_snapshot: record.origin.as_ref().is_some_and(|origin| origin.snapshot),
         making: making(record)?,
+        restoring: restoring(record)?,
+        restored: match record.restored.as_slice() {
+            [] => None,
+            id => Some(volume_id(id)?),
+        },
         reservations,
     })
 }
@@ -430,12 +435,26 @@ fn volume(record: &state::Volume, reservations: Arc<ReservationView>) -> Field<V
 fn making(record: &state::Volume) -> Field<Option<MakingView>> {
     let Some(making) = &record.making else { return Ok(None) };
     let origin = record.origin.as_ref().ok_or("it is being made of nothing")?;
-    Ok(Some(MakingView {
-        source: volume_id(&origin.volume_id)?,
+    steps(making, &origin.volume_id).map(Some)
+}
+
+fn restoring(record: &state::Volume) -> Field<Option<RestoringView>> {
+    let Some(restoring) = &record.restoring else { return Ok(None) };
+    let making = restoring.making.as_ref().ok_or("it is being restored in no way")?;
+    Ok(Some(RestoringView {
+        id: volume_id(&restoring.id)?,
+        snapshot: volume_id(&restoring.snapshot_id)?,
+        making: steps(making, &record.id)?,
+    }))
+}
+
+fn steps(making: &state::Making, source: &[u8]) -> Field<MakingView> {
+    Ok(MakingView {
+        source: volume_id(source)?,
         source_epoch: Epoch { generation: making.source_generation, number: making.source_epoch },
         phase: making.phase(),
         taken: making.taken.iter().map(|n| node_number(*n)).collect::<Field<_>>()?,
-    }))
+    })
 }
 
 fn volume_config(record: &state::Volume) -> Field<VolumeConfig> {

@@ -68,12 +68,14 @@ pub(super) struct Wanted {
     /// No other copy is remembered.
     alone: bool,
     hand_over_to: Option<NodeNumber>,
-    shape: ReplicaShape,
-    me: Owner,
+    pub(super) shape: ReplicaShape,
+    pub(super) me: Owner,
     boot: BootId,
-    pool: String,
+    pub(super) pool: String,
     /// It began as a copy of another one: an empty replica is none of it.
     is_copy: bool,
+    /// The last restore of the volume that was done.
+    pub(super) restored: Option<VolumeId>,
     pub(super) unit: Option<Arc<dyn Unit>>,
 }
 
@@ -90,7 +92,8 @@ impl PartialEq for Wanted {
 impl Wanted {
     /// Wants the same of the disk.
     fn is_like(&self, other: &Wanted) -> bool {
-        (self.shape, &self.pool, self.me, self.boot) == (other.shape, &other.pool, other.me, other.boot)
+        (self.shape, &self.pool, self.me, self.boot, self.restored)
+            == (other.shape, &other.pool, other.me, other.boot, other.restored)
     }
 
     fn is_new_volume(&self) -> bool {
@@ -134,7 +137,7 @@ impl LookAgain {
 
 /// Why a replica could not be prepared.
 #[derive(Debug, thiserror::Error)]
-enum PrepareError {
+pub(super) enum PrepareError {
     #[error("this node has no pool {0:?}")]
     NoPool(String),
     #[error("its replica is missing from pool {0:?}; it has been served before, so no empty one is made")]
@@ -239,6 +242,7 @@ impl Hosting {
         if volume.deleting || self.follow_making(&mut state, view, volume) {
             return;
         }
+        self.follow_restoring(&mut state, view, volume);
         let (wanted, stands) = match self.wanted(view, volume, unit) {
             Some(wanted) => (wanted, state.wanted.get(&id)),
             None => return,
@@ -254,6 +258,7 @@ impl Hosting {
         }
         state.wanted.insert(id, wanted.clone());
         if quick
+            && !self.has_staged(id)
             && let Some(engine) = self.links().engine(id).filter(|engine| !engine.is_broken())
             && !(wanted.role == Role::Owner && wanted.alone && !engine.is_owned())
         {
@@ -306,6 +311,7 @@ impl Hosting {
             me: Owner { node: view.me, incarnation: view.my_incarnation },
             boot: view.my_node()?.boot,
             is_copy: volume.is_copy,
+            restored: volume.restored,
             pool: volume.any_replica_of(view.me).map(|member| member.pool.clone()).unwrap_or_default(),
             unit: unit.filter(|_| role == Role::Owner),
         })
@@ -382,6 +388,9 @@ impl Hosting {
         hosted: &mut Hosted,
         wanted: &Wanted,
     ) -> Result<(), PrepareError> {
+        if !self.settle_restore(id, hosted, wanted)? {
+            return Ok(());
+        }
         if wanted.role == Role::Nothing {
             self.close(id, hosted);
             let failed = self.lock().failed.get(&id).is_some_and(|again| again.at_ms.is_some());
@@ -466,7 +475,7 @@ impl Hosting {
         }
     }
 
-    fn close(&self, id: VolumeId, hosted: &mut Hosted) {
+    pub(super) fn close(&self, id: VolumeId, hosted: &mut Hosted) {
         self.close_engine(id, hosted);
         if let Some(replica) = hosted.replica.take() {
             replica.retire();

@@ -38,6 +38,10 @@ pub(super) struct Makings {
     taking: HashMap<VolumeId, Epoch>,
     /// Those that this node has confirmed.
     confirmed: HashSet<VolumeId>,
+    /// Volumes beside whose replicas another content lies, or is about to.
+    pub(super) staged: HashSet<VolumeId>,
+    /// Contents that are being made, by restore.
+    pub(super) staging: HashSet<VolumeId>,
     merge_at_ms: u64,
 }
 
@@ -108,7 +112,15 @@ impl Hosting {
                 .map(|(id, _)| *id)
                 .collect()
         };
-        void.into_iter().for_each(|id| self.thaw(state, id));
+        let is_restored = !void.is_empty() && self.has_staged(volume.id);
+        for id in void {
+            let unit = self.makings().freezes.get(&id).and_then(|freeze| freeze.unit.clone());
+            if let Some(unit) = unit.filter(|_| is_restored) {
+                // Nothing more is read of the content that is left.
+                unit.volume().stop();
+            }
+            self.thaw(state, id);
+        }
     }
 
     /// No replica of it is made from now on. One that is being made is there once its slot can be locked.
@@ -118,7 +130,7 @@ impl Hosting {
         makings.confirmed.remove(&id);
     }
 
-    fn freeze(&self, id: VolumeId, making: &MakingView) {
+    pub(super) fn freeze(&self, id: VolumeId, making: &MakingView) {
         let (source, epoch) = (making.source, making.source_epoch);
         let mut makings = self.makings();
         if makings.freezes.contains_key(&id) {
@@ -292,7 +304,7 @@ impl Hosting {
         self.around.io.submit(u64::MAX, Box::new(job));
     }
 
-    fn makings(&self) -> MutexGuard<'_, Makings> {
+    pub(super) fn makings(&self) -> MutexGuard<'_, Makings> {
         self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

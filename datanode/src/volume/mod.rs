@@ -8,6 +8,7 @@
 //! | what hosts ask of it | `jobs` |
 //! | what it asks of the disk | `disk` |
 //! | connections to other nodes' replicas | [`Links`] |
+//! | a snapshot or clone made here, a volume restored | `making`, `restoring` |
 //! | time | `pulse` |
 //! | damage looked for, and told to the owner | `scrub` |
 //!
@@ -22,6 +23,7 @@ pub(crate) mod link;
 mod making;
 mod pulse;
 mod report;
+mod restoring;
 mod scrub;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ mod random;
 mod removal;
 mod replicas;
 mod requests;
+mod restoring;
 mod rules;
 mod scenario;
 mod transition;

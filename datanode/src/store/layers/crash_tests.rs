@@ -10,9 +10,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use holdfast_replica::activity_log::ActivityLog;
+use holdfast_replica::epoch::Epoch;
 use holdfast_replica::ids::{BootId, ClusterId, NodeNumber, VolumeId};
 
-use crate::store::pool::Pool;
+use crate::store::pool::{Pool, Staged};
 use crate::store::replica::{Replica, ReplicaShape};
 use crate::store::{Durability, StoreError, Wait};
 
@@ -173,6 +174,8 @@ struct Expected {
     perhaps: BTreeMap<u8, Vec<Vec<u8>>>,
     /// There or not, unchanged.
     leaving: BTreeMap<u8, Vec<Vec<u8>>>,
+    /// It is decided that this one is restored.
+    restored: Option<u8>,
 }
 
 fn is_cut() -> bool {
@@ -211,6 +214,10 @@ fn history(directory: &Path) -> Expected {
         ("write", 1, 4 * CHUNK, 512, 77),
         ("merge", 0, 0, 0, 0),
         ("durable", 1, 0, 512, 88),
+        ("stage", 1, 3, 0, 200),
+        ("merge", 0, 0, 0, 0),
+        ("restore", 1, 3, 0, 0),
+        ("write", 1, CHUNK + 512, 512, 90),
         ("remove", 3, 0, 0, 0),
         ("merge", 0, 0, 0, 0),
         ("write", 1, 3 * 512, 512, 99),
@@ -256,6 +263,26 @@ fn history(directory: &Path) -> Expected {
                     open_now.insert(seed, pool.open_replica(id(seed), node(), &SHAPE).unwrap());
                 }
             }
+            ("stage", Some(_)) => {
+                let staged = Staged { id: id(seed), epoch: Epoch { generation: 0, number: 5 } };
+                let log = ActivityLog::new(vec![node()]);
+                pool.stage(&open_now[&(at as u8)], id(volume), node(), &SHAPE, log, &staged).unwrap();
+                unless_cut! { assert_eq!(pool.staged(id(volume)).unwrap(), Some(staged)); }
+            }
+            ("restore", Some(_)) => {
+                // Decided elsewhere: whatever happens now, it ends that way.
+                let now = written[&(at as u8)].clone();
+                expected.restored = Some(volume);
+                expected.volumes.insert(volume, vec![now.clone()]);
+                written.insert(volume, now);
+                open_now.remove(&volume);
+                pool.settle(id(volume), true).unwrap();
+                unless_cut! {
+                    let replica = pool.open_replica(id(volume), node(), &SHAPE).unwrap();
+                    assert_eq!(replica.promised(), Epoch { generation: 0, number: 5 });
+                    open_now.insert(volume, replica);
+                }
+            }
             ("remove", Some(_)) => {
                 open_now.remove(&volume);
                 let versions = expected.volumes.remove(&volume).unwrap();
@@ -281,6 +308,10 @@ fn check(directory: &Path, expected: &Expected, power: bool, cut: usize) {
         return;
     }
     let pool = open_under(if power { 2 } else { 1 }, directory);
+    for volume in expected.volumes.keys() {
+        pool.settle(id(*volume), expected.restored == Some(*volume)).unwrap();
+        assert_eq!(pool.staged(id(*volume)).unwrap(), None);
+    }
     let read = |volume: u8| -> Result<Vec<u8>, String> {
         let replica = pool.open_replica(id(volume), node(), &SHAPE).map_err(|e| e.to_string())?;
         let mut bytes = vec![0xee; BYTES];

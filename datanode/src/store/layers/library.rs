@@ -28,6 +28,8 @@ use crate::store::file::FileStore;
 use crate::store::{Store as _, StoreError};
 
 const FOLDER: &str = "layers";
+/// Holds folders of replicas that are to take the place of others.
+pub const RESTORES: &str = "restores";
 /// Layers that a replica may lie on, itself among them: each read of what is far below looks at all of them.
 pub const DEPTH_MAX: usize = 64;
 /// A layer that only one lies on is merged into that one once it takes no more than this many times as many bytes: all layers of a
@@ -316,6 +318,11 @@ impl Library {
         Ok(None)
     }
 
+    /// Until what is returned is dropped no layer is taken, merged or removed.
+    pub fn hold(&self) -> impl Drop + '_ {
+        self.lock()
+    }
+
     fn put_in_place(&self, new: &Path, name: VolumeId) -> io::Result<()> {
         sync_directory(new)?;
         fs::rename(new, self.folder(name))?;
@@ -369,9 +376,12 @@ impl Library {
     fn users(&self) -> io::Result<BTreeMap<VolumeId, Vec<User>>> {
         let mut users: BTreeMap<VolumeId, Vec<User>> = BTreeMap::new();
         let layers = self.pool.join(FOLDER);
-        for (directory, of) in
-            [(self.pool.clone(), User::Replica as fn(VolumeId) -> User), (layers, User::Layer)]
-        {
+        let restores = self.pool.join(RESTORES);
+        for (directory, of) in [
+            (self.pool.clone(), User::Replica as fn(VolumeId) -> User),
+            (layers, User::Layer),
+            (restores, |_| User::Coming),
+        ] {
             let entries = match fs::read_dir(&directory) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 entries => entries?,
