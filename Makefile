@@ -32,6 +32,7 @@ test: ready-test ## lint, then all tests, also those with real processes and ini
 	@$(MAKE) --no-print-directory lint
 	HOLDFAST_BIN_DIR=$(target_dir)/debug build/test.sh $(locked)
 	$(if $(CI),@$(MAKE) --no-print-directory fuzz MINUTES=1)
+	$(if $(CI),chaos/mutants.sh --fast)
 
 conformance: ready-conformance ## libiscsi's whole suite against Holdfast and, for comparison, against tgt and istgt (needs root for tgt)
 	cargo build $(subst --bins,,$(binaries)) -p holdfast-tests --bins $(locked)
