@@ -3,6 +3,9 @@
 //! Invariants: a field that is missing, out of range or contradicts another record is an error that names the record;
 //! nothing is skipped or guessed. A batch (a snapshot, or one commit) is applied whole or not at all.
 
+mod unit_state;
+mod volume;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -11,21 +14,17 @@ use std::{
 
 use holdfast_proto::state::{self, change::Change as Record};
 use holdfast_scsi::{
-    geometry::Geometry,
     initiator::Initiator,
-    lu_state::{IdentifyingInformation, LuState, Operation, OperationKind, OperationState, UnitState},
     lun::Lun,
-    mode::{InformationalExceptions, Interlock, ModeParameters, QueueError, ReportMethod, Thresholds},
     nexus::{Nexus, RelativePort},
-    pr::{Registrant, Reservation, ReservationType, state::Reservations},
     sense::AdditionalSense,
     transport_id::TransportId,
 };
 
+use self::{unit_state::reservation, volume::volume};
 use super::{
-    AbortTasks, BootId, ChapView, ClusterId, ClusterView, Epoch, HostView, Incarnation, MakingView,
-    MappingView, Member, NodeNumber, NodeView, Owner, PortView, ReservationView, RestoringView, Secret,
-    SharedMap, UnitAttentionEvent, VolumeConfig, VolumeId, VolumeView,
+    AbortTasks, BootId, ChapView, ClusterId, ClusterView, Epoch, HostView, Incarnation, MappingView,
+    NodeNumber, NodeView, PortView, Secret, SharedMap, UnitAttentionEvent, VolumeId, VolumeView,
 };
 
 /// Opens a sealed secret for a context ("host/NAME/chap"); the text says why it could not.
@@ -391,183 +390,6 @@ fn node(record: &state::Node) -> Field<NodeView> {
         boot: BootId::from_slice(&record.boot_id).ok_or("its boot id is not 16 bytes")?,
         ports: record.ports.iter().map(port).collect::<Field<_>>()?,
         interconnect: socket_address(&record.interconnect)?,
-    })
-}
-
-fn volume(record: &state::Volume, reservations: Arc<ReservationView>) -> Field<VolumeView> {
-    let blocks = record.size_bytes.checked_div(u64::from(record.block_size)).unwrap_or(0);
-    let geometry = Geometry::new(record.block_size, blocks)
-        .filter(|g| g.bytes() == record.size_bytes)
-        .ok_or_else(|| format!("{} bytes in blocks of {}", record.size_bytes, record.block_size))?;
-    let physical_block_exponent = u8::try_from(record.physical_block_exponent)
-        .ok()
-        .filter(|exponent| *exponent <= 8)
-        .ok_or_else(|| format!("physical block exponent {}", record.physical_block_exponent))?;
-    Ok(VolumeView {
-        id: VolumeId::from_slice(&record.id).ok_or("its id is not 16 bytes")?,
-        name: record.name.clone(),
-        geometry,
-        physical_block_exponent,
-        write_cache: record.write_cache,
-        thin: record.thin,
-        checksums: record.checksums,
-        config: volume_config(record)?,
-        absent: record.absent.iter().map(member).collect::<Field<_>>()?,
-        removing: record.removing.iter().map(member).collect::<Field<_>>()?,
-        hand_over_to: match record.hand_over_to {
-            0 => None,
-            number => Some(node_number(number)?),
-        },
-        owner_by_host: record.owner_by_host,
-        deleting: record.deleting,
-        is_copy: record.origin.is_some(),
-        is_snapshot: record.origin.as_ref().is_some_and(|origin| origin.snapshot),
-        making: making(record)?,
-        restoring: restoring(record)?,
-        restored: match record.restored.as_slice() {
-            [] => None,
-            id => Some(volume_id(id)?),
-        },
-        reservations,
-    })
-}
-
-fn making(record: &state::Volume) -> Field<Option<MakingView>> {
-    let Some(making) = &record.making else { return Ok(None) };
-    let origin = record.origin.as_ref().ok_or("it is being made of nothing")?;
-    steps(making, &origin.volume_id).map(Some)
-}
-
-fn restoring(record: &state::Volume) -> Field<Option<RestoringView>> {
-    let Some(restoring) = &record.restoring else { return Ok(None) };
-    let making = restoring.making.as_ref().ok_or("it is being restored in no way")?;
-    Ok(Some(RestoringView {
-        id: volume_id(&restoring.id)?,
-        snapshot: volume_id(&restoring.snapshot_id)?,
-        making: steps(making, &record.id)?,
-    }))
-}
-
-fn steps(making: &state::Making, source: &[u8]) -> Field<MakingView> {
-    Ok(MakingView {
-        source: volume_id(source)?,
-        source_epoch: Epoch { generation: making.source_generation, number: making.source_epoch },
-        phase: making.phase(),
-        taken: making.taken.iter().map(|n| node_number(*n)).collect::<Field<_>>()?,
-    })
-}
-
-fn volume_config(record: &state::Volume) -> Field<VolumeConfig> {
-    let epoch = record.epoch.as_ref().ok_or("it has no epoch")?;
-    let owner = match record.owner {
-        0 => None,
-        number => {
-            Some(Owner { node: node_number(number)?, incarnation: Incarnation(record.owner_incarnation) })
-        }
-    };
-    let members = |records: &[state::ReplicaMember]| records.iter().map(member).collect::<Field<Vec<_>>>();
-    VolumeConfig::from_parts(
-        Epoch { generation: epoch.generation, number: epoch.number },
-        owner,
-        members(&record.in_sync)?,
-        members(&record.learners)?,
-        u8::try_from(record.min_in_sync).map_err(|_| "min_in_sync is out of range")?,
-    )
-    .map_err(|why| why.to_string())
-}
-
-fn member(record: &state::ReplicaMember) -> Field<Member> {
-    Ok(Member {
-        node: node_number(record.node)?,
-        boot: BootId::from_slice(&record.boot_id).ok_or("a boot id is not 16 bytes")?,
-        pool: record.pool.clone(),
-    })
-}
-
-fn reservation(record: &state::Reservation) -> Field<ReservationView> {
-    let registrant = |r: &state::Registrant| -> Field<Registrant> {
-        let nexus = Nexus::new(transport_id(&r.transport_id)?, relative_port(r.relative_port)?);
-        Ok(Registrant { nexus, key: r.key, all_target_ports: r.all_target_ports })
-    };
-    let registrants = record.registrants.iter().map(registrant).collect::<Field<Vec<_>>>()?;
-    let holder = match record.holder {
-        -1 => None,
-        at => {
-            let at = usize::try_from(at).map_err(|_| "the holder is out of range")?;
-            Some(registrants.get(at).ok_or("the holder is out of range")?.nexus)
-        }
-    };
-    let held = match record.r#type {
-        0 if holder.is_some() => return Err("a holder without a reservation".into()),
-        0 => None,
-        code => {
-            let kind = u8::try_from(code).ok().and_then(ReservationType::from_code);
-            let kind = kind.ok_or_else(|| format!("{code} is no reservation type"))?;
-            Some(Reservation::from_parts(kind, holder).ok_or("holder and reservation type do not agree")?)
-        }
-    };
-    let unit = unit_state(record.unit.as_ref())?;
-    let state = Reservations::from_parts(record.generation, record.aptpl, registrants, held)
-        .and_then(|reservations| LuState::from_parts(reservations, unit))
-        .map_err(|why| format!("{why:?}"))?;
-    Ok(ReservationView { version: record.version, state })
-}
-
-fn unit_state(record: Option<&state::UnitState>) -> Field<UnitState> {
-    let Some(record) = record else { return Ok(UnitState::default()) };
-    Ok(UnitState {
-        spc2_holder: record.spc2_holder.as_ref().map(nexus).transpose()?,
-        mode: record.mode.as_ref().map(mode_parameters).transpose()?,
-        saved_mode: record.saved_mode.as_ref().map(mode_parameters).transpose()?,
-        preventing: record.preventing.iter().map(nexus).collect::<Field<_>>()?,
-        identifying: IdentifyingInformation {
-            device: record.identifying_device.clone(),
-            text: record.identifying_text.clone(),
-        },
-        timestamp_ahead: record.timestamp_ahead_ms,
-        operation: record.operation.as_ref().map(operation).transpose()?,
-    })
-}
-
-fn operation(record: &state::Operation) -> Field<Operation> {
-    let kind = match record.kind {
-        1 => OperationKind::Format,
-        2 => OperationKind::BlockErase,
-        3 if !record.pattern.is_empty() => OperationKind::Overwrite {
-            pattern: record.pattern.clone(),
-            passes: u8::try_from(record.passes).map_err(|_| "the passes are out of range")?,
-            invert: record.invert,
-        },
-        other => return Err(format!("{other} is no operation")),
-    };
-    let may_exit_failure = record.may_exit_failure;
-    let state = match record.failed {
-        false => OperationState::Running { may_exit_failure },
-        true => OperationState::Failed { may_exit_failure },
-    };
-    Ok(Operation { kind, state })
-}
-
-fn mode_parameters(record: &state::ModeParameters) -> Field<ModeParameters> {
-    let code = |code: u32| u8::try_from(code).map_err(|_| format!("{code} is no mode parameter"));
-    Ok(ModeParameters {
-        write_cache: record.write_cache,
-        software_write_protect: record.software_write_protect,
-        descriptor_sense: record.descriptor_sense,
-        task_set_per_nexus: record.task_set_per_nexus,
-        queue_error: QueueError::from_code(code(record.queue_error)?).ok_or("QERR is out of range")?,
-        task_aborted_status: record.task_aborted_status,
-        interlock: Interlock::from_code(code(record.interlock)?).ok_or("UA_INTLCK_CTRL is out of range")?,
-        exceptions: InformationalExceptions {
-            disabled: record.exceptions_disabled,
-            test: record.exceptions_test,
-            method: ReportMethod::from_code(code(record.exceptions_method)?).ok_or("MRIE is out of range")?,
-        },
-        provisioning: Thresholds {
-            single_initiator: record.threshold_single_initiator,
-            available: record.threshold_available,
-            used: record.threshold_used,
-        },
     })
 }
 
