@@ -379,3 +379,40 @@ fn a_watch_goes_on_after_the_death_of_its_leader_and_from_where_another_ended() 
     ensure!(!text.contains("16MiB"), "{text}");
     Ok(())
 }
+
+#[test]
+fn access_is_given_and_taken_on_every_path_before_the_command_answers() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start()?;
+    cluster.volume_for_both("disk", "16MiB", "node-1", 0)?;
+    cluster.cli(&["volume", "create", "second", "--size", "1MiB", "--node", "node-1"])?;
+    let paths = cluster.portals.clone();
+    let mut sessions = Vec::new();
+    for (isid, portal) in paths.iter().enumerate() {
+        let mut session = Initiator::login(portal, &cluster.target, INITIATOR_A, isid as u16, None)?;
+        session.become_ready(0)?;
+        sessions.push(session);
+    }
+    // The last word on LUN 5, behind Unit Attentions.
+    let last_word = |session: &mut Initiator| -> anyhow::Result<String> {
+        for _ in 0..8 {
+            let answer = session.command(5, cdb::TEST_UNIT_READY)?;
+            if !answer.sense.starts_with("6/") {
+                return Ok(answer.sense);
+            }
+        }
+        anyhow::bail!("Unit Attentions without an end")
+    };
+    for round in 0..20 {
+        cluster.cli(&["map", "create", "second", "a", "--lun", "5"])?;
+        for session in &mut sessions {
+            let sense = last_word(session)?;
+            ensure!(sense != "5/25/00", "round {round}: a path does not have what was mapped");
+        }
+        cluster.cli(&["map", "delete", "second", "a"])?;
+        for session in &mut sessions {
+            let sense = last_word(session)?;
+            ensure!(sense == "5/25/00", "round {round}: a path has what was taken away: {sense:?}");
+        }
+    }
+    cluster.stop()
+}

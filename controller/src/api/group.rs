@@ -66,7 +66,7 @@ impl HostGroupService for Api {
         let hosts = request.spec.unwrap_or_default().hosts;
         let body =
             Body::CreateHostGroup(records::CreateHostGroup { request: client, name: request.name, hosts });
-        self.write(&call, body).await.and_then(|outcome| self.group_answer(outcome))
+        self.write_access(&call, body).await.and_then(|outcome| self.group_answer(outcome))
     }
 
     async fn get_host_group(
@@ -116,7 +116,7 @@ impl HostGroupService for Api {
             add_hosts: request.add_hosts,
             remove_hosts: request.remove_hosts,
         });
-        self.write(&call, body).await.and_then(|outcome| self.group_answer(outcome))
+        self.write_access(&call, body).await.and_then(|outcome| self.group_answer(outcome))
     }
 
     async fn delete_host_group(
@@ -127,7 +127,7 @@ impl HostGroupService for Api {
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "DeleteHostGroup", &request);
         let body = Body::DeleteHostGroup(records::DeleteHostGroup { request: client, name: request.name });
-        self.write(&call, body).await?;
+        self.write_access(&call, body).await?;
         Ok(Response::new(DeleteHostGroupResponse {}))
     }
 }

@@ -147,7 +147,7 @@ impl HostService for Api {
         let chap = self.seal_chap(&request.name, &chap(&spec, &secret, &target_secret)?)?;
         let host = records::Host { name: request.name, initiators: spec.initiators, chap };
         match self
-            .write(&call, Body::CreateHost(records::CreateHost { request: client, host: Some(host) }))
+            .write_access(&call, Body::CreateHost(records::CreateHost { request: client, host: Some(host) }))
             .await?
         {
             Outcome::Host(host) => Ok(Response::new(self.raft.read(|state| view(state, &host)))),
@@ -217,7 +217,7 @@ impl HostService for Api {
             chap: sealed,
             clear_chap,
         });
-        match self.write(&call, body).await? {
+        match self.write_access(&call, body).await? {
             Outcome::Host(host) => Ok(Response::new(self.raft.read(|state| view(state, &host)))),
             other => Err(unexpected(&other)),
         }
@@ -242,7 +242,7 @@ impl HostService for Api {
             request: client,
             allowed: asked.wildcard_initiators,
         });
-        self.write(&call, body).await?;
+        self.write_access(&call, body).await?;
         Ok(Response::new(self.raft.read(policy)))
     }
 
@@ -253,8 +253,11 @@ impl HostService for Api {
         let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "DeleteHost", &request);
-        self.write(&call, Body::DeleteHost(records::DeleteHost { request: client, name: request.name }))
-            .await?;
+        self.write_access(
+            &call,
+            Body::DeleteHost(records::DeleteHost { request: client, name: request.name }),
+        )
+        .await?;
         Ok(Response::new(DeleteHostResponse {}))
     }
 }

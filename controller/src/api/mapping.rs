@@ -130,7 +130,7 @@ impl MappingService for Api {
             read_only: request.read_only,
             group: request.group,
         });
-        match self.write(&call, body).await? {
+        match self.write_access(&call, body).await? {
             Outcome::Mapping(record) => {
                 let volume = VolumeId::from_slice(&record.volume_id)
                     .and_then(|id| self.raft.read(|state| state.volume(id).map(|v| v.name.clone())));
@@ -182,7 +182,7 @@ impl MappingService for Api {
             host: request.host,
             group: request.group,
         });
-        self.write(&call, body).await?;
+        self.write_access(&call, body).await?;
         Ok(Response::new(DeleteMappingResponse {}))
     }
 
@@ -209,7 +209,7 @@ impl MappingService for Api {
             });
             return planned.await?.map(Response::new).map_err(|refusal| status::refused(&refusal));
         }
-        match self.write(&call, Body::ApplyMappings(command)).await? {
+        match self.write_access(&call, Body::ApplyMappings(command)).await? {
             Outcome::Mappings(counts, all) => {
                 Ok(Response::new(self.raft.read(|state| applied(state, counts, &all))))
             }

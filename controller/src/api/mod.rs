@@ -120,6 +120,23 @@ impl Api {
             Err(error) => Err(status::not_written(&error)),
         }
     }
+
+    /// As [`Api::write`], for what decides which host may do what: answered once every port that may serve has it. So a host that logs in
+    /// after the answer finds it on every path, and one that lost its access has lost it.
+    async fn write_access(&self, call: &Call, body: Body) -> Result<Outcome, Status> {
+        let outcome = self.write(call, body).await?;
+        self.pass_barrier(self.raft.read(StateMachine::head)).await?;
+        Ok(outcome)
+    }
+
+    /// Waits until every port that may serve has installed the entry at `index`.
+    async fn pass_barrier(&self, index: u64) -> Result<(), Status> {
+        self.leases.pass_barrier(index).await.map_err(|lost| {
+            Status::deadline_exceeded(format!(
+                "it is committed, but {lost}; ask again with the same request id"
+            ))
+        })
+    }
 }
 
 /// A writing request's call, and its content.

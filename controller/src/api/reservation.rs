@@ -163,11 +163,7 @@ impl ReservationService for Api {
             Outcome::Established(index) => index,
             other => return Err(unexpected(&other)),
         };
-        self.leases.pass_barrier(index).await.map_err(|lost| {
-            Status::deadline_exceeded(format!(
-                "it is committed, but {lost}; ask again with the same request id"
-            ))
-        })?;
+        self.pass_barrier(index).await?;
         let found = self.read(|state| state.volume_by_name(&request.volume).map(|v| view(state, v))).await?;
         found.map(Response::new).ok_or_else(|| missing(Kind::Volume, &request.volume))
     }

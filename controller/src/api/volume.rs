@@ -301,8 +301,11 @@ impl VolumeService for Api {
         let (call, mut request) = called(request)?;
         let id = std::mem::take(&mut request.request_id);
         let client = client_request(id, "DeleteVolume", &request);
-        self.write(&call, Body::DeleteVolume(records::DeleteVolume { request: client, name: request.name }))
-            .await?;
+        self.write_access(
+            &call,
+            Body::DeleteVolume(records::DeleteVolume { request: client, name: request.name }),
+        )
+        .await?;
         Ok(Response::new(DeleteVolumeResponse {}))
     }
 }
