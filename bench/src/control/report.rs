@@ -148,7 +148,7 @@ impl Report {
         type Pick<'a> = &'a dyn Fn(&Size) -> (Latency, Latency, usize);
         let kinds: [(&str, Pick<'_>); 2] = [
             ("PR OUT: committed, installed on every node", &reserve),
-            ("change of a LUN map: committed", &map),
+            ("change of a LUN map: committed, installed on every node", &map),
         ];
         for (title, pick) in kinds {
             for size in &self.sizes {
