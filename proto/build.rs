@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const CONTRACTS: [&str; 7] = [
+const CONTRACTS: [&str; 8] = [
     "holdfast/state/v1/state.proto",
     "holdfast/node/v1/node.proto",
     "holdfast/raft/v1/raft.proto",
@@ -12,6 +12,7 @@ const CONTRACTS: [&str; 7] = [
     "holdfast/v1/host.proto",
     "holdfast/v1/job.proto",
     "holdfast/v1/reservation.proto",
+    "holdfast/v1/scrub.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

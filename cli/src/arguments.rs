@@ -359,6 +359,14 @@ pub(crate) enum Volume {
         #[arg(long)]
         node: String,
     },
+    /// Read every copy from its first block to its last one now, and heal what is damaged; for volumes with checksums.
+    Scrub {
+        /// The volume.
+        name: String,
+        /// Only show how far the scrubs are, and what they have found.
+        #[arg(long)]
+        show: bool,
+    },
     /// Make a writable volume of a snapshot.
     Clone {
         /// The snapshot.
@@ -604,6 +612,8 @@ mod tests {
             "holdfast cluster recover db1 --from node-2 --accept-data-loss 0.17",
             "holdfast volume create db1 --size 10GiB --replicas 2 --block-size 4096 --write-cache off",
             "holdfast volume create db1 --size 10GiB --replicas 2 --checksums",
+            "holdfast volume scrub db1",
+            "holdfast volume scrub db1 --show -o json",
             "holdfast volume resize db1 --size 20GiB",
             "holdfast host create h --initiator iqn.a:1 iqn.a:2 --chap-user u --chap-secret-file f",
             "holdfast map create db1 h --lun 3 -o json",
@@ -642,6 +652,7 @@ mod tests {
     fn nonsense_is_refused() {
         for line in [
             "holdfast volume create db1",
+            "holdfast volume scrub --show",
             "holdfast cluster recover db1 --from node-2",
             "holdfast cluster recover db1 --from node-2 --accept-data-loss yes",
             "holdfast cluster set",

@@ -67,6 +67,8 @@ pub const COPIES_MAX: usize = 4;
 pub const HEAL_BYTES: u64 = 4096;
 /// Ranges that the owner heals at once, and that it mends at once on another replica.
 pub const HEALS_MAX: usize = 64;
+/// Healed ranges that the owner remembers until it is asked for them.
+pub const HEALED_KEPT_MAX: usize = 1024;
 /// Bytes that a replica is asked for in one piece: what a host may read at once and a copy, and what a frame may carry.
 pub const READ_BYTES_MAX: u64 = FRAME_DATA_LEN_MAX as u64;
 /// A replica that leaves something unanswered for so long is removed from the in-sync set, in milliseconds.

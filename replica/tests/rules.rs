@@ -486,7 +486,10 @@ mod owner {
             (node(1), &Request::Write { span: span(8, 4), body, durable: true })
         );
         let number = frame.number;
+        assert_eq!(o.primary.take_healed().next(), None, "not written yet");
         o.answer(1, number, Answer::Done);
+        assert_eq!(o.primary.take_healed().collect::<Vec<_>>(), [(span(8, 4), node(2))]);
+        assert_eq!(o.primary.take_healed().next(), None, "told once");
         assert_eq!(o.other.last(), Some(&Output::Read(7, span(9, 2))));
         o.primary.read_done(T0, 7, true);
         assert_eq!(o.primary.poll_completion(T0), Some((7, Outcome::Done)));
@@ -501,6 +504,7 @@ mod owner {
         let number = asked(&o);
         o.answer(2, number, Answer::Failed(Failure::Unreadable));
         assert_eq!(o.primary.poll_completion(T0), Some((7, Outcome::ReadFailed)));
+        assert_eq!(o.primary.take_healed().next(), None);
         o.write(8, 9).unwrap();
         o.all_done();
         assert_eq!(o.primary.poll_completion(T0), Some((8, Outcome::Done)));

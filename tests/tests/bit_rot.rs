@@ -176,3 +176,84 @@ fn scrub_finds_and_heals_what_nobody_reads() -> anyhow::Result<()> {
     drop(host);
     cluster.stop()
 }
+
+/// What `volume scrub --show` tells of a node's copy.
+fn scrub(cluster: &Cluster, node: &str) -> anyhow::Result<serde_json::Value> {
+    let shown = cluster.json(&["volume", "scrub", "disk", "--show"])?;
+    let copies = shown["copies"].as_array().context("copies")?;
+    copies.iter().find(|copy| copy["node"] == node).cloned().with_context(|| shown.to_string())
+}
+
+#[test]
+fn scrub_that_is_asked_for_tells_what_was_healed_and_from_whom() -> anyhow::Result<()> {
+    let mut cluster = two_copies(&[])?;
+    let mut host = host(&cluster, 0)?;
+    host.write_blocks(0, 0, 512, 7)?.good()?;
+    // The first pass begins by itself, the second one in a week.
+    cluster.wait_for("the first pass", || {
+        for node in ["node-1", "node-2"] {
+            let copy = scrub(&cluster, node)?;
+            ensure!(copy["state"] == "idle" && !copy["ended"].is_null(), "{copy}");
+        }
+        Ok(())
+    })?;
+    for (node, block) in [("node-1", 30), ("node-1", 31), ("node-2", 3)] {
+        rot(&cluster, node, block)?;
+    }
+    let begun = cluster.json(&["volume", "scrub", "disk"])?;
+    let copies = begun["copies"].as_array().context("copies")?;
+    ensure!(copies.len() == 2, "{begun}");
+    ensure!(copies.iter().all(|copy| copy["state"] == "running" && copy["reason"] == ""), "{begun}");
+    cluster.wait_for("the blocks to be found and healed", || {
+        for (node, other, blocks) in [("node-1", "node-2", "2"), ("node-2", "node-1", "1")] {
+            let copy = scrub(&cluster, node)?;
+            let from = &copy["healed_from"];
+            ensure!(copy["state"] == "idle" && copy["damaged_blocks"] == blocks, "{copy}");
+            ensure!(copy["healed_blocks"] == blocks && copy["damaged_blocks_left"] == "0", "{copy}");
+            ensure!(from[0]["node"] == other && from[0]["blocks"] == blocks && from[1].is_null(), "{copy}");
+            ensure!(copy["read_bytes"] != "0" && copy["failed"] == "", "{copy}");
+        }
+        Ok(())
+    })?;
+    for node in ["node-1", "node-2"] {
+        until_healed(&cluster, node, 0, 64, 7)?;
+    }
+    let table = cluster.cli(&["volume", "scrub", "disk", "--show"])?;
+    ensure!(table.contains("2 from node-2") && table.contains("1 from node-1"), "{table}");
+    let shown = cluster.cli(&["volume", "show", "disk"])?;
+    ensure!(shown.contains("2 damaged blocks, 2 healed, 0 not healed"), "{shown}");
+    let audit = cluster.json(&["audit", "list", "--subject", "volume/disk"])?;
+    let records = audit["records"].as_array().context("records")?;
+    ensure!(records.iter().filter(|record| record["action"] == "volume.scrub").count() == 1, "{audit}");
+    drop(host);
+    cluster.stop()
+}
+
+#[test]
+fn scrub_that_cannot_be_says_why() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start_in(&[("HOLDFAST_SCRUB_BYTES_PER_SECOND_MAX", "0")])?;
+    cluster.cli(&["volume", "create", "plain", "--size", "16MiB", "--node", "node-1"])?;
+    cluster.cli(&["volume", "create", "sums", "--size", "16MiB", "--node", "node-1", "--checksums"])?;
+    for arguments in [&["volume", "scrub", "plain"][..], &["volume", "scrub", "plain", "--show"][..]] {
+        let said = cluster.cli_refused(arguments)?;
+        ensure!(
+            said == "holdfast: volume plain keeps no checksums, so that damage cannot be told: they are chosen when a volume is created",
+            "{said}"
+        );
+    }
+    let said = cluster.cli_refused(&["volume", "scrub", "none"])?;
+    ensure!(said.contains("none") && said.contains("volume"), "{said}");
+    cluster.wait_for("the copy to be in use", || {
+        let shown = cluster.json(&["volume", "scrub", "sums", "--show"])?;
+        ensure!(shown["copies"][0]["state"] == "off", "{shown}");
+        Ok(())
+    })?;
+    let said = cluster.cli_refused(&["volume", "scrub", "sums"])?;
+    ensure!(
+        said.ends_with(
+            "no scrub of volume sums was begun: node node-1: its scrub is off: it was started with --scrub-bytes-per-second-max 0"
+        ),
+        "{said}"
+    );
+    cluster.stop()
+}

@@ -14,6 +14,7 @@ pub(crate) mod map_file;
 pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod reservation;
+mod scrub;
 pub(crate) mod session;
 pub(crate) mod snapshot;
 pub(crate) mod volume;

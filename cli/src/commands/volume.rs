@@ -7,9 +7,9 @@ use holdfast_proto::v1::{
     VolumeSpec, volume_service_client::VolumeServiceClient,
 };
 
-use super::PAGE_SIZE;
+use super::{PAGE_SIZE, scrub};
 use crate::{
-    arguments::{Client, Replica, Switch, Volume},
+    arguments::{Client, Format, Replica, Switch, Volume},
     connection::{Connection, connect, refusal, request_id},
     output::{facts, or_dash, print, table},
     size::Size,
@@ -44,7 +44,22 @@ pub(crate) async fn run(client: &Client, verb: Volume) -> anyhow::Result<()> {
             let answer = list(&mut service).await?;
             return print(client.output, "ListVolumesResponse", &answer, || rows(&answer.volumes));
         }
-        Volume::Show { name } => service.get_volume(GetVolumeRequest { name }).await,
+        Volume::Show { name } => {
+            let volume = service.get_volume(GetVolumeRequest { name }).await.map_err(refusal)?.into_inner();
+            let checksums = volume.spec.as_ref().is_some_and(|spec| spec.checksums);
+            // A program asks for it where it wants it; it is a question to the nodes.
+            let result = match client.output {
+                Format::Table if checksums => scrub::get(client, volume.name.clone())
+                    .await
+                    .map_or_else(|error| format!("not known: {error}"), |scrub| scrub::result(&scrub)),
+                _ => String::new(),
+            };
+            return print(client.output, "Volume", &volume, || match result.as_str() {
+                "" => details(&volume),
+                result => format!("{}\n\nscrub  {result}", details(&volume).trim_end()),
+            });
+        }
+        Volume::Scrub { name, show } => return scrub::run(client, name, show).await,
         Volume::Resize { name, size } => {
             service
                 .resize_volume(ResizeVolumeRequest { request_id: request_id(), name, size_bytes: size.0 })

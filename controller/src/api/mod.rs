@@ -2,7 +2,7 @@
 //!
 //! | Looking for | Module |
 //! |---|---|
-//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `group`, `mapping`, `reservation`, `session`, `job`, `event` |
+//! | a service | `audit`, `cluster`, `controller`, `node`, `volume`, `host`, `group`, `mapping`, `reservation`, `session`, `scrub`, `job`, `event` |
 //! | refusals as gRPC statuses | `status` |
 //! | copies made, moved, removed; forced recovery | `replica` |
 //! | snapshots and clones | `snapshot` |
@@ -32,6 +32,7 @@ mod replica;
 mod request;
 mod reservation;
 mod restore;
+mod scrub;
 mod session;
 mod snapshot;
 pub(crate) mod status;
@@ -49,7 +50,8 @@ use holdfast_proto::v1::{
     host_group_service_server::HostGroupServiceServer, host_service_server::HostServiceServer,
     job_service_server::JobServiceServer, mapping_service_server::MappingServiceServer,
     node_service_server::NodeServiceServer, reservation_service_server::ReservationServiceServer,
-    session_service_server::SessionServiceServer, volume_service_server::VolumeServiceServer,
+    scrub_service_server::ScrubServiceServer, session_service_server::SessionServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use tonic::{Status, service::RoutesBuilder};
 
@@ -87,6 +89,7 @@ pub fn install(routes: &mut RoutesBuilder, raft: Handle, leases: Manager, identi
         .add_service(MappingServiceServer::new(api.clone()))
         .add_service(ReservationServiceServer::new(api.clone()))
         .add_service(SessionServiceServer::new(api.clone()))
+        .add_service(ScrubServiceServer::new(api.clone()))
         .add_service(JobServiceServer::new(api.clone()))
         .add_service(EventServiceServer::new(api));
 }

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use holdfast_proto::{
-    node::{Inspect, Inspection},
+    node::{Inspect, Inspection, ScrubQuestion},
     state as records,
 };
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Questions to one node that may wait.
 const QUESTIONS_MAX: usize = 16;
 
-/// Why a node's sessions are not known now.
+/// Why it is not known what a node has to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoAnswer {
     /// It has no session with this controller.
@@ -72,15 +72,32 @@ impl Registry {
         node: u32,
         end: Option<(records::NexusName, String)>,
     ) -> Result<Inspection, NoAnswer> {
-        let (sender, receiver) = oneshot::channel();
         let (end, request_id) = end.unzip();
         let request_id = request_id.unwrap_or_default();
+        self.put(node, Inspect { end, request_id, ..Inspect::default() }).await
+    }
+
+    /// Asks a node for the scrub of its copy of a volume, or to begin one, once by this request id.
+    ///
+    /// # Errors
+    /// [`NoAnswer`].
+    pub(crate) async fn ask_scrub(
+        &self,
+        node: u32,
+        question: ScrubQuestion,
+        request_id: String,
+    ) -> Result<Inspection, NoAnswer> {
+        self.put(node, Inspect { scrub: Some(question), request_id, ..Inspect::default() }).await
+    }
+
+    async fn put(&self, node: u32, question: Inspect) -> Result<Inspection, NoAnswer> {
+        let (sender, receiver) = oneshot::channel();
         let id = {
             let mut inner = self.inner.lock();
             inner.last_id += 1;
             let id = inner.last_id;
             let entry = inner.sessions.get(&node).ok_or(NoAnswer::NotConnected)?;
-            entry.questions.try_send(Inspect { id, end, request_id }).map_err(|error| match error {
+            entry.questions.try_send(Inspect { id, ..question }).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => NoAnswer::Busy,
                 mpsc::error::TrySendError::Closed(_) => NoAnswer::NotConnected,
             })?;

@@ -251,6 +251,9 @@ pub(super) fn asked(state: &StateMachine, command: &Command) -> Option<Asked> {
         Body::RecordSessionEnd(c) => {
             Asked::new("session.end", format!("session/{}", nexus(c.nexus.as_ref()))).with("node", &c.node)
         }
+        Body::RecordScrub(c) => {
+            Asked::new("volume.scrub", format!("volume/{}", c.volume)).with("nodes", c.nodes.join(","))
+        }
         Body::ClearReservation(c) => {
             let whose = c.nexus.as_ref().map_or_else(|| "all".to_owned(), |name| nexus(Some(name)));
             Asked::new("reservation.clear", format!("volume/{}", c.volume)).with("registrations", whose)

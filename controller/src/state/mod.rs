@@ -222,6 +222,11 @@ impl StateMachine {
                 effects.event("session.ended", format!("session/{whose}"), message);
                 Ok(Outcome::Done)
             }),
+            Body::RecordScrub(c) => self.once(&c.request, effects, |_, effects| {
+                let message = format!("a scrub of volume {} was begun at {}", c.volume, c.nodes.join(", "));
+                effects.event("scrub.begun", format!("volume/{}", c.volume), message);
+                Ok(Outcome::Done)
+            }),
             Body::ClearReservation(c) => self.once(&c.request, effects, |s, e| s.clear_reservation(c, e)),
             Body::EstablishUnitAttention(command) => self.establish_unit_attention(command, effects),
             Body::CreateVolume(c) => self.once(&c.request, effects, |s, e| s.create_volume(c, e)),

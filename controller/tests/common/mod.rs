@@ -13,7 +13,7 @@ use holdfast_controller::{
 use holdfast_pki::{Authority, Identity, Role};
 use holdfast_proto::{
     node::{
-        Applied, FromNode, Hello, LeaseGrant, Renew, SnapshotPart, ToNode, Welcome, from_node,
+        Applied, FromNode, Hello, Inspect, LeaseGrant, Renew, SnapshotPart, ToNode, Welcome, from_node,
         node_agent_client::NodeAgentClient, to_node,
     },
     state::{Change, Commit, Pool, change},
@@ -260,6 +260,18 @@ impl Node {
                 return commit;
             }
             match self.message().await.unwrap() {
+                to_node::Message::Commit(commit) => self.commits.push_back(commit),
+                to_node::Message::Lease(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// The next question of the controller.
+    pub async fn question(&mut self) -> Inspect {
+        loop {
+            match self.message().await.unwrap() {
+                to_node::Message::Inspect(question) => return question,
                 to_node::Message::Commit(commit) => self.commits.push_back(commit),
                 to_node::Message::Lease(_) => {}
                 other => panic!("{other:?}"),

@@ -57,7 +57,7 @@ pub trait Installer: Send + Sync {
     /// its index. Calls come in log order.
     fn install(&self, install: Install);
 
-    /// Looks at the sessions, or ends one, and tells by [`Handle::inspected`]. What has no sessions need not answer: the
+    /// Looks at the sessions, or ends one, or looks at a scrub, and tells by [`Handle::inspected`]. What has no sessions need not answer: the
     /// controller's patience is bounded.
     fn inspect(&self, ask: holdfast_proto::node::Inspect) {
         let _ = ask;

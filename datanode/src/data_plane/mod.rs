@@ -282,6 +282,11 @@ impl Installer for DataPlane {
     }
 
     fn inspect(&self, ask: holdfast_proto::node::Inspect) {
+        if let Some(question) = &ask.scrub {
+            let scrub = Some(self.table.scrub(question, &ask.request_id));
+            let told = holdfast_proto::node::Inspection { id: ask.id, scrub, ..Default::default() };
+            return self.agent.inspected(told);
+        }
         if ask.end.is_some() && self.endings.knows(&ask.request_id) {
             let told = holdfast_proto::node::Inspection { id: ask.id, ended: true, ..Default::default() };
             return self.agent.inspected(told);

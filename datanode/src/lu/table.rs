@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use holdfast_proto::node::{ScrubQuestion, ScrubState};
 use holdfast_scsi::alua::{AluaState, ChangedBy};
 use holdfast_scsi::device_server::{LuConfig, PortGroup, Topology};
 use holdfast_scsi::identity::{LuIdentity, LuProperties};
@@ -77,6 +78,11 @@ impl Table {
     /// Ends every replica. The workers have ended, the I/O threads have not.
     pub(crate) fn stop(&self) {
         self.hosting.stop();
+    }
+
+    /// See [`Hosting::scrub`].
+    pub(crate) fn scrub(&self, question: &ScrubQuestion, request_id: &str) -> ScrubState {
+        self.hosting.scrub(question, request_id)
     }
 
     /// The unit of a volume, if it is owned here.

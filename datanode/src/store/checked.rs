@@ -118,6 +118,11 @@ impl CheckedStore {
         self.unsettled.bad().into_iter().collect()
     }
 
+    /// True while more bad blocks would not be remembered.
+    pub fn forgets_bad(&self) -> bool {
+        self.unsettled.forgets_bad()
+    }
+
     /// Where the scrub is.
     pub fn scrub_mark(&self) -> ScrubMark {
         self.unsettled.scrub()

@@ -26,7 +26,7 @@ use holdfast_scsi::device_server::LuConfig;
 use super::engine::{Engine, Surroundings, without_inline_io};
 use super::making::Makings;
 use super::pulse::Pulse;
-use super::scrub::{Scrub, ScrubPace};
+use super::scrub::{Records, Scrub, ScrubPace};
 use super::{Links, Volume};
 use crate::clock;
 use crate::store::StoreError;
@@ -162,6 +162,7 @@ pub(crate) struct Hosting {
     state: Arc<Mutex<State>>,
     pulse: Arc<Pulse>,
     scrub: Arc<Scrub>,
+    pub(super) scrubs: Records,
     pub(super) making: Arc<Mutex<Makings>>,
 }
 
@@ -180,6 +181,7 @@ impl Hosting {
             state: Arc::default(),
             pulse: Arc::new(Pulse::none()),
             scrub: Arc::new(Scrub::none()),
+            scrubs: Records::new(pace.bytes_per_second_max == 0),
             making: Arc::default(),
         };
         let again = hosting.clone();

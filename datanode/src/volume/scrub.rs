@@ -4,12 +4,18 @@
 //! Invariants: one piece is read at a time, at a bounded rate, slower while hosts use the volume; where it is is on the disk now and
 //! then, so that a restart goes on there; whatever is bad is told to the owner until it is well.
 
+mod record;
+
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::Duration;
 
+use holdfast_proto::node::{ScrubQuestion, ScrubState};
 use holdfast_replica::span::Span;
 
+pub(super) use self::record::Records;
+use self::record::Source;
 use super::engine::Engine;
 use super::hosting::Hosting;
 use crate::clock;
@@ -62,11 +68,13 @@ struct Pass {
 
 /// Runs until `stopped` ends.
 pub(super) fn run(hosting: &Hosting, pace: ScrubPace, stopped: &mpsc::Receiver<()>) {
+    let records = &hosting.scrubs;
     let mut passes: HashMap<VolumeId, Pass> = HashMap::new();
     let mut debt = 0;
     while stopped.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
         let ids = hosting.hosted();
         passes.retain(|id, _| ids.contains(id));
+        records.retain(&ids);
         let mut budget = pace.bytes_per_second_max / TICKS_PER_SECOND;
         let paid = budget.min(debt);
         budget -= paid;
@@ -77,14 +85,23 @@ pub(super) fn run(hosting: &Hosting, pace: ScrubPace, stopped: &mpsc::Receiver<(
             let Some(slot) = hosting.slot(id) else { continue };
             let Ok(hosted) = slot.try_lock() else { continue };
             let Some(checked) = hosted.replica.as_ref().and_then(|replica| replica.checked()) else {
+                records.closed(id);
                 continue;
             };
             let engine = hosted.engine.as_ref();
+            let source = source(hosting, id, engine);
+            records.look(
+                id,
+                checked.size(),
+                checked.scrub_mark().finished_unix_ms,
+                &checked.bad_blocks(),
+                &source,
+            );
             look_after(id, checked, engine, pass);
             let mut share =
                 if engine.is_some_and(|engine| engine.is_busy()) { budget / BUSY_DIVISOR } else { budget };
             while share > 0 {
-                match step(id, checked, pace, pass) {
+                match step(id, checked, pace, pass, records) {
                     Ok(Some(read)) => {
                         debt += read.saturating_sub(share.min(read));
                         budget = budget.saturating_sub(read);
@@ -94,12 +111,26 @@ pub(super) fn run(hosting: &Hosting, pace: ScrubPace, stopped: &mpsc::Receiver<(
                     Err(error) => {
                         tracing::warn!(volume = %id, %error, "the scrub cannot read on");
                         pass.next = None;
+                        records.end(id, Err(error.to_string()));
                         break;
                     }
                 }
             }
         }
     }
+}
+
+/// Where the content of blocks came from that are well again. Asked before the blocks are looked at that are not.
+fn source(hosting: &Hosting, id: VolumeId, engine: Option<&Arc<Engine>>) -> Source {
+    let Some(engine) = engine else { return Source::Hosts };
+    if let Some(healed) = engine.take_healed() {
+        let bytes = |blocks: u64| blocks.saturating_mul(u64::from(engine.block_size));
+        let blocks =
+            |span: Span| -> Range<u64> { bytes(span.lba()) / BLOCK..bytes(span.end()).div_ceil(BLOCK) };
+        return Source::Own(healed.into_iter().map(|(span, node)| (blocks(span), node)).collect());
+    }
+    let owner = hosting.lock().wanted.get(&id).and_then(|wanted| wanted.config.owner());
+    owner.map_or(Source::Hosts, |owner| Source::Owner(owner.node))
 }
 
 /// Tells of bad blocks, and settles what is quiet.
@@ -138,15 +169,24 @@ fn step(
     checked: &CheckedStore,
     pace: ScrubPace,
     pass: &mut Pass,
+    records: &Records,
 ) -> Result<Option<u64>, StoreError> {
-    let mark = checked.scrub_mark();
+    let mut mark = checked.scrub_mark();
+    let asked = records.take_asked(id);
+    if asked {
+        pass.next = None;
+        mark.next_block = 0;
+        // A restart must not go on where an older pass was.
+        checked.set_scrub_mark(mark)?;
+    }
     let due =
         mark.finished_unix_ms.saturating_add(pace.period_s.saturating_mul(1_000)) <= clock::unix_millis().0;
     let next = match pass.next {
         Some(next) => next,
-        None if mark.next_block > 0 || due => {
-            tracing::info!(volume = %id, block = mark.next_block, "scrub begins");
-            (pass.blocks, pass.found) = (0, 0);
+        None if mark.next_block > 0 || due || asked => {
+            tracing::info!(volume = %id, block = mark.next_block, asked, "scrub begins");
+            (pass.blocks, pass.found, pass.unmarked) = (0, 0, 0);
+            records.begin(id, mark.next_block.saturating_mul(BLOCK));
             mark.next_block
         }
         None => return Ok(None),
@@ -157,6 +197,7 @@ fn step(
         pass.unmarked = 0;
         let finished_unix_ms = clock::unix_millis().0;
         checked.set_scrub_mark(ScrubMark { next_block: 0, finished_unix_ms, ..mark })?;
+        records.end(id, Ok(finished_unix_ms));
         tracing::info!(volume = %id, blocks = pass.blocks, bad = pass.found, "scrub has ended");
         return Ok(None);
     }
@@ -173,17 +214,26 @@ fn step(
         pass.unmarked += len;
         read = len;
         if !bad.is_empty() {
+            records.found(id, &bad, &checked.bad_blocks(), checked.forgets_bad());
             // Not when it suits: the sooner it is told the better.
             pass.told_at_ms = 0;
         }
     }
     let next = next.saturating_add(len.div_ceil(BLOCK));
     pass.next = Some(next);
+    records.go_on(id, next.saturating_mul(BLOCK), read);
     if pass.unmarked >= MARK_EVERY {
         pass.unmarked = 0;
         checked.set_scrub_mark(ScrubMark { next_block: next, ..mark })?;
     }
     Ok(Some(read))
+}
+
+impl Hosting {
+    /// How the replica of a volume is scrubbed; begins a pass where that is asked for. Never waits for a disk.
+    pub(crate) fn scrub(&self, question: &ScrubQuestion, request_id: &str) -> ScrubState {
+        self.scrubs.answer(question, request_id)
+    }
 }
 
 /// The thread of it.

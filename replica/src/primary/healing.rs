@@ -15,12 +15,15 @@
 //! Invariants: what is read elsewhere is written here only while the range has been locked all the time between; so all in-sync replicas
 //! have what is written. An in-sync replica that has not been asked is waited for: the blocks count as lost only when all have said so.
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
 
 use super::{Holder, Host, Instant, Outcome, Primary, Purpose, Stop};
 use crate::{
     ids::NodeNumber,
-    limits::{HEAL_BYTES, HEALS_MAX},
+    limits::{HEAL_BYTES, HEALED_KEPT_MAX, HEALS_MAX},
     ranges::{Mode, Ticket},
     replication::{Body, Request},
     span::Span,
@@ -52,6 +55,8 @@ struct Heal {
 pub(super) struct Heals {
     last: u64,
     heals: BTreeMap<u64, Heal>,
+    /// What was written to the own replica, and whose it is.
+    healed: VecDeque<(Span, NodeNumber)>,
 }
 
 impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
@@ -95,6 +100,12 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
         {
             self.heal(now, self.widened(span), For::Itself);
         }
+    }
+
+    /// Blocks of the own replica that were written anew since the last call, with the node whose replica had them. At most the last
+    /// [`HEALED_KEPT_MAX`] ranges.
+    pub fn take_healed(&mut self) -> impl Iterator<Item = (Span, NodeNumber)> {
+        core::mem::take(&mut self.heals.healed).into_iter()
     }
 
     /// Another replica says that it has lost blocks: it gets the own ones.
@@ -213,7 +224,13 @@ impl<B: AsRef<[u8]> + Clone + From<Vec<u8>>> Primary<B> {
 
     /// They are on the own replica.
     pub(super) fn repaired(&mut self, now: Instant, id: u64) {
-        let Some(Heal { purpose, ticket, .. }) = self.heals.heals.remove(&id) else { return };
+        let Some(Heal { span, purpose, ticket, tried, .. }) = self.heals.heals.remove(&id) else { return };
+        if let Some(node) = tried.last() {
+            if self.heals.healed.len() >= HEALED_KEPT_MAX {
+                self.heals.healed.pop_front();
+            }
+            self.heals.healed.push_back((span, *node));
+        }
         if let Some(ticket) = ticket {
             self.unlock(now, ticket);
         }

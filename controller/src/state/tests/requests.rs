@@ -34,6 +34,11 @@ fn session_end(id: &str) -> Body {
     Body::RecordSessionEnd(records::RecordSessionEnd { nexus: Some(nexus(1, 1)), node, request: request(id) })
 }
 
+fn scrub(id: &str) -> Body {
+    let (volume, nodes) = ("db1".to_owned(), vec!["node-1".to_owned()]);
+    Body::RecordScrub(records::RecordScrub { volume, nodes, request: request(id) })
+}
+
 fn membership(id: &str) -> Body {
     Body::RecordMembership(records::RecordMembership {
         change: "added".to_owned(),
@@ -53,6 +58,7 @@ fn what_was_undone_since_is_not_done_again_by_the_same_request() {
         (options("r", 20), options("u", 30)),
         (rebalance("r", true), rebalance("u", false)),
         (session_end("r"), session_end("u")),
+        (scrub("r"), scrub("u")),
         (membership("r"), session_end("u")),
     ] {
         let mut cluster = Cluster::of(2);

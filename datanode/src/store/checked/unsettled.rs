@@ -235,6 +235,11 @@ impl Unsettled {
         self.lock().bad.iter().filter(|(_, mended)| mended.is_none()).map(|(block, _)| *block).collect()
     }
 
+    /// True while no more of them can be remembered.
+    pub(super) fn forgets_bad(&self) -> bool {
+        self.lock().bad.len() >= BAD_MAX
+    }
+
     /// These blocks are bad. On the medium at once where a crash could hide it; else with the next record, which a write there waits for.
     pub(super) fn found_bad(&self, blocks: &[u64], medium: &impl Medium) {
         let mut state = self.lock();

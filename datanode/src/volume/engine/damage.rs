@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use holdfast_replica::ids::NodeNumber;
 use holdfast_replica::span::Span;
 
 use super::{BUSY_MS, Engine};
@@ -19,6 +20,11 @@ impl Engine {
             }
         }
         self.run(inner, None, &mut None);
+    }
+
+    /// What was healed on the own replica since the last call, and whose blocks those are. `None` where another node is the owner.
+    pub(crate) fn take_healed(&self) -> Option<Vec<(Span, NodeNumber)>> {
+        self.lock().owned.as_mut().map(|owned| owned.primary.take_healed().collect())
     }
 
     /// True if hosts have asked for something lately.
