@@ -147,7 +147,7 @@ impl HostService for Api {
         let chap = self.seal_chap(&request.name, &chap(&spec, &secret, &target_secret)?)?;
         let host = records::Host { name: request.name, initiators: spec.initiators, chap };
         match self
-            .write_access(&call, Body::CreateHost(records::CreateHost { request: client, host: Some(host) }))
+            .write(&call, Body::CreateHost(records::CreateHost { request: client, host: Some(host) }))
             .await?
         {
             Outcome::Host(host) => Ok(Response::new(self.raft.read(|state| view(state, &host)))),
