@@ -119,6 +119,9 @@ impl Volume {
     }
 }
 
+/// Jobs that make snapshots or clones.
+const MAKING: [JobKind; 2] = [JobKind::Snapshot, JobKind::Clone];
+
 impl StateMachine {
     pub(super) fn make_copies(
         &mut self,
@@ -187,18 +190,7 @@ impl StateMachine {
                 "its copies keep checksums, and no snapshots are taken of such yet".to_owned(),
             ));
         }
-        if let Some(taken) = self.volume_by_name(&copy.name) {
-            if taken.deleting {
-                return Err(Refusal::Precondition(format!(
-                    "volume {} is still being deleted; wait until its replicas are removed",
-                    taken.name
-                )));
-            }
-            return Err(Refusal::AlreadyExists { kind: Kind::Volume, name: copy.name.clone() });
-        }
-        if self.volumes.contains_key(&id) {
-            return Err(Refusal::invalid("id", "is that of another volume"));
-        }
+        self.check_new(id, &copy.name)?;
         let busy = self.being_made().find(|made| {
             made.making.is_some() && made.origin.as_ref().is_some_and(|origin| origin.volume == source.id)
         });
@@ -380,7 +372,7 @@ impl StateMachine {
             let message = format!("volume {} was made, a {what} of volume {}", volume.name, origin.name);
             effects.event(kind, format!("volume/{}", volume.name), message);
         }
-        self.end_making_job(members, JobState::Done, "it is whole", effects);
+        self.end_job_of(&MAKING, members, JobState::Done, "it is whole", effects);
     }
 
     fn set_making(&mut self, id: VolumeId, making: Option<Making>, effects: &mut Effects) {
@@ -393,7 +385,7 @@ impl StateMachine {
     /// None of them is made: they are deleted.
     fn give_up(&mut self, members: &[VolumeId], reason: &str, effects: &mut Effects) {
         let reason = bounded(reason);
-        self.end_making_job(members, JobState::Failed, &reason, effects);
+        self.end_job_of(&MAKING, members, JobState::Failed, &reason, effects);
         for id in members {
             let Some(volume) = self.volumes.get_mut(id) else { continue };
             volume.making = None;
@@ -404,8 +396,10 @@ impl StateMachine {
         }
     }
 
-    fn end_making_job(
+    /// Ends the job of one of these kinds that works on these volumes.
+    pub(super) fn end_job_of(
         &mut self,
+        kinds: &[JobKind],
         members: &[VolumeId],
         state: JobState,
         message: &str,
@@ -413,7 +407,6 @@ impl StateMachine {
     ) {
         let Some(first) = members.first().and_then(|id| self.volumes.get(id)) else { return };
         let subject = format!("volume/{}", first.name);
-        let kinds = [JobKind::Snapshot, JobKind::Clone];
         let job = kinds.iter().find_map(|kind| self.running_job(*kind, &subject)).map(|job| job.id);
         // One that runs is ended; there is no other reason to refuse it.
         if let Some(job) = job {

@@ -247,7 +247,7 @@ impl StateMachine {
                 None => return self.give_up_restore(members, "the owner has changed", effects),
             }
         }
-        self.end_restore_job(members, JobState::Done, "it is done", effects);
+        self.end_job_of(&[JobKind::Restore], members, JobState::Done, "it is done", effects);
         for (id, restoring, config) in next {
             let snapshot = self.volume_name(restoring.snapshot);
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
@@ -280,7 +280,7 @@ impl StateMachine {
     /// None of them is restored, and each is in a later epoch, so that nodes know.
     fn give_up_restore(&mut self, members: &[VolumeId], reason: &str, effects: &mut Effects) {
         let reason = bounded(reason);
-        self.end_restore_job(members, JobState::Failed, &reason, effects);
+        self.end_job_of(&[JobKind::Restore], members, JobState::Failed, &reason, effects);
         for id in members {
             let Some(volume) = self.volumes.get_mut(id) else { continue };
             let Some(restoring) = volume.restoring.take() else { continue };
@@ -298,21 +298,6 @@ impl StateMachine {
             let message = format!("volume {} is not restored, and as it was: {reason}", volume.name);
             effects.event("volume.restore-failed", format!("volume/{}", volume.name), message);
             effects.change(change::Change::Volume(volume.record()));
-        }
-    }
-
-    fn end_restore_job(
-        &mut self,
-        members: &[VolumeId],
-        state: JobState,
-        message: &str,
-        effects: &mut Effects,
-    ) {
-        let Some(first) = members.first().and_then(|id| self.volumes.get(id)) else { return };
-        let subject = format!("volume/{}", first.name);
-        if let Some(job) = self.running_job(JobKind::Restore, &subject).map(|job| job.id) {
-            // One that runs is ended; there is no other reason to refuse it.
-            let _ = self.end_job(job, state, message, effects);
         }
     }
 

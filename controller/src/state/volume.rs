@@ -286,6 +286,23 @@ pub fn min_in_sync(replicas: u32) -> u8 {
 }
 
 impl StateMachine {
+    /// A new volume may have this id and name.
+    pub(super) fn check_new(&self, id: VolumeId, name: &str) -> Result<(), Refusal> {
+        if let Some(taken) = self.volume_by_name(name) {
+            if taken.deleting {
+                return Err(Refusal::Precondition(format!(
+                    "volume {} is still being deleted; wait until its replicas are removed",
+                    taken.name
+                )));
+            }
+            return Err(Refusal::AlreadyExists { kind: Kind::Volume, name: name.to_owned() });
+        }
+        if self.volumes.contains_key(&id) {
+            return Err(Refusal::invalid("id", "is that of another volume"));
+        }
+        Ok(())
+    }
+
     pub(super) fn create_volume(
         &mut self,
         command: &records::CreateVolume,
@@ -300,18 +317,7 @@ impl StateMachine {
             return Err(Refusal::invalid("spec.replicas", reason));
         }
         let id = VolumeId::from_slice(&command.id).ok_or_else(|| Refusal::invalid("id", "not 16 bytes"))?;
-        if let Some(taken) = self.volume_by_name(&command.name) {
-            if taken.deleting {
-                return Err(Refusal::Precondition(format!(
-                    "volume {} is still being deleted; wait until its replica is removed",
-                    taken.name
-                )));
-            }
-            return Err(Refusal::AlreadyExists { kind: Kind::Volume, name: command.name.clone() });
-        }
-        if self.volumes.contains_key(&id) {
-            return Err(Refusal::invalid("id", "is that of another volume"));
-        }
+        self.check_new(id, &command.name)?;
         if self.volumes.len() >= limits::VOLUMES_MAX {
             return Err(exhausted("volumes", limits::VOLUMES_MAX));
         }
